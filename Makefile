@@ -1,0 +1,36 @@
+# Everything runs in .venv, which is made on first use from pyproject.toml.
+PYTHON ?= python3
+CONFIG ?= config/demo.yaml
+BIN := .venv/bin
+
+.PHONY: demo test serve check bench bench-peers clean
+
+demo: .venv/ready
+	$(BIN)/python -m demo.run
+
+test: .venv/ready check
+	$(BIN)/python -m pytest
+
+serve: .venv/ready
+	@exec $(BIN)/python -m deployments.launch $(CONFIG)
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.run
+
+bench-peers: .venv/ready
+	$(BIN)/python -m benchmarks.peers
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("error: Python 3.11 or 3.12 is needed, not %d.%d; say make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo.html benchmarks/out

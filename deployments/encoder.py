@@ -1,0 +1,219 @@
+"""GPU (or CPU): prepared pictures and texts in, vectors out."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from ray import serve
+
+from deployments.replica import Settings, assigned_cpus
+from embedding.batching import DeviceQueue, Job
+from embedding.errors import Fault, RequestError
+from embedding.models.cache import ModelCache
+from embedding.models.loader import load_model
+from embedding.models.model import Model, normalize
+from embedding.models.openclip import add_architectures
+from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.protocol import ModelConfig
+
+Lane = Literal["image", "text"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A text request of this few is somebody's search, whatever its flags say, and costs the device next to nothing.
+URGENT_TEXTS = 4
+
+
+class EncoderSettings(Settings):
+    """Models and their device.
+
+    Args:
+        device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
+        threads: CPU threads of a forward pass; null is one for each CPU that the replica was given.
+        model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
+        preload: registry names of models to load before a replica takes traffic.
+        architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+    model_budget_bytes: NonNegativeInt = 0
+    preload: tuple[str, ...] = ()
+    architectures: tuple[Path, ...] = ()
+
+
+class BatchSettings(Settings):
+    """The encoder's `user_config`: may be changed while it runs.
+
+    Args:
+        max_image_batch: most pictures in one forward pass.
+        max_text_batch: most texts in one forward pass.
+    """
+
+    max_image_batch: PositiveInt = 32
+    max_text_batch: PositiveInt = 128
+
+
+def _refusals_as_values(
+    method: Callable[Concatenate["Encoder", P], Awaitable[R]],
+) -> Callable[Concatenate["Encoder", P], Awaitable[R | RequestError]]:
+    """A refusal is an answer: raised through Serve it would be logged as a failure, with a traceback."""
+
+    @functools.wraps(method)
+    async def wrapper(self: "Encoder", *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
+        try:
+            return await method(self, *args, **kwargs)
+        except RequestError as error:
+            return error
+
+    return wrapper
+
+
+def _items(jobs: Sequence[Job]) -> int:
+    """How many pictures or texts a batch holds.
+
+    Serve refuses an item larger than the maximum, and an exception here would stop its queue for good; our own queue
+    keeps to the maximum anyway.
+    """
+    return sum(job.count for job in jobs) if len(jobs) > 1 else 1
+
+
+@serve.deployment(max_ongoing_requests=128, health_check_period_s=10)
+class Encoder:
+    """Holds models on one device and runs them, work of many requests together.
+
+    Args:
+        settings: device, threads, memory and preloaded models.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self._device = _device(settings.device)
+        torch.set_num_threads(settings.threads or assigned_cpus())
+        for folder in settings.architectures:
+            add_architectures(folder)
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._models = ModelCache(self._load, self._loaders, settings.model_budget_bytes)
+        self._queue = DeviceQueue(
+            _forward,
+            ThreadPoolExecutor(1, thread_name_prefix="device"),
+            lane_of=lambda group: group[0],
+            max_items=_maxima(BatchSettings()),
+        )
+        self._preload = [ModelSpec.from_config(ModelConfig(model_name=name)) for name in settings.preload]
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the batch maxima of a new `user_config`; unknown keys are errors. Also loads what is to be preloaded,
+        since Serve calls it before the replica takes traffic."""
+        batches = BatchSettings.model_validate(user_config)
+        self._queue.max_items = _maxima(batches)
+        self._image_lane.set_max_batch_size(batches.max_image_batch)
+        self._text_lane.set_max_batch_size(batches.max_text_batch)
+        while self._preload:
+            await self.describe(self._preload.pop())
+
+    @_refusals_as_values
+    async def describe(self, spec: ModelSpec) -> ModelInfo:
+        """Loads a model if need be and says how to prepare contents for it."""
+        async with self._models.use(self._on_device(spec)) as model:
+            return model.info
+
+    @_refusals_as_values
+    async def encode_images(self, spec: ModelSpec, pixels: np.ndarray, normalized: bool, urgent: bool) -> np.ndarray:
+        """Vectors of prepared pictures.
+
+        Args:
+            spec: the model.
+            pixels: uint8 (n, 3, height, width), as a preprocessor made them for this model.
+            normalized: whether vectors are divided by their L2 norm.
+            urgent: whether somebody waits for the answer of a search.
+
+        Returns:
+            float32 (n, dimensions), in order; a RequestError if the model cannot be had.
+        """
+        async with self._models.use(self._on_device(spec)) as model:
+            job = Job(("image", model), pixels, len(pixels), urgent)
+            return _finished(await (await self._image_lane(job)), normalized)
+
+    @_refusals_as_values
+    async def encode_texts(self, spec: ModelSpec, texts: Sequence[str], normalized: bool, urgent: bool) -> np.ndarray:
+        """Vectors of texts: float32 (n, dimensions), in order. See `encode_images`."""
+        async with self._models.use(self._on_device(spec)) as model:
+            loop = asyncio.get_running_loop()
+            tokens = await loop.run_in_executor(self._tokenizers, model.tokenize, texts)
+            job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
+            return _finished(await (await self._text_lane(job)), normalized)
+
+    # Serve's batching gathers what arrives together and hands it over at once; merging goes on in the device queue for
+    # as long as the device is busy. Awaiting vectors in here instead would seal each batch before it had to be.
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0, batch_size_fn=_items)
+    async def _image_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
+        return [self._queue.put(job) for job in jobs]
+
+    @serve.batch(max_batch_size=128, batch_wait_timeout_s=0, batch_size_fn=_items)
+    async def _text_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
+        return [self._queue.put(job) for job in jobs]
+
+    async def models(self) -> list[ModelInfo]:
+        """What this replica has loaded."""
+        return self._models.infos()
+
+    async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
+        """Forgets models: by label and device (the older generation's way), or by label or key alone."""
+        return self._models.eject(lambda info: _is_called(info, name, device))
+
+    async def ready(self) -> bool:
+        """Whether the device can be used; raises what keeps it from that."""
+        if self._device.type == "cuda":
+            torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
+        return True
+
+    def _load(self, spec: ModelSpec) -> Model:
+        return load_model(spec, torch.device(spec.device or "cpu"))
+
+    def _on_device(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with the device that it means here, so that `cuda` and null are one model and not two."""
+        valid = ["cpu"] + ["cuda", "cuda:0"] * (self._device.type == "cuda")
+        if spec.device is not None and spec.device not in valid:
+            raise RequestError(
+                Fault.REFUSED,
+                f"device '{spec.device}' is not available here; valid devices: {', '.join(valid)}",
+            )
+        device = "cpu" if spec.device == "cpu" else str(self._device)
+        return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json)
+
+
+def _forward(group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
+    """One forward pass over several jobs, cut apart again."""
+    lane, model = group
+    rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
+    ends = np.cumsum([len(payload) for payload in payloads])
+    return np.split(rows, ends[:-1])
+
+
+def _maxima(batches: BatchSettings) -> dict[str, int]:
+    return {"image": batches.max_image_batch, "text": batches.max_text_batch}
+
+
+def _finished(rows: np.ndarray, normalized: bool) -> np.ndarray:
+    if not np.isfinite(rows).all():
+        raise RequestError(Fault.INTERNAL, "the model gave a vector that is not finite")
+    return normalize(rows) if normalized else rows
+
+
+def _is_called(info: ModelInfo, name: str, device: str | None) -> bool:
+    if device is not None:
+        return info.name == name and device in (info.device, info.device.partition(":")[0])
+    return name in (info.name, info.key)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device is cuda, but torch finds no usable GPU here; check the driver, or set device: cpu")
+    return torch.device("cuda:0" if wanted == "cuda" else "cpu")

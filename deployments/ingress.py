@@ -1,0 +1,225 @@
+"""The front door: Marqo's HTTP protocol, and the same in Python through a deployment handle."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import PositiveFloat, PositiveInt
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.pipeline import Pipeline
+from deployments.replica import Settings
+from embedding import __version__
+from embedding.errors import Fault, ItemError, RequestError
+from embedding.models.spec import ModelInfo
+from embedding.protocol import (
+    MSGPACK,
+    InferenceRequest,
+    Vectors,
+    decode_request,
+    encode_error,
+    encode_result,
+    parse_request,
+)
+
+logger = logging.getLogger("ray.serve")
+
+# Status and preamble of each fault's `detail`. Source: protocol sheet, section 1.3.
+STATUS: dict[Fault, tuple[int, str]] = {
+    Fault.UNSUPPORTED_MEDIA_TYPE: (415, ""),
+    Fault.MALFORMED: (400, ""),
+    Fault.INVALID: (422, ""),
+    Fault.REFUSED: (400, "An error occurred during vectorisation. "),
+    Fault.OVERLOADED: (503, ""),
+    Fault.INTERNAL: (500, "An unexpected error occurred during vectorisation. "),
+}
+
+api = FastAPI(title="Marqo Inference", version=__version__)
+
+
+class IngressSettings(Settings):
+    """How a request is cut into chunks, which preprocessors and encoders take one at a time.
+
+    Args:
+        image_chunk: pictures in one chunk; small chunks spread over more replicas, large ones cost fewer calls.
+        text_chunk: texts in one chunk.
+        health_timeout_s: how long `/healthz` waits for an encoder before it says that the graph cannot embed.
+    """
+
+    image_chunk: PositiveInt = 16
+    text_chunk: PositiveInt = 128
+    health_timeout_s: PositiveFloat = 5.0
+
+
+# Defined before the class: `serve.ingress` copies the routes, and the globals that they use, at that very moment.
+def _ejected(message: str) -> Response:
+    return JSONResponse({"result": "success", "message": message})
+
+
+def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
+    if detailed is None:
+        return {"model_name": info.name, "model_device": info.device}
+    listed = {"modelName": info.key}
+    if detailed:
+        listed["modelProperties"] = info.properties_json
+    return listed
+
+
+def _error_response(error: RequestError, request: Request) -> Response:
+    status, preamble = STATUS[error.fault]
+    detail = preamble + error.message
+    if request.headers.get("accept") == MSGPACK:
+        return Response(encode_error(detail), status_code=status, media_type=MSGPACK)
+    return JSONResponse({"detail": detail}, status_code=status)
+
+
+@serve.deployment(max_ongoing_requests=256, health_check_period_s=10)
+@serve.ingress(api)
+class Ingress:
+    """Validates requests, has them vectorised, and writes replies.
+
+    Args:
+        preprocessor: handle of the preprocessors.
+        encoder: handle of the encoders.
+        settings: chunk sizes and timeouts.
+    """
+
+    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, settings: IngressSettings) -> None:
+        self._encoder = encoder
+        self._settings = settings
+        self._pipeline = Pipeline(preprocessor, encoder, settings.image_chunk, settings.text_chunk)
+
+    async def vectorise(
+        self, request: Mapping[str, Any] | InferenceRequest
+    ) -> list[list[tuple[str, np.ndarray]] | ItemError]:
+        """What `POST /vectorise` does, for handle calls.
+
+        Args:
+            request: an `InferenceRequest`, or a map with its fields in either spelling.
+
+        Returns:
+            For each content, in order, (key, float32 vector of shape (dimensions,)) pairs, or an `ItemError`.
+
+        Raises:
+            RequestError: the request is invalid, or its model cannot be had.
+        """
+        return await self._pipeline.vectorise(parse_request(request))
+
+    async def embed_images(
+        self,
+        urls: Sequence[str],
+        model: str,
+        properties: Mapping[str, Any] | None = None,
+        normalize: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[np.ndarray | ItemError]:
+        """Vectors of pictures.
+
+        Args:
+            urls: http(s) URLs or data URIs.
+            model: registry name, or any label if `properties` are given.
+            properties: the model's properties, as in Marqo's `modelProperties`.
+            normalize: whether vectors are divided by their L2 norm.
+            headers: sent with each download.
+
+        Returns:
+            For each URL, in order, a float32 vector of shape (dimensions,), or an `ItemError`.
+
+        Raises:
+            RequestError: an argument is invalid, or the model cannot be had.
+        """
+        settings = {"modality": "image", "downloadHeader": headers}
+        return await self._embed(urls, "image", model, properties, normalize, settings)
+
+    async def embed_texts(
+        self,
+        texts: Sequence[str],
+        model: str,
+        properties: Mapping[str, Any] | None = None,
+        normalize: bool = True,
+    ) -> list[np.ndarray | ItemError]:
+        """Vectors of texts, not chunked. See `embed_images`."""
+        return await self._embed(texts, "language", model, properties, normalize, {"modality": "language"})
+
+    async def _embed(
+        self,
+        contents: Sequence[str],
+        modality: str,
+        model: str,
+        properties: Mapping[str, Any] | None,
+        normalize: bool,
+        preprocessing: Mapping[str, Any],
+    ) -> list[np.ndarray | ItemError]:
+        config = {"modelName": model, "modelProperties": properties, "normalizeEmbeddings": normalize}
+        results = await self.vectorise(
+            {
+                "modality": modality,
+                "contents": contents,
+                "modelConfig": config,
+                "preprocessingConfig": preprocessing,
+            }
+        )
+        return [item if isinstance(item, ItemError) else item[0][1] for item in results]
+
+    @api.post("/vectorise", include_in_schema=False)
+    async def post_vectorise(self, request: Request) -> Response:
+        """Section 1.2 of the sheet: MessagePack in and out, whatever `Accept` says of errors."""
+        content_type = request.headers.get("content-type")
+        try:
+            if content_type != MSGPACK:
+                raise RequestError(
+                    Fault.UNSUPPORTED_MEDIA_TYPE,
+                    f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'",
+                )
+            results: list[Vectors | ItemError] = await self.vectorise(decode_request(await request.body()))
+        except RequestError as error:
+            return _error_response(error, request)
+        except Exception as error:
+            logger.exception("POST /vectorise failed")
+            fault = RequestError(Fault.INTERNAL, f"{type(error).__name__}. Please try again later")
+            return _error_response(fault, request)
+        return Response(encode_result(results), media_type=MSGPACK)
+
+    @api.get("/")
+    async def get_root(self) -> dict[str, str]:
+        """Who is there."""
+        return {"message": "Welcome to Marqo Inference", "version": __version__}
+
+    @api.get("/healthz")
+    async def get_healthz(self) -> Response:
+        """Whether an encoder answers: without one the graph cannot embed."""
+        try:
+            await asyncio.wait_for(self._encoder.ready.remote(), self._settings.health_timeout_s)
+        except Exception as error:
+            reason = f"no encoder is ready: {type(error).__name__}"
+            return JSONResponse({"detail": reason}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    @api.get("/models")
+    async def get_models(self, detailed: bool | None = None) -> dict[str, list[dict[str, str]]]:
+        """What is loaded on any encoder. Only the newer generation's client sends `detailed`."""
+        replicas = await self._encoder.broadcast("models").results_async()
+        # One line for each model, however many replicas hold it.
+        infos = {(info.key, info.device): info for replica in replicas for info in replica}.values()
+        return {"models": [_as_listed(info, detailed) for info in infos]}
+
+    @api.delete("/models")
+    async def delete_models(
+        self,
+        request: Request,
+        model_name: str = Query(),
+        model_device: str | None = None,
+    ) -> Response:
+        """Ejects a model from every encoder; the next request loads it again."""
+        replicas = await self._encoder.broadcast("eject", model_name, model_device).results_async()
+        if model_device is None:
+            return _ejected(f"Model {model_name} ejected successfully.")
+        if not any(replicas):
+            loaded = f"The model_name `{model_name}` device `{model_device}` is not cached or found"
+            return JSONResponse({"detail": loaded}, status_code=400)
+        return _ejected(f"successfully eject model_name `{model_name}` from device `{model_device}`")

@@ -1,0 +1,163 @@
+"""Runs a config on this machine, in the foreground: `serve run`, with a start that works or says why not.
+
+    python -m deployments.launch config/demo.yaml
+
+Against `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
+failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs.
+# Read by Ray when it is imported and by every process that it starts, so they are set before.
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A replica without a GPU must see none, and Ray is to say nothing about that.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+START_TIMEOUT_S = 600.0
+
+
+class StartError(Exception):
+    """The server cannot be started; the message is one sentence for the operator."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A Serve config file, with our arguments checked: Serve itself would fail much later, or not at all.
+
+    Raises:
+        StartError: the file is missing, is not YAML, or holds an argument that we do not know.
+    """
+    from graph import GraphArgs
+
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text())
+        for application in config["applications"]:
+            GraphArgs.model_validate(application.get("args") or {})
+    except OSError as error:
+        raise StartError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise StartError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (KeyError, TypeError):
+        raise StartError(f"the config {path} is not a Serve config: it has no list `applications`") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise StartError(f"the config {path} has bad args: {problems}") from None
+    return config
+
+
+@contextlib.contextmanager
+def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
+    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context.
+
+    Args:
+        config: as `read_config` gives it.
+        ray_options: for `ray.init`.
+
+    Yields:
+        Serve's client, which can deploy further configs.
+
+    Raises:
+        StartError: the port is busy, or a deployment failed.
+    """
+    http = config.get("http_options", {})
+    check_port(http.get("host", "127.0.0.1"), http.get("port", 8000))
+    os.environ.update({name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()})
+
+    import ray
+    from ray import serve
+    from ray.serve._private.api import serve_start
+
+    # Loopback for Ray itself, too: whoever reaches its ports runs code here.
+    local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "namespace": "serve"}
+    ray.init(**(local | ray_options))
+    try:
+        client = serve_start(http_options=dict(http), proxy_location=config.get("proxy_location", "EveryNode"))
+        deploy(client, config)
+        yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
+    """Deploys `config` and waits until all of it runs.
+
+    Raises:
+        StartError: a deployment failed, or was not ready in time.
+    """
+    from ray import serve
+    from ray.serve.schema import ServeDeploySchema
+
+    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    names = {application["name"] for application in config["applications"]}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        applications = {n: a for n, a in serve.status().applications.items() if n in names}
+        states = {application.status.value for application in applications.values()}
+        if len(applications) == len(names) and states == {"RUNNING"}:
+            return
+        if "DEPLOY_FAILED" in states:
+            raise StartError(_why(applications))
+        if time.monotonic() > deadline:
+            raise StartError(f"the graph was not ready after {timeout_s:.0f} s: {_why(applications)}")
+        time.sleep(0.2)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises StartError if somebody listens there; Serve's own proxy would quietly share the port."""
+    try:
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind((host, port))
+            probe.listen()
+    except OSError as error:
+        raise StartError(f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it") from None
+
+
+def _why(applications: Mapping[str, Any]) -> str:
+    """The last line of the first failure: Serve's messages end with the exception, after its traceback."""
+    messages = [d.message for a in applications.values() for d in a.deployments.values()]
+    messages += [application.message for application in applications.values()]
+    lines = [line.strip() for message in messages if message for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["no reason was given"])[-1]
+
+
+def main() -> int:
+    """Serves until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(description="Serve a config on this machine, in the foreground.")
+    parser.add_argument("config", type=Path)
+    path = parser.parse_args().config
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    try:
+        config = read_config(path)
+        http = config.get("http_options", {})
+        with running(config):
+            print(
+                f"ready: http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)} (Ctrl-C stops it)", flush=True
+            )
+            stop.wait()
+            print("stopping", flush=True)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""CPU: contents in, pictures ready for a model out."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import ray
+import torch
+from pydantic import PositiveInt
+from ray import ObjectRef, serve
+
+from deployments.replica import Settings, assigned_cpus
+from embedding.errors import ItemError, MediaError
+from embedding.fetch import Fetcher, FetchOptions, FetchSettings
+from embedding.image import ImageLimits, preprocess
+from embedding.image_spec import ImageSpec
+
+Prepared = tuple[ObjectRef | None, dict[int, ItemError]]
+"""Reference to uint8 (n, 3, height, width), the chunk's good pictures in order, and the errors of the others by
+position. None instead of the reference if there are only errors."""
+
+
+class PreprocessorSettings(Settings):
+    """Fetching and decoding.
+
+    Args:
+        decode_threads: threads that decode and resize; null is one for each CPU that the replica was given.
+        max_pixels: a picture with more pixels (width times height) is refused before it is decoded.
+        fetch: limits on downloads.
+    """
+
+    decode_threads: PositiveInt | None = None
+    max_pixels: PositiveInt = 178_956_970
+    fetch: FetchSettings = FetchSettings()
+
+
+@serve.deployment(max_ongoing_requests=32, health_check_period_s=10)
+class Preprocessor:
+    """Fetches, decodes and resizes chunks of pictures: downloads on the event loop, decoding in threads.
+
+    Args:
+        settings: threads and limits.
+    """
+
+    def __init__(self, settings: PreprocessorSettings) -> None:
+        # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
+        torch.set_num_threads(1)
+        threads = settings.decode_threads or assigned_cpus()
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._fetcher = Fetcher(settings.fetch)
+        self._limits = ImageLimits(settings.max_pixels)
+
+    async def prepare(
+        self, contents: Sequence[str], spec: ImageSpec, timeout_ms: int, headers: Mapping[str, str] | None
+    ) -> Prepared:
+        """One chunk of pictures, fetched side by side, each decoded as soon as it is there.
+
+        The pixels go into the object store and only their reference comes back, so the caller learns of errors at once
+        and nothing waits at an encoder for a slow download.
+
+        Args:
+            contents: URLs and data URIs.
+            spec: how the model wants its pictures.
+            timeout_ms: for each whole download.
+            headers: sent with each download.
+        """
+        options = FetchOptions(timeout_ms, headers)
+        outcomes = await asyncio.gather(*(self._picture(content, spec, options) for content in contents))
+        errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
+        pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
+        return (ray.put(np.stack(pictures)) if pictures else None), errors
+
+    async def _picture(self, content: str, spec: ImageSpec, options: FetchOptions) -> np.ndarray | ItemError:
+        try:
+            data = await self._fetcher.fetch(content, options)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoders, preprocess, data, spec, content, self._limits)
+        except MediaError as error:
+            return ItemError(error.message)

@@ -1,0 +1,140 @@
+"""A work-conserving queue in front of one device.
+
+An idle device starts at once with what there is. While it is busy, everything that arrives waits in its lane and merges
+into the next batch, up to a maximum. So a batch is as large as the load makes it, and nobody waits for a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work that may share a forward pass with others of its group.
+
+    Args:
+        group: jobs merge only if their groups are equal: same model, same modality.
+        payload: what the group's runner takes.
+        count: items in it, for the batch maximum.
+        urgent: goes ahead of jobs that are not: search traffic.
+    """
+
+    group: Any
+    payload: Any
+    count: int
+    urgent: bool = False
+
+
+@dataclass(slots=True)
+class _Waiting:
+    job: Job
+    done: asyncio.Future[Any]
+    since: float = field(default_factory=time.monotonic)
+
+
+class DeviceQueue:
+    """Runs jobs on one device, one batch at a time.
+
+    Args:
+        run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks.
+        executor: where `run` runs; one thread, since there is one device.
+        max_items: most items in one batch, by lane.
+        lane_of: the lane of a group.
+        patience_s: how long work that is not urgent lets urgent work pass.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Any, Sequence[Any]], Sequence[Any]],
+        executor: Executor,
+        lane_of: Callable[[Any], str],
+        max_items: Mapping[str, int],
+        patience_s: float = 2.0,
+    ) -> None:
+        self._run = run
+        self._executor = executor
+        self._lane_of = lane_of
+        self.max_items = dict(max_items)
+        self._patience_s = patience_s
+        self._urgent: deque[_Waiting] = deque()
+        self._patient: deque[_Waiting] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    def put(self, job: Job) -> asyncio.Future[Any]:
+        """Queues a job. The future gives its result, or raises what its forward pass raised.
+
+        Cancelling the future before its batch starts takes the job out, at no cost to the device.
+        """
+        waiting = _Waiting(job, asyncio.get_running_loop().create_future())
+        (self._urgent if job.urgent else self._patient).append(waiting)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return waiting.done
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while batch := self._next_batch():
+                payloads = [waiting.job.payload for waiting in batch]
+                outcomes = await loop.run_in_executor(self._executor, self._outcomes, batch[0].job.group, payloads)
+                for waiting, outcome in zip(batch, outcomes, strict=True):
+                    _settle(waiting.done, outcome)
+        finally:
+            self._worker = None
+
+    def _outcomes(self, group: Any, payloads: Sequence[Any]) -> Sequence[Any]:
+        """One result or exception for each payload.
+
+        A batch that fails is run again in halves: one job that the model cannot take must not cost the others their
+        vectors, and what does not fit a device's memory as a whole may fit in parts.
+        """
+        try:
+            return self._run(group, payloads)
+        except Exception as error:
+            if len(payloads) == 1:
+                return [error]
+            half = len(payloads) // 2
+            return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
+
+    def _next_batch(self) -> list[_Waiting]:
+        overdue = self._patient and time.monotonic() - self._patient[0].since > self._patience_s
+        for queue in (self._patient, self._urgent) if overdue else (self._urgent, self._patient):
+            if batch := self._gather(queue):
+                return batch
+        return []
+
+    def _gather(self, queue: deque[_Waiting]) -> list[_Waiting]:
+        """Takes the first job and every later one of its group that fits, leaving the rest in order."""
+        batch: list[_Waiting] = []
+        left: list[_Waiting] = []
+        room = 0
+        while queue and (room > 0 or not batch):
+            waiting = queue.popleft()
+            if waiting.done.done():
+                continue  # its caller has hung up
+            if not batch:
+                room = self.max_items[self._lane_of(waiting.job.group)]
+            # The first job runs even if it is larger than the maximum.
+            if not batch or (waiting.job.group == batch[0].job.group and waiting.job.count <= room):
+                batch.append(waiting)
+                room -= waiting.job.count
+            else:
+                left.append(waiting)
+        queue.extendleft(reversed(left))
+        return batch
+
+
+def _settle(done: asyncio.Future[Any], outcome: Any) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)

@@ -1,0 +1,63 @@
+"""What can go wrong, as plain data: one exception for a request, one for a single content, one value for a reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Fault(Enum):
+    """Why a whole request failed. The ingress holds the one table from fault to HTTP status."""
+
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    MALFORMED = "malformed"
+    """The body is not the MessagePack that it claims to be."""
+    INVALID = "invalid"
+    """Readable, but it breaks the request schema."""
+    REFUSED = "refused"
+    """Well formed, but it asks for something that cannot be given: a bad model, device or content."""
+    OVERLOADED = "overloaded"
+    """Not now: the server holds as much work as it may."""
+    INTERNAL = "internal"
+
+
+class RequestError(Exception):
+    """A whole request fails.
+
+    Args:
+        fault: the kind of failure.
+        message: for people: what was wrong, with which item, what to do.
+    """
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        # All arguments go to super().__init__, or the exception does not survive pickling between processes.
+        super().__init__(fault, message)
+        self.fault = fault
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class MediaError(Exception):
+    """One content cannot be fetched, decoded or read; the others are unharmed.
+
+    Args:
+        message: for people: names the content and the reason.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """The answer in place of one content's vectors. Marqo's protocol knows just these two constants.
+
+    Source: protocol sheet, section 3.1.
+    """
+
+    message: str
+    status_code: int = 400
+    error_code: str = "inference_error"

@@ -1,0 +1,438 @@
+"""Contents become bytes: data URIs are decoded, http(s) URLs are downloaded; everything else is refused.
+
+Source: protocol sheet, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific to pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import errno
+import logging
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import aiohttp
+import certifi
+from aiohttp.abc import AbstractResolver
+from aiohttp.connector import AddrInfoType
+from multidict import CIMultiDict
+
+from embedding.breaker import Breaker
+from embedding.errors import MediaError
+from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal, refusal
+from embedding.url import Target, parse_redirect, parse_url, shown
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT_MS = 3000
+"""Protocol sheet, section 2.3."""
+
+_DATA_URI = "data:image/"
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_RETRY_PAUSE_S = 0.05
+# A shorter wait than this says more about the caller's time limit than about the host.
+_PATIENCE_S = 1.0
+
+_USER_AGENT = "Marqobot/1.0"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
+# Ours to decide, as they frame the messages on a connection that later requests share: with a Content-Length
+# on a GET the server would swallow the start of the next request.
+_CONNECTION_HEADERS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# For the eyes of one host only.
+_BOUND_HEADERS = ("Authorization", "Proxy-Authorization", "Cookie", "Host")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Limits of one process.
+
+    Args:
+        allowed_networks: value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
+        max_bytes: of one content, as transferred; also of a data URI once decoded.
+        max_redirects: that one download may follow.
+        max_timeout_ms: what a request may ask for at most, in milliseconds.
+        max_concurrency: transfers at a time.
+        max_per_host: transfers at a time from one host and port.
+        dns_cache_s: seconds for which a resolved name is remembered.
+        dns_threads: name lookups at a time.
+        keepalive_s: seconds for which an idle connection is kept.
+        max_header_bytes: of one response header, and of all request headers that a caller adds.
+        breaker_failures: failures in a row after which a host is left alone; 0 = never.
+        breaker_pause_s: seconds for which it is left alone.
+        ca_file: PEM file of the trusted certificate authorities; "" = certifi's.
+    """
+
+    allowed_networks: str = ""
+    max_bytes: int = 64 * 2**20
+    max_redirects: int = 10
+    max_timeout_ms: int = 60_000
+    max_concurrency: int = 256
+    max_per_host: int = 64
+    dns_cache_s: int = 30
+    dns_threads: int = 32
+    keepalive_s: float = 8.0
+    max_header_bytes: int = 16 * 2**10
+    breaker_failures: int = 16
+    breaker_pause_s: float = 5.0
+    ca_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """What one request asks for.
+
+    Args:
+        timeout_ms: for a whole transfer, redirects included. 0 and less mean the default; to libcurl 0 means
+            no limit, which a stranger cannot be given.
+        headers: added to each request; a `User-Agent` replaces ours (protocol sheet, section 4.3).
+    """
+
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
+    headers: Mapping[str, str] | None = None
+
+
+class _Failed(Exception):
+    """A download failed; the text completes "error when downloading the media url X: "."""
+
+
+class _BadStatus(Exception):
+    """The final status was not 200."""
+
+
+class Fetcher:
+    """Fetches contents over one pool of connections. It belongs to the event loop of its first download.
+
+    The environment's proxy variables are not honoured: the guard cannot see behind a proxy.
+
+    Raises:
+        ValueError: a bad entry in `settings.allowed_networks`.
+    """
+
+    def __init__(self, settings: FetchSettings, resolver: AbstractResolver | None = None) -> None:
+        self._settings = settings
+        guard = Guard.parse(settings.allowed_networks)
+        self._permits = lru_cache(4096)(guard.permits)
+        self._resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
+        self._breaker = Breaker(settings.breaker_failures or 2**63, settings.breaker_pause_s)
+        self._slots = _Slots(settings.max_concurrency, settings.max_per_host)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def fetch(self, content: str, options: FetchOptions) -> bytes:
+        """The bytes that `content` stands for.
+
+        Waiting for a free slot is not held against the time limit: it starts with the first connection.
+
+        Raises:
+            MediaError: whatever went wrong; the message names the content.
+        """
+        if content.startswith(_DATA_URI):
+            return decode_data_uri(content, self._settings.max_bytes)
+        target = parse_url(content)
+        timeout_ms = options.timeout_ms if options.timeout_ms > 0 else DEFAULT_TIMEOUT_MS
+        timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
+        try:
+            headers = request_headers(options.headers, self._settings.max_header_bytes)
+            return await self._download(target, headers, timeout_ms / 1000)
+        except Refused as error:
+            message = f"media url `{shown(content)}` was refused: {error}"
+        except _BadStatus as error:
+            message = f"media url `{shown(content)}` returned {error}"
+        except TimeoutError:
+            message = _failure(content, f"it was not complete after {timeout_ms} ms")
+        except _Failed as error:
+            message = _failure(content, str(error))
+        except (aiohttp.ClientError, OSError) as error:
+            message = _failure(content, _reason(error))
+        except Exception as error:
+            # One content must never harm the others, even by an error of ours.
+            logger.exception("unexpected error while downloading")
+            message = _failure(content, f"unexpected {type(error).__name__}")
+        raise MediaError(message)
+
+    async def close(self) -> None:
+        """Ends all downloads and closes all connections."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+        await self._resolver.close()
+
+    async def _download(self, target: Target, headers: CIMultiDict[str], seconds: float) -> bytes:
+        async with asyncio.timeout(None) as limit:
+            for _ in range(self._settings.max_redirects + 1):
+                host = target.url.host_port_subcomponent or ""
+                await self._slots.acquire(host)
+                try:
+                    if limit.when() is None:
+                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    reply = await self._try_host(host, target, headers)
+                finally:
+                    self._slots.release(host)
+                if isinstance(reply, bytes):
+                    return reply
+                following = parse_redirect(target.url, reply)
+                headers = _headers_after_redirect(headers, target, following)
+                target = following
+        raise _Failed(f"more than {self._settings.max_redirects} redirects")
+
+    async def _try_host(self, host: str, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+        """One hop, with the breaker told how it went."""
+        refused = self._breaker.refusal(host)
+        if refused is not None:
+            raise _Failed(refused)
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        try:
+            reply = await self._get_with_retry(target, headers)
+        except asyncio.CancelledError:
+            # The time limit, or the caller went away: either way the host kept someone waiting, long or not.
+            if clock() - started >= _PATIENCE_S:
+                self._breaker.failed(host, "no complete answer in time")
+            else:
+                self._breaker.abandoned(host)
+            raise
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            self._breaker.failed(host, _reason(error))
+            raise
+        except Refused:
+            self._breaker.abandoned(host)
+            raise
+        except BaseException:
+            self._breaker.succeeded(host)  # it did answer
+            raise
+        self._breaker.succeeded(host)
+        return reply
+
+    async def _get_with_retry(self, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+        """One hop; a connection that cannot be made is tried once more.
+
+        A connection that breaks before the answer, as an idle one does that the server has closed, is tried
+        once more by aiohttp itself.
+        """
+        try:
+            return await self._get(target, headers)
+        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError):
+            raise
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            return await self._get(target, headers)
+
+    async def _get(self, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+        """The body of a 200 reply as bytes, or the location of a redirect as a string."""
+        host = target.origin[1]
+        if is_literal(host) and not self._permits(host):
+            raise refusal(host)
+        if target.authorization is not None and "Authorization" not in headers:
+            headers = headers.copy()
+            headers["Authorization"] = target.authorization
+        response = await self._open_session().get(target.url, headers=headers, allow_redirects=False)
+        try:
+            if response.status == 200:
+                return await _read(response, self._settings.max_bytes)
+            location = response.headers.get("Location")
+            if location is None or response.status not in _REDIRECTS:
+                raise _BadStatus(response.status)
+            return location
+        finally:
+            response.release()  # back to the pool if the body was read to its end, else closed
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise _Failed("the server is shutting down")
+        if self._session is None:
+            self._session = _new_session(self._settings, self._resolver, self._permits)
+        return self._session
+
+
+def _new_session(
+    settings: FetchSettings, resolver: AbstractResolver, permits: Callable[[str], bool]
+) -> aiohttp.ClientSession:
+    def open_socket(info: AddrInfoType) -> socket.socket:
+        # The last word, should a way past the checks before it ever be found.
+        family, kind, protocol, _, address = info
+        if not permits(str(address[0])):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(
+        limit=0,  # _Slots limits, before the clock of an item starts
+        resolver=resolver,
+        socket_factory=open_socket,
+        ttl_dns_cache=settings.dns_cache_s,
+        use_dns_cache=settings.dns_cache_s > 0,
+        keepalive_timeout=settings.keepalive_s,
+        ssl=ssl.create_default_context(cafile=settings.ca_file or certifi.where()),
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # _download has its own
+        auto_decompress=False,
+        skip_auto_headers=("Accept-Encoding",),  # as libcurl: content decoding is not requested
+        trust_env=False,
+        max_line_size=settings.max_header_bytes,
+        max_field_size=settings.max_header_bytes,
+    )
+
+
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """The whole body; counted as it arrives, since a Content-Length may be absent or a lie."""
+    total = response.content_length or 0
+    if total > max_bytes:
+        raise _Failed(f"it has {total} bytes, and {max_bytes} are allowed")
+    chunks = []
+    total = 0
+    while chunk := await response.content.readany():
+        total += len(chunk)
+        if total > max_bytes:
+            raise _Failed(f"it has more than the {max_bytes} bytes that are allowed")
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def decode_data_uri(content: str, max_bytes: int) -> bytes:
+    """The payload of a base64 data URI: what follows the first `base64,`, or nothing without one.
+
+    Lenient, as the protocol wants it: characters outside the alphabet are skipped.
+
+    Raises:
+        MediaError: not ASCII, wrongly padded, or more than `max_bytes` once decoded.
+    """
+    payload = content.partition("base64,")[2]
+    # Line breaks and the like may make the text longer than 4/3 of the bytes, but not without bound.
+    if len(payload) > 2 * max_bytes:
+        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
+    try:
+        data = base64.b64decode(payload)
+    except (ValueError, binascii.Error) as error:
+        raise MediaError(f"Invalid base64 data in the data uri `{_head(content)}`: {error}") from error
+    if len(data) > max_bytes:
+        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
+    return data
+
+
+def _head(content: str) -> str:
+    return shown(content[:40]) + ("…" if len(content) > 40 else "")
+
+
+_DEFAULT_HEADERS = CIMultiDict({"User-Agent": _USER_AGENT})
+
+
+def request_headers(extra: Mapping[str, str] | None, max_bytes: int) -> CIMultiDict[str]:
+    """The headers of the first request: ours, with `extra` merged over them.
+
+    A key replaces ours only if its case is the same; any other is sent as well (protocol sheet, section 4.3).
+    Headers that govern the connection are left out.
+
+    Raises:
+        _Failed: a header is malformed, or together they exceed `max_bytes`. Values are not repeated.
+    """
+    if not extra:
+        return _DEFAULT_HEADERS
+    if sum(len(name) + len(value) + 4 for name, value in extra.items()) > max_bytes:
+        raise _Failed(f"the download headers have more than the {max_bytes} bytes that are allowed")
+    headers = CIMultiDict[str]()
+    for name, value in {"User-Agent": _USER_AGENT, **extra}.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise _Failed(f"the download header `{shown(name)!r}` is malformed")
+        if name.lower() not in _CONNECTION_HEADERS:
+            headers.add(next((known for known in headers if known.lower() == name.lower()), name), value)
+    return headers
+
+
+def _headers_after_redirect(headers: CIMultiDict[str], old: Target, new: Target) -> CIMultiDict[str]:
+    """Credentials stay with their scheme, host and port, or follow the host from http to https."""
+    upgrade = (old.origin[0], old.origin[2], new.origin[0], new.origin[2]) == ("http", 80, "https", 443)
+    if new.origin == old.origin or (upgrade and new.origin[1] == old.origin[1]):
+        return headers
+    kept = headers.copy()
+    for name in _BOUND_HEADERS:
+        kept.popall(name, None)
+    return kept
+
+
+def _failure(content: str, reason: str) -> str:
+    return f"error when downloading the media url `{shown(content)}`: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    """Why a transfer failed, without the addresses that aiohttp's own texts contain."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"could not resolve the host `{error.host}`"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"the certificate of `{error.host}` is not trusted"
+        case aiohttp.ClientSSLError():
+            return f"no TLS connection to `{error.host}`"
+        case aiohttp.ServerDisconnectedError():
+            return "the server closed the connection without an answer"
+        case aiohttp.ClientPayloadError():
+            return "the transfer was cut short or malformed"
+        case aiohttp.ClientResponseError():
+            return "the answer is not valid HTTP"
+        case OSError(errno=int(number)):
+            return os.strerror(number)
+        case _:
+            return "the connection failed"
+
+
+@dataclass(slots=True)
+class _HostSlots:
+    free: asyncio.Semaphore
+    users: int = 0
+
+
+class _Slots:
+    """How many transfers may run: in all, and per host. Who waits for a busy host takes no slot of others."""
+
+    def __init__(self, total: int, per_host: int) -> None:
+        self._total = asyncio.Semaphore(total)
+        self._per_host = per_host
+        self._hosts: dict[str, _HostSlots] = {}
+
+    async def acquire(self, host: str) -> None:
+        slots = self._hosts.get(host)
+        if slots is None:
+            slots = self._hosts[host] = _HostSlots(asyncio.Semaphore(self._per_host))
+        slots.users += 1
+        try:
+            await slots.free.acquire()
+            try:
+                await self._total.acquire()
+            except BaseException:
+                slots.free.release()
+                raise
+        except BaseException:
+            self._leave(host, slots)
+            raise
+
+    def release(self, host: str) -> None:
+        slots = self._hosts[host]
+        self._total.release()
+        slots.free.release()
+        self._leave(host, slots)
+
+    def _leave(self, host: str, slots: _HostSlots) -> None:
+        slots.users -= 1
+        if not slots.users:
+            del self._hosts[host]

@@ -1,0 +1,275 @@
+"""A picture's bytes to the pixels that a model sees: open_clip's validation transform.
+
+The reference is ``open_clip.transform.image_transform_v2(cfg, is_train=False)`` up to, not including,
+ToTensor: resize, crop, convert to RGB, in that order, on Pillow; no EXIF transposition; the first frame of an
+animation.
+
+The fast path serves RGB pictures. It decodes plain JPEGs with libjpeg-turbo (Pillow's pixels, see `jpeg`) and
+resizes with torch's vectorised code: within 2/255, on average within 0.05/255. Whatever that decoder as much as
+warns about goes to Pillow, which alone refuses. Every other mode (palette, alpha, CMYK, grey, 16 bit, float)
+takes Pillow's resize: identical pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from embedding import jpeg
+from embedding.errors import MediaError
+from embedding.image_spec import ImageSpec
+from embedding.resample import Axis, resample_window
+
+__all__ = ["ImageLimits", "ImageSpec", "preprocess", "reference_pixels", "short"]
+
+Pixels = npt.NDArray[np.uint8]
+
+PILLOW_MAX_PIXELS = 178_956_970
+"""Twice Pillow's MAX_IMAGE_PIXELS: where Pillow stops warning and refuses."""
+
+ELONGATED_PIXELS = 16_000_000
+"""A resize to more pixels than this computes only what the crop keeps (1×3000 becomes 224×672000 first)."""
+
+# Formats that Pillow names and we do not open. EPS is a program that Pillow hands to ghostscript; WMF is drawn by the
+# system (on Windows only); the others are stubs without a decoder, which Pillow refuses as well.
+UNSAFE_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+
+Image.init()
+FORMATS = tuple(name for name in Image.ID if name not in UNSAFE_FORMATS)
+
+# Strangers' files make Pillow warn (corrupt EXIF, over 89 megapixels, …). What matters is refused here, the rest is
+# noise. Once for the whole process: warnings.catch_warnings is not safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+# Modes of 8-bit bands, and the mode in which Pillow resizes them (colours multiplied by alpha).
+BANDED = {"L": "L", "RGB": "RGB", "CMYK": "CMYK", "YCbCr": "YCbCr", "LA": "La", "RGBA": "RGBa"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What a picture may cost.
+
+    Args:
+        max_pixels: width times height, read from the header before anything is decoded.
+
+    Raises:
+        ValueError: below 1 or above Pillow's own limit, which stays in force.
+    """
+
+    max_pixels: int = PILLOW_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
+            raise ValueError(f"max_pixels must be within 1..{PILLOW_MAX_PIXELS}, not {self.max_pixels}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def preprocess(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+    """Decode and resize one picture, by the quickest way that keeps to the reference. Safe among threads.
+
+    Args:
+        data: the file's bytes, of any format that Pillow decodes without running a program.
+        spec: what the model wants.
+        name: URL or data URI, for the error message.
+        limits: what the picture may cost.
+
+    Returns:
+        (3, height, width) uint8, C-contiguous: what the reference has just before ToTensor.
+
+    Raises:
+        MediaError: the picture cannot be decoded, or is too large.
+    """
+    return _explained(_quick_pixels, data, spec, name, limits)
+
+
+def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+    """As `preprocess`, by Pillow alone: open_clip's transform step by step."""
+    return _explained(_pillow_pixels, data, spec, name, limits)
+
+
+def short(name: str, limit: int = 200) -> str:
+    """A content's name for people: data URIs can be megabytes."""
+    return name if len(name) <= limit else f"{name[:limit]}… ({len(name)} characters)"
+
+
+def _explained(
+    pixels: Callable[[bytes, ImageSpec, ImageLimits], Pixels],
+    data: bytes,
+    spec: ImageSpec,
+    name: str,
+    limits: ImageLimits,
+) -> Pixels:
+    """Whatever goes wrong in decoding (OSError, SyntaxError, struct.error, MemoryError, …) is this picture's fault."""
+    try:
+        return pixels(data, spec, limits)
+    except Exception as error:
+        raise MediaError(_reason(error, short(name))) from error
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Marqo's wording (protocol sheet, section 3.4) where it has one."""
+    text = short(str(error))
+    if isinstance(error, UnidentifiedImageError):
+        return f"cannot identify image file `{name}`"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image `{name}` is too large: {text}"
+    if "truncated" in text.lower():
+        return f"Image file is truncated: `{name}`: {text}"
+    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}"
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header. Nothing is decoded yet: some formats change size or mode then, and the reference asks before."""
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    _check_pixels(image.width * image.height, limits)
+    return image
+
+
+def _check_pixels(pixels: int, limits: ImageLimits) -> None:
+    if pixels > limits.max_pixels:
+        raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {limits.max_pixels} pixels")
+
+
+def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """(width, height) before the crop. Sources: torchvision's Resize, open_clip's ResizeKeepRatio."""
+    width, height = size
+    target_height, target_width = spec.size
+    if spec.resize_mode == "squash":
+        return target_width, target_height
+    if spec.resize_mode == "shortest" and target_height == target_width:
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_height * width / height), target_height
+    ratios = height / target_height, width / target_width
+    ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
+    return round(width / ratio), round(height / ratio)
+
+
+def _interpolation(spec: ImageSpec) -> str:
+    """open_clip forgets to pass it on where the shortest edge meets a target that is not square: bicubic then."""
+    if spec.resize_mode == "shortest" and spec.size[0] != spec.size[1]:
+        return "bicubic"
+    return spec.interpolation
+
+
+def _corner(have: int, want: int) -> int:
+    """Where the centre crop starts. Source: torchvision's center_crop, which rounds half to even."""
+    return round((have - want) / 2.0)
+
+
+def _planes(pixels: Pixels) -> Pixels:
+    """(H, W, 3) to (3, H, W), C-contiguous."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _quick_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+    image = _open(data, limits)
+    size = _resized(image.size, spec)
+    resizes = size != image.size and spec.resize_mode != "longest"
+    if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
+        return _pillow_steps(image, spec, limits)
+    decoded = _decoded(data, image)
+    return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
+
+
+def _decoded(data: bytes, image: Image.Image) -> Pixels | None:
+    """(H, W, 3 or 4); None for a format whose header did not tell the truth (the reference believes it)."""
+    pixels = jpeg.decode(data, image)
+    if pixels is not None:
+        return pixels
+    header = image.mode, image.size
+    image.load()
+    return np.array(image) if (image.mode, image.size) == header else None
+
+
+def _torch_steps(pixels: Pixels, size: tuple[int, int], spec: ImageSpec) -> Pixels:
+    """Resize and crop. torch's uint8 resize is Pillow's algorithm with 16-bit weights."""
+    (width, height), (rows, columns) = size, spec.size
+    top, left = _corner(height, rows), _corner(width, columns)
+    # A channels-last batch of one is the layout for which torch has vectorised code.
+    batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    resized = torch.nn.functional.interpolate(
+        batch, (height, width), mode=_interpolation(spec), align_corners=False, antialias=True
+    )
+    return np.ascontiguousarray(resized[0, :3, top : top + rows, left : left + columns].numpy())
+
+
+def _pillow_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+    return _pillow_steps(_open(data, limits), spec, limits)
+
+
+def _pillow_steps(image: Image.Image, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+    """open_clip's steps on Pillow: resize, crop or pad, and only then convert to RGB."""
+    width, height = _resized(image.size, spec)
+    if width * height > ELONGATED_PIXELS:
+        image = _resize_window(image, (width, height), spec, limits)
+    elif (width, height) != image.size:
+        image = image.resize((width, height), RESAMPLING[_interpolation(spec)])
+    return _planes(np.asarray(_rgb(_crop(_pad(image, spec), spec))))
+
+
+def _resize_window(
+    image: Image.Image, size: tuple[int, int], spec: ImageSpec, limits: ImageLimits
+) -> Image.Image:
+    """Resize and crop a very elongated picture, computing only what the crop keeps.
+
+    Raises:
+        DecompressionBombError: a palette, 16-bit or float picture whose whole resize breaks the limit.
+    """
+    width, height = size
+    if image.mode not in BANDED:
+        _check_pixels(width * height, limits)
+        return image.resize(size, RESAMPLING[_interpolation(spec)])
+    rows, columns = spec.size
+    mode = image.mode
+    image = image if BANDED[mode] == mode else image.convert(BANDED[mode])
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    window = resample_window(
+        pixels,
+        Axis(image.height, height, _corner(height, rows), rows),
+        Axis(image.width, width, _corner(width, columns), columns),
+        _interpolation(spec),
+    )
+    result = Image.frombytes(image.mode, (columns, rows), window.tobytes())
+    return result if image.mode == mode else result.convert(mode)
+
+
+def _pad(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Borders for what is smaller than the target ("longest"). Source: open_clip's center_crop_or_pad."""
+    rows, columns = max(spec.size[0] - image.height, 0), max(spec.size[1] - image.width, 0)
+    if not rows and not columns:
+        return image
+    border = (columns // 2, rows // 2, columns - columns // 2, rows - rows // 2)
+    bands = len(image.getbands())
+    fill: int | tuple[int, ...] = spec.fill_color if bands == 1 else (spec.fill_color,) * bands
+    padded = ImageOps.expand(image, border=border, fill=fill)
+    palette = image.getpalette() if image.mode == "P" else None
+    if palette is not None:
+        padded.putpalette(palette)
+    return padded
+
+
+def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    rows, columns = spec.size
+    if image.size == (columns, rows):
+        return image
+    top, left = _corner(image.height, rows), _corner(image.width, columns)
+    return image.crop((left, top, left + columns, top + rows))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        # Alpha per palette entry: Pillow warns, and drops it too.
+        del image.info["transparency"]
+    return image.convert("RGB")

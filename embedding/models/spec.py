@@ -1,0 +1,104 @@
+"""What a request says of a model, and what a loaded model says of itself. Plain data: no torch here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from embedding.errors import Fault, RequestError
+from embedding.image_spec import ImageSpec
+from embedding.protocol import ModelConfig
+from embedding.registry import canonical_json, lookup, model_key, properties_digest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model that a request names, complete: hashable, so that it can be the key of a cache.
+
+    Args:
+        name: the label from the request.
+        properties_json: the model's properties as canonical JSON; they alone choose the weights.
+        device: what the request asked for, or None for the best that the encoder has.
+        auth_json: credentials for the download, as JSON. Neither shown nor part of the identity.
+    """
+
+    name: str
+    properties_json: str
+    device: str | None = None
+    auth_json: str | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, device: str | None = None) -> ModelSpec:
+        """The spec of a request's model; a name without properties is looked up in the registry.
+
+        Raises:
+            RequestError: REFUSED, for an unknown name without properties or properties that are not JSON.
+        """
+        properties = config.model_properties
+        if properties is None:
+            properties = lookup(config.model_name)
+        if properties is None:
+            raise RequestError(
+                Fault.REFUSED,
+                f"Invalid model properties: '{config.model_name}' is not in the registry; give its modelProperties",
+            )
+        auth = config.model_auth
+        return cls(
+            name=config.model_name,
+            properties_json=_as_json(properties),
+            device=device,
+            auth_json=None if auth is None else _revealed(auth.model_dump(exclude_none=True)),
+        )
+
+    @property
+    def properties(self) -> dict[str, object]:
+        """The model's properties, as the request gave them."""
+        properties: dict[str, object] = json.loads(self.properties_json)
+        return properties
+
+    @property
+    def key(self) -> str:
+        """`name||hash`, by which the newer generation's `/models` calls it (section 8.1)."""
+        return model_key(self.name, self.properties)
+
+    @property
+    def digest(self) -> str:
+        """Hash of all properties: two specs with the same digest have the same weights."""
+        return properties_digest(self.properties)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the ingress must know of a loaded model.
+
+    Args:
+        name: the label under which it was loaded.
+        key: `name||hash`.
+        device: where it is, for instance "cpu" or "cuda:0".
+        dimensions: length of its vectors.
+        image: how pictures must be prepared for it; None if it embeds texts only.
+        properties_json: the model's properties as canonical JSON.
+        nbytes: bytes of its weights.
+    """
+
+    name: str
+    key: str
+    device: str
+    dimensions: int
+    image: ImageSpec | None
+    properties_json: str
+    nbytes: int
+
+
+def _as_json(properties: dict[str, object]) -> str:
+    try:
+        return canonical_json(properties)
+    except (TypeError, ValueError) as error:
+        raise RequestError(Fault.REFUSED, f"Invalid model properties: {error}") from None
+
+
+def _revealed(value: object) -> str:
+    def secret(value: object) -> str:
+        return value.get_secret_value()  # type: ignore[attr-defined, no-any-return]
+
+    return json.dumps(value, default=secret)

@@ -1,0 +1,329 @@
+"""A real HTTP server on loopback that serves pictures and misbehaves on demand.
+
+    with ImageHost({"cat.jpg": data}) as host:
+        url = host.url("/ok/cat.jpg?delay=0.5")
+        ...
+        assert host.requests[0].headers["user-agent"] == "Marqobot/1.0"
+
+| path | reply |
+|---|---|
+| `/ok/<name>` | the file, kept alive |
+| `/chunked/<name>` | the file, in chunks and without a length |
+| `/close/<name>` | the file, without a length, ended by closing the connection |
+| `/once/<name>` | the file as if kept alive, then the connection is closed (stale in the client's pool) |
+| `/status/<code>` | an empty reply with that status |
+| `/redirect/<n>` | n redirects, then a small body |
+| `/redirect-to?url=…&code=302` | a redirect to that URL; the Location header is sent as given |
+| `/location-missing` | 302 without a Location |
+| `/html` | an HTML page with status 200 |
+| `/empty` | 200 without a body |
+| `/cookie` | a small body and a Set-Cookie |
+| `/drip` | a byte a second, for ever (`?every=` seconds) |
+| `/endless` | chunks of 64 KiB for ever, as fast as they are taken |
+| `/hang` | never anything |
+| `/cut` | a length of 1000, 10 bytes, then the end of the connection |
+| `/cut-chunked` | one chunk, then the end of the connection |
+| `/reset` | the connection is reset before any answer |
+| `/lie-length` | a length of 10 TB and a small body |
+| `/lie-short` | a length of 2 and a longer body |
+| `/bad-chunk` | a chunk whose size is not a number |
+| `/garbage` | bytes that are not HTTP |
+| `/huge-headers` | a header of 1 MiB |
+| `/many-headers` | 100,000 headers |
+| `/gzip-bomb` | 100 KB of gzip that stand for 100 MB, with Content-Encoding |
+
+Everywhere `?delay=<seconds>` waits before the reply. Unknown paths and names give 404.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from urllib.parse import parse_qsl, urlsplit
+
+_FOREVER_S = 3600.0
+SMALL_BODY = b"0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived. `headers` has lower-case names; repeated ones are joined with a comma."""
+
+    path: str
+    headers: dict[str, str]
+    at: float
+    """time.monotonic() when its head was complete."""
+    in_flight: int
+    """Requests then without a complete reply, this one included."""
+
+
+class ImageHost:
+    """Serves `files` from a thread of its own while the `with` block lasts.
+
+    Args:
+        files: name to content.
+        tls: serve https with this context.
+        address: the loopback address to listen on.
+        record: keep every request in `requests`. Turn it off for long benchmarks.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes] | None = None,
+        tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
+        record: bool = True,
+    ) -> None:
+        self.files = dict(files or {})
+        self.requests: list[Request] = []
+        self.connections = 0
+        """Accepted since the start."""
+        self.open_connections = 0
+        self.peak = 0
+        """The most requests that were in flight at a time."""
+        self.in_flight = 0
+        self.port = 0
+        self.record = record
+        self.address = address
+        self._tls = tls
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="image-host", daemon=True)
+        self._ready = threading.Event()
+        self._transports: set[asyncio.Transport] = set()
+
+    def __enter__(self) -> ImageHost:
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def url(self, path: str, host: str = "") -> str:
+        """The address of `path`, which starts with a slash; under another host name if one is given."""
+        return f"{'https' if self._tls else 'http'}://{host or self.address}:{self.port}{path}"
+
+    def wait_for(self, condition: str, value: int, timeout: float = 5.0) -> bool:
+        """Waits until the attribute called `condition` is `value`; tells whether it came to that."""
+        end = time.monotonic() + timeout
+        while getattr(self, condition) != value:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(
+            self._loop.create_server(lambda: _Connection(self), self.address, 0, ssl=self._tls, backlog=1024)
+        )
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+        server.close()
+        for transport in list(self._transports):
+            transport.abort()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: requests one after the other. Replies that need no waiting cost no task."""
+
+    def __init__(self, host: ImageHost) -> None:
+        self._host = host
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._host.connections += 1
+        self._host.open_connections += 1
+        self._host._transports.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert self._transport is not None
+        self._host.open_connections -= 1
+        self._host._transports.discard(self._transport)
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._buffer and not self._buffer[:1].isalpha():  # TLS, say
+            assert self._transport is not None
+            self._transport.abort()
+        while self._task is None and b"\r\n\r\n" in self._buffer:
+            head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
+            self._answer(head)
+
+    def _answer(self, head: bytes) -> None:
+        host = self._host
+        line, *fields = head.decode("latin-1").split("\r\n")
+        target = line.split(" ")[1]
+        host.in_flight += 1
+        host.peak = max(host.peak, host.in_flight)
+        if host.record:
+            host.requests.append(Request(target, _headers(fields), time.monotonic(), host.in_flight))
+        if target.startswith("/ok/") and "?" not in target:
+            self._finish(_reply_file(host.files, target[4:]))
+            return
+        self._task = host._loop.create_task(self._misbehave(target))
+        self._task.add_done_callback(self._misbehaved)
+
+    def _misbehaved(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if task.cancelled():
+            self._host.in_flight -= 1
+            return
+        error = task.exception()
+        if error is not None:
+            self._host.in_flight -= 1
+            raise error
+        if self._transport is not None and not self._transport.is_closing():
+            self.data_received(b"")
+
+    def _finish(self, reply: bytes, close: bool = False) -> None:
+        """The last bytes of a reply."""
+        assert self._transport is not None
+        self._transport.write(reply)
+        self._host.in_flight -= 1
+        if close:
+            self._transport.close()
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    async def _misbehave(self, target: str) -> None:
+        parts = urlsplit(target)
+        query = dict(parse_qsl(parts.query))
+        await asyncio.sleep(float(query.get("delay", 0)))
+        _, what, *rest = parts.path.split("/", 2)
+        name = rest[0] if rest else ""
+        files = self._host.files
+        match what:
+            case "ok":
+                self._finish(_reply_file(files, name))
+            case "once":
+                self._finish(_reply_file(files, name), close=True)
+            case "chunked":
+                self._finish(_CHUNKED + _chunk(files[name]) + _chunk(b""))
+            case "close":
+                self._finish(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + files[name], close=True)
+            case "status":
+                self._finish(_reply(b"", name))
+            case "redirect":
+                count = int(name)
+                self._finish(_redirect(f"/redirect/{count - 1}") if count else _reply(SMALL_BODY))
+            case "redirect-to":
+                self._finish(_redirect(query["url"], query.get("code", "302")))
+            case "location-missing":
+                self._finish(_reply(b"", "302"))
+            case "html":
+                self._finish(_reply(b"<!doctype html><title>not a picture</title>", extra="Content-Type: text/html"))
+            case "empty":
+                self._finish(_reply(b""))
+            case "cookie":
+                self._finish(_reply(SMALL_BODY, extra="Set-Cookie: session=1; Path=/"))
+            case "drip":
+                self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                while True:
+                    self._write(b"x")
+                    await asyncio.sleep(float(query.get("every", 1)))
+            case "endless":
+                self._write(_CHUNKED)
+                chunk = _chunk(bytes(65536))
+                while True:
+                    self._write(chunk)
+                    await self._writable.wait()
+                    await asyncio.sleep(0)
+            case "hang":
+                await asyncio.sleep(_FOREVER_S)
+            case "cut":
+                self._finish(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + SMALL_BODY, close=True)
+            case "cut-chunked":
+                self._finish(_CHUNKED + _chunk(SMALL_BODY), close=True)
+            case "reset":
+                assert self._transport is not None
+                self._host.in_flight -= 1
+                self._transport.abort()
+            case "lie-length":
+                self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000000\r\n\r\n" + SMALL_BODY)
+                await asyncio.sleep(_FOREVER_S)
+            case "lie-short":
+                self._finish(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + SMALL_BODY)
+            case "bad-chunk":
+                self._finish(_CHUNKED + b"zz\r\nab\r\n")
+            case "garbage":
+                self._finish(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", close=True)
+            case "huge-headers":
+                self._finish(_reply(SMALL_BODY, extra="X-Huge: " + "a" * 2**20), close=True)
+            case "many-headers":
+                self._finish(_reply(SMALL_BODY, extra=_MANY_HEADERS), close=True)
+            case "gzip-bomb":
+                self._finish(_reply(_gzip_bomb(), extra="Content-Encoding: gzip"))
+            case _:
+                self._finish(_reply(b"", "404"))
+
+
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+_MANY_HEADERS = "\r\n".join(f"X-{i}: a" for i in range(100_000))
+
+
+def _headers(fields: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for field in fields:
+        name, _, value = field.partition(":")
+        name = name.lower()
+        headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
+    return headers
+
+
+def _reply(body: bytes, status: str = "200", extra: str = "") -> bytes:
+    fields = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}", extra]
+    return "\r\n".join(filter(None, fields)).encode("utf-8") + b"\r\n\r\n" + body
+
+
+def _reply_file(files: Mapping[str, bytes], name: str) -> bytes:
+    body = files.get(name)
+    return _reply(b"", "404") if body is None else _reply(body)
+
+
+def _redirect(location: str, status: str = "302") -> bytes:
+    return _reply(b"", status, f"Location: {location}")
+
+
+def _chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+@cache
+def _gzip_bomb() -> bytes:
+    return gzip.compress(bytes(10 * 2**20)) * 10

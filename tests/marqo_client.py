@@ -1,0 +1,73 @@
+"""A client that speaks to the server as a Marqo API container does. Source: protocol sheet, section 11."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgpack
+import msgpack_numpy
+
+MSGPACK = "application/msgpack"
+
+
+class MarqoClient:
+    """One keep-alive pool, MessagePack both ways, no retries, 300 s for everything."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.Client(timeout=300)
+
+    def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """Raw bytes, with the headers that Marqo always sends unless others are given."""
+        default = {"Content-Type": MSGPACK, "Accept": MSGPACK}
+        return self._http.post(self.url + "/vectorise", content=body, headers=default if headers is None else headers)
+
+    def request(self, request: Mapping[str, Any]) -> tuple[int, Any]:
+        """Status and decoded body."""
+        reply = self.post(msgpack.packb(request))
+        assert reply.headers["content-type"] == MSGPACK, reply.text
+        return reply.status_code, msgpack.unpackb(reply.content, object_hook=msgpack_numpy.decode)
+
+    def vectorise(
+        self,
+        contents: Sequence[str],
+        modality: str = "language",
+        model: str = "demo/clip",
+        properties: Mapping[str, Any] | None = None,
+        *,
+        preprocessing: Mapping[str, Any] | None = None,
+        normalize: bool = True,
+        **members: Any,
+    ) -> tuple[int, Any]:
+        """Status and decoded body of a request in the newer generation's spelling."""
+        return self.request(
+            {
+                "modality": modality,
+                "contents": list(contents),
+                "device": None,
+                "embeddingModelConfig": {
+                    "modelName": model,
+                    "modelProperties": properties,
+                    "normalizeEmbeddings": normalize,
+                },
+                "preprocessingConfig": {"modality": modality, **(preprocessing or {})},
+                "useInferenceCache": False,
+                "returnIndividualError": True,
+                **members,
+            }
+        )
+
+    def results(self, contents: Sequence[str], *args: Any, **kwargs: Any) -> list[Any]:
+        """The `result` of a request that must succeed, one entry for each content."""
+        status, body = self.vectorise(contents, *args, **kwargs)
+        assert status == 200, body
+        assert len(body["result"]) == len(contents)
+        return body["result"]
+
+    def get(self, path: str) -> httpx.Response:
+        """`GET`, the path with whatever is in it unescaped, as Marqo sends it."""
+        return self._http.get(self.url + path)
+
+    def delete(self, path: str) -> httpx.Response:
+        """`DELETE`, likewise."""
+        return self._http.delete(self.url + path)

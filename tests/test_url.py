@@ -1,0 +1,189 @@
+"""Which contents are URLs, how they are quoted and shown: protocol sheet, sections 4.1 and 4.2."""
+
+from __future__ import annotations
+
+import pytest
+import validators
+from yarl import URL
+
+from embedding.errors import MediaError
+from embedding.guard import Refused
+from embedding.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url, shown
+
+NOT_LOCAL = "is not a local file, a valid url, or a base64-encoded image"
+
+VALID = [
+    "http://example.com/a.jpg",
+    "https://example.com",
+    "HTTP://example.com/a.jpg",
+    "https://EXAMPLE.com:8443/a.jpg?x=1#top",
+    "http://8.8.8.8/a.jpg",
+    "http://[2001:4860:4860::8888]/a.jpg",
+    "http://[::1]:8080/a.jpg",
+    "http://user:secret@example.com/a.jpg",
+    "http://example.com:65535/",
+    "http://bücher.example.com/größe.jpg",
+    "http://example.com/图片.jpg",
+    "http://example.com/a%20b.jpg",
+    "http://example.com/a.jpg?12345",
+    "http://example.com/a b.jpg",  # valid once quoted
+    'http://example.com/{a}|b^c`d"e<f>\\.jpg',
+]
+INVALID = [
+    "",
+    "invalid",
+    "example.com/a.jpg",
+    "/etc/passwd",
+    "../a.jpg",
+    "C:\\a.jpg",
+    "http://localhost/a.jpg",
+    "http://nginx/a.jpg",
+    "http://my_host.example.com/a.jpg",
+    "s3://bucket/a.jpg",
+    "gopher://example.com/",
+    "http://example.com:65536/",
+    "http://example.com:x/",
+    "http://example.com/a[1].jpg",
+    "http:///a.jpg",
+    "http:/example.com/a.jpg",
+    "http://example..com/",
+    "http://a b.example.com/",
+    "data:text/plain;base64,aGVsbG8=",
+    "http://0x7f000001/",
+    "http://2130706433/",
+    "http://127.1/",
+    "http://１２７.0.0.1/",
+]
+
+
+@pytest.mark.parametrize("content", VALID)
+def test_urls_are_accepted(content: str) -> None:
+    assert parse_url(content).url.scheme in ("http", "https")
+
+
+@pytest.mark.parametrize("content", INVALID)
+def test_all_else_is_refused(content: str) -> None:
+    with pytest.raises(MediaError, match=NOT_LOCAL):
+        parse_url(content)
+
+
+def test_an_endless_url_is_none() -> None:
+    with pytest.raises(MediaError, match=NOT_LOCAL) as caught:
+        parse_url("http://example.com/" + "a" * MAX_URL_CHARS)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/a.jpg", "ftps://example.com/", "file:///etc/passwd", "ssh://a.io/"])
+def test_other_schemes_are_named(url: str) -> None:
+    with pytest.raises(MediaError, match="over http and https") as caught:
+        parse_url(url)
+    assert url in caught.value.message
+    assert f"`{url.split(':')[0]}`" in caught.value.message
+
+
+def test_a_missing_scheme_is_named() -> None:
+    with pytest.raises(Refused, match="over http and https only, and the scheme is `<none>`"):
+        make_target("//example.com/a.jpg")
+
+
+@pytest.mark.parametrize(("url", "reason"), [("http:///a", "no host"), ("http://a.io:99999/", "port is invalid")])
+def test_hosts_and_ports_must_be_there(url: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        make_target(url)
+
+
+@pytest.mark.parametrize("content", VALID + INVALID)
+def test_the_short_cut_for_plain_urls_agrees_with_the_validator(content: str) -> None:
+    assert _is_url(content) == (validators.url(content, strict_query=False) is True)
+
+
+def test_quoting_follows_the_sheet() -> None:
+    """The example of section 4.2; it has brackets, so only quoting is looked at."""
+    quoted = make_target("http://example.com/test!@$&*()_+=%7B%7D[]%7C%5C:;'%22%3C%3E,.?/").url
+    assert str(quoted) == "http://example.com/test!@$&*()_+=%7B%7D[]%7C%5C:;'%22%3C%3E,.?/"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/a b.jpg", "/a%20b.jpg"),
+        ("/é.jpg", "/%C3%A9.jpg"),
+        ("/{x}|\\", "/%7Bx%7D%7C%5C"),
+        ('/"<>', "/%22%3C%3E"),
+        ("/a%20b.jpg", "/a%20b.jpg"),
+        ("/a%2fb%41.jpg", "/a%2fbA.jpg"),
+        ("/%zz", "/%25zz"),
+        ("/!@$&*()+=;':,", "/!@$&*()+=;':,"),
+        ("/a?b=c+d&e=f/g", "/a?b=c+d&e=f/g"),
+        ("/a#fragment", "/a"),
+        ("", "/"),
+        ("?a=b", "/?a=b"),
+        ("/a/../b/./c", "/b/c"),
+        ("/../../a?b=/../c", "/a?b=/../c"),
+        ("/...", "/..."),
+    ],
+)
+def test_what_is_sent(path: str, sent: str) -> None:
+    assert parse_url("http://example.com" + path).url.raw_path_qs == sent
+
+
+def test_what_cannot_be_encoded() -> None:
+    with pytest.raises(MediaError, match="could not be encoded") as caught:
+        parse_url("http://example.com/a.jpg?b=\ud800")
+    caught.value.message.encode("utf-8")
+
+
+def test_hosts_are_lower_case_ascii() -> None:
+    assert parse_url("http://EXAMPLE.com/A").url == URL("http://example.com/A")
+    assert parse_url("http://bücher.example.com/").url.raw_host == "xn--bcher-kva.example.com"
+    assert make_target("http://%EF%BC%91%EF%BC%92%EF%BC%97.0.0.1/").url.raw_host == "127.0.0.1"
+    assert make_target("http://%31%32%37.0.0.1/").url.raw_host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["a%2fb.com", "a%40b.com", "a%00.com", "a%20b.com", "a%3a80.com", "a%0d%0ab.com", "%"])
+def test_hosts_hide_nothing(host: str) -> None:
+    with pytest.raises(Refused, match="host"):
+        make_target(f"http://{host}/")
+
+
+def test_user_information_becomes_a_header() -> None:
+    target = parse_url("http://user:p%40ss@example.com:81/a")
+    assert str(target.url) == "http://example.com:81/a"
+    assert target.authorization == "Basic dXNlcjpwQHNz"
+    assert target.origin == ("http", "example.com", 81)
+    assert parse_url("http://example.com@127.0.0.1/").url.raw_host == "127.0.0.1"
+    assert parse_url("http://example.com/").authorization is None
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/b", "http://example.com/b"),
+        ("c.jpg", "http://example.com/d/c.jpg"),
+        ("//other.example.com/b", "http://other.example.com/b"),
+        ("https://other.example.com:8443/b c", "https://other.example.com:8443/b%20c"),
+        ("?x=1", "http://example.com/d/a?x=1"),
+        ("/caf\udcc3\udca9", "http://example.com/caf%C3%A9"),
+        ("http://under_score.example.com/", "http://under_score.example.com/"),
+    ],
+)
+def test_redirects_are_joined_and_quoted(location: str, expected: str) -> None:
+    assert str(parse_redirect(URL("http://example.com/d/a"), location).url) == expected
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/passwd", "ftp://example.com/", "javascript:alert(1)", "gopher://127.0.0.1:25/", "http://["],
+)
+def test_redirects_to_elsewhere_are_refused(location: str) -> None:
+    with pytest.raises(Refused):
+        parse_redirect(URL("http://example.com/"), location)
+
+
+def test_messages_show_no_password_and_no_novel() -> None:
+    assert shown("http://user:secret@example.com/a") == "http://user:***@example.com/a"
+    assert shown("http://user:se@cr:et@example.com/a?b=c:d@e") == "http://user:***@example.com/a?b=c:d@e"
+    assert shown("http://example.com:80/a@b") == "http://example.com:80/a@b"
+    assert "secret" not in shown("x" * 290 + "http://user:secret@example.com/")
+    assert len(shown("x" * 10_000_000)) < 350
+    shown("\ud800").encode("utf-8")
