@@ -30,18 +30,6 @@ MODEL = "demo/clip"
 PICTURES = 64
 REQUEST_SIZE = 32
 SEED = 7
-QUERIES = (
-    "a large red circle",
-    "three green stars",
-    "a blue heart above a yellow square",
-    "something round and white",
-    "a striped purple square",
-    "a small black moon in the top left corner",
-    "an orange background",
-    "a picture of four crosses",
-    "a pink flower",
-    "a ring next to a triangle",
-)
 Match = tuple[float, int]
 """Cosine of query and picture, and the picture's number."""
 
@@ -117,7 +105,9 @@ def search(server: str, queries: Sequence[str], vectors: np.ndarray, best: int =
     }
 
 
-def contact_sheet(matches: Mapping[str, Sequence[Match]], pictures: Sequence[bytes], captions: Sequence[str]) -> str:
+def contact_sheet(
+    matches: Mapping[str, Sequence[Match]], pictures: Sequence[bytes], captions: Sequence[str]
+) -> str:
     """A page that needs nothing beside itself."""
 
     def figure(score: float, number: int) -> str:
@@ -151,7 +141,9 @@ def demonstrate(server: str, page: Path) -> None:
     pictures = [jpeg_bytes(scene.draw(EVALUATION_SEEDS.start + SEED)) for scene in shown]
     with picture_server(pictures) as host:
         vectors, rate = index(server, [f"{host}/{i}.jpg" for i in range(len(pictures))])
-    matches = search(server, QUERIES, vectors)
+    # Full captions of some pictures, and what people would rather type: the subject alone.
+    subjects = [scene.subject for scene in shown]
+    matches = search(server, [*captions[::12], *subjects[5::12]], vectors)
     for query, found in matches.items():
         print(f"\n{query}")
         for score, number in found:

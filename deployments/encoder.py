@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
 from deployments.replica import Settings, assigned_cpus
@@ -30,6 +32,24 @@ R = TypeVar("R")
 URGENT_TEXTS = 4
 
 
+PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
+
+
+class PreloadedModel(Settings):
+    """A model that is not in the registry."""
+
+    model: str
+    modelProperties: dict[str, Any]  # noqa: N815 - Marqo's spelling, section 8.4 of the sheet
+
+
+def _preload_from_environment() -> Any:
+    text = os.environ.get(PRELOAD_VARIABLE, "[]")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{PRELOAD_VARIABLE} is not JSON: {error}") from None
+
+
 class EncoderSettings(Settings):
     """Models and their device.
 
@@ -37,14 +57,15 @@ class EncoderSettings(Settings):
         device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
         threads: CPU threads of a forward pass; null is one for each CPU that the replica was given.
         model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
-        preload: registry names of models to load before a replica takes traffic.
+        preload: models to load before a replica takes traffic, as registry names or with their properties; unless
+            given, the value of MARQO_MODELS_TO_PRELOAD.
         architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     model_budget_bytes: NonNegativeInt = 0
-    preload: tuple[str, ...] = ()
+    preload: tuple[str | PreloadedModel, ...] = Field(default_factory=_preload_from_environment, validate_default=True)
     architectures: tuple[Path, ...] = ()
 
 
@@ -106,7 +127,7 @@ class Encoder:
             lane_of=lambda group: group[0],
             max_items=_maxima(BatchSettings()),
         )
-        self._preload = [ModelSpec.from_config(ModelConfig(model_name=name)) for name in settings.preload]
+        self._preload = [ModelSpec.from_config(_config(model)) for model in settings.preload]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the batch maxima of a new `user_config`; unknown keys are errors. Also loads what is to be preloaded,
@@ -116,7 +137,9 @@ class Encoder:
         self._image_lane.set_max_batch_size(batches.max_image_batch)
         self._text_lane.set_max_batch_size(batches.max_text_batch)
         while self._preload:
-            await self.describe(self._preload.pop())
+            loaded = await self.describe(self._preload.pop())
+            if isinstance(loaded, RequestError):
+                raise RuntimeError(f"preload: {loaded.message}")
 
     @_refusals_as_values
     async def describe(self, spec: ModelSpec) -> ModelInfo:
@@ -199,6 +222,12 @@ def _forward(group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndar
 
 def _maxima(batches: BatchSettings) -> dict[str, int]:
     return {"image": batches.max_image_batch, "text": batches.max_text_batch}
+
+
+def _config(model: str | PreloadedModel) -> ModelConfig:
+    if isinstance(model, str):
+        return ModelConfig(model_name=model)
+    return ModelConfig(model_name=model.model, model_properties=model.modelProperties)
 
 
 def _finished(rows: np.ndarray, normalized: bool) -> np.ndarray:

@@ -21,10 +21,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs.
-# Read by Ray when it is imported and by every process that it starts, so they are set before.
+# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs, and
+# HAProxy (it comes with ray[serve]) in front of the ingress instead of a Python proxy. Every process of Ray reads them
+# when it starts, so they are set before. What the operator has set stays.
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }

@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import aiohttp
@@ -24,6 +24,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.connector import AddrInfoType
 from multidict import CIMultiDict
 
+from embedding import guard
 from embedding.breaker import Breaker
 from embedding.errors import MediaError
 from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal, refusal
@@ -67,7 +68,8 @@ class FetchSettings:
     """Limits of one process.
 
     Args:
-        allowed_networks: value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
+        allowed_networks: networks that are not public and may be fetched from all the same, comma-separated CIDRs;
+            unless given, the value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
         max_bytes: of one content, as transferred; also of a data URI once decoded.
         max_redirects: that one download may follow.
         max_timeout_ms: what a request may ask for at most, in milliseconds.
@@ -80,9 +82,12 @@ class FetchSettings:
         breaker_failures: failures in a row after which a host is left alone; 0 = never.
         breaker_pause_s: seconds for which it is left alone.
         ca_file: PEM file of the trusted certificate authorities; "" = certifi's.
+
+    Raises:
+        ValueError: a bad entry in `allowed_networks`.
     """
 
-    allowed_networks: str = ""
+    allowed_networks: str = field(default_factory=lambda: os.environ.get(guard.VARIABLE, ""))
     max_bytes: int = 64 * 2**20
     max_redirects: int = 10
     max_timeout_ms: int = 60_000
@@ -95,6 +100,9 @@ class FetchSettings:
     breaker_failures: int = 16
     breaker_pause_s: float = 5.0
     ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        Guard.parse(self.allowed_networks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,20 @@
-"""The quick way into a JPEG: libjpeg-turbo straight into a buffer, for files that Pillow is certain to decode alike.
+"""The quick way into a JPEG: libjpeg-turbo straight into a buffer, for files that Pillow is sure to decode alike.
 
-Pillow's own decoder is libjpeg-turbo too and gives the same pixels, but copies them line by line: a third more time.
+Pillow's decoder is libjpeg-turbo too and gives the same pixels, but clears its memory first and copies line by
+line: a third more time.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, JpegImagePlugin
 
 Pixels = npt.NDArray[np.uint8]
 
-# (horizontal, vertical) of luma; chroma is (1, 1): 4:4:4, 4:2:2, 4:2:0. Upsampling of other ratios has changed between
-# versions of libjpeg-turbo, and two versions are at work here.
+# (horizontal, vertical) of luma; chroma is (1, 1): 4:4:4, 4:2:2, 4:2:0. Upsampling of other ratios has changed
+# between versions of libjpeg-turbo, and two versions are at work here.
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (2, 2)})
 
 
@@ -25,13 +26,14 @@ def decode(data: bytes, image: Image.Image) -> Pixels | None:
         image: the same, opened by Pillow, not loaded.
 
     Returns:
-        (H, W, 4) uint8, red, green, blue and nothing, the same as Pillow's; None where Pillow must decide: what is not
-        plain, and whatever libjpeg-turbo as much as warns about (truncated, corrupt, size at odds with Pillow's).
+        (H, W, 4) uint8, red, green, blue and nothing, the same as Pillow's; None where Pillow must decide: what
+        is not plain, and whatever libjpeg-turbo as much as warns about (truncated, corrupt, a size at odds with
+        Pillow's).
     """
     if not _plain(image):
         return None
-    # Our own buffer, of the size that Pillow read and the limits passed: a header that tells the decoder otherwise
-    # cannot make it allocate, it is an error.
+    # Our own buffer, of the size that Pillow read and the limits passed: a header that tells the decoder
+    # otherwise cannot make it allocate, it is an error.
     buffer = np.empty((image.height, image.width, 4), np.uint8)
     try:
         decoded: Pixels = simplejpeg.decode_jpeg(data, "RGBX", buffer=buffer, strict=True)

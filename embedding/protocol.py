@@ -30,6 +30,7 @@ from pydantic.alias_generators import to_camel
 from embedding.errors import Fault, ItemError, RequestError
 
 MSGPACK = "application/msgpack"
+SHOWN_PROBLEMS = 10
 Modality = Literal["language", "image"]
 Vectors = list[tuple[str, np.ndarray]]
 """One content's answer: (key, float32 vector of shape (dimensions,)) pairs, one unless text was chunked."""
@@ -202,10 +203,16 @@ def explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     plural = "s" if len(problems) != 1 else ""
     lines = [f"{len(problems)} validation error{plural} for {error.title}"]
-    for problem in problems:
+    for problem in problems[:SHOWN_PROBLEMS]:
         field = ".".join(str(part) for part in problem["loc"]) or "(request)"
-        lines.append(f"{field}: {problem['msg']} [type={problem['type']}]")
+        lines.append(f"{_short(field)}: {_short(problem['msg'])} [type={problem['type']}]")
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"… and {len(problems) - SHOWN_PROBLEMS} more")
     return "\n".join(lines)
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def encode_result(results: Sequence[Vectors | ItemError]) -> bytes:

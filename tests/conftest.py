@@ -11,6 +11,7 @@ import requests
 import yaml
 from image_host import ImageHost
 from marqo_client import MarqoClient
+from pictures import encoded, jpeg, photo
 
 from deployments.launch import deploy, running
 
@@ -62,7 +63,13 @@ def marqo(serve_instance: Serve) -> MarqoClient:
 
 @pytest.fixture(scope="session")
 def image_host() -> Iterator[ImageHost]:
-    with ImageHost({}) as host:
+    """Serves `0.jpg` to `19.jpg`, a file for each way in which pictures are decoded, and some that are none."""
+    whole = jpeg(photo(99, 200, 150))
+    files = {f"{seed}.jpg": jpeg(photo(seed, 70 + 17 * seed, 120 - 3 * seed)) for seed in range(20)}
+    files |= {f"{mode}.png": encoded(photo(30, 90, 120).convert(mode), "PNG") for mode in ("L", "P", "RGBA", "1")}
+    files |= {f"a.{ext}": encoded(photo(31, 140, 90), ext) for ext in ("gif", "webp", "bmp", "tiff")}
+    files |= {"cut.jpg": whole[: len(whole) // 2], "größe {1}.jpg": whole, "a.svg": b"<svg></svg>"}
+    with ImageHost(files) as host:
         yield host
 
 

@@ -250,7 +250,7 @@ def test_any_jpeg(size, seed, content, quality, subsampling, progressive, preset
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), up=st.booleans(), interpolation=st.sampled_from(["bicubic", "bilinear"]))
 def test_a_window_is_cut_from_pillows_resize(data, up, interpolation):
-    small, large = (st.integers(1, 40), st.integers(40, 200)) if up else (st.integers(40, 200), st.integers(1, 40))
+    small, large = (st.integers(1, 40), st.integers(1, 200)) if up else (st.integers(40, 200), st.integers(1, 60))
     height, width, rows, columns = (data.draw(part) for part in (small, small, large, large))
     top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
@@ -289,12 +289,13 @@ def test_embeddings_are_open_clips(encode):
     files = [jpeg(photo(seed, 400 + 90 * seed, 700), quality=80 + seed) for seed in range(10)]
     names = ("jpeg-420", "jpeg-quality-1", "png-RGB", "webp-lossy", "avif", "size-2x2", "size-1200x37", "size-500x3")
     files += [WHOLE[name] for name in names if name in WHOLE]
+    files += [encoded(_drawn("stripes", seed, (446 + 60 * seed, 490)), "BMP") for seed in range(8)]
     expected, ours = (
         encode([np.array(pixels(data, OPENAI, *rest)) for data in files])
         for pixels, rest in ((open_clip_pixels, ()), (preprocess, ("it",)))
     )
     cosine = (expected * ours).sum(1)
-    typical = torch.pdist(expected).median()
+    typical = torch.pdist(expected[:10]).median()
     assert cosine.min() >= 0.9999
     assert (expected - ours).norm(dim=1).max() <= 0.01 * typical
 

@@ -1,0 +1,94 @@
+"""A text query's latency at a constant arrival rate, on an idle server and while it is saturated with indexing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import models, pictures
+from benchmarks.load import background, open_loop
+from benchmarks.server import Running, Shape, described, graph
+from benchmarks.stages import QUERY, bare_text
+from benchmarks.target import Target, marqo
+from benchmarks.web import web
+
+NAME = "latency"
+TITLE = "Text query latency in milliseconds, open loop, idle and under saturating indexing"
+RATE = 10.0
+"""Queries per second."""
+CLIENTS = 4
+PERCENTS = (50, 95, 99)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Rounds of idle and loaded, in alternation: all latencies of each, and pictures indexed per second beside them."""
+    rounds, seconds = (2, 4.0) if quick else (3, 20.0)
+    checkpoint, paths = models.small_clip(), pictures.normal()
+    bare = bare_text(checkpoint)
+    with web(paths) as urls, graph() as server:
+        queries = marqo(server.url, checkpoint.properties, "language", search=True)
+        bulk = marqo(server.url, checkpoint.properties)
+        open_loop(queries, _texts(), RATE, 2.0)
+        measured = [_round(server, queries, bulk, urls, seconds) for _ in range(rounds)]
+    return {"shape": described(Shape()), "rate": RATE, "clients": CLIENTS, "bare ms": bare, "rounds": measured}
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """A table: header first."""
+    rounds = result["rounds"]
+    table = [["", *(f"p{percent}" for percent in PERCENTS)]]
+    for name in ("idle", "loaded"):
+        table.append([name, *(f"{_median(rounds, name, percent):.1f}" for percent in PERCENTS)])
+    ratios = [_median(rounds, "loaded", percent) / _median(rounds, "idle", percent) for percent in PERCENTS]
+    table.append(["loaded / idle", *(f"{ratio:.2f}" for ratio in ratios)])
+    table.append(["bare tokenise + encode", f"{result['bare ms']:.1f}", "", ""])
+    rate = statistics.median(one["pictures per second"] for one in rounds)
+    table.append([f"(pictures indexed per second meanwhile: {rate:.0f})", "", "", ""])
+    return table
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Figures of the summary: all runs of each."""
+    rounds = result["rounds"]
+    idle, loaded = ([percentile(one[name], 95) for one in rounds] for name in ("idle", "loaded"))
+    return {
+        "text_p95_loaded_over_idle": [high / low for high, low in zip(loaded, idle, strict=True)],
+        "text_p95_idle_ms": idle,
+        "text_p50_idle_over_bare_ms": [percentile(one["idle"], 50) - result["bare ms"] for one in rounds],
+    }
+
+
+def draw(result: Mapping[str, Any], axes: Any) -> None:
+    """Both distributions."""
+    for name in ("idle", "loaded"):
+        latencies = sorted(latency for one in result["rounds"] for latency in one[name])
+        axes.plot(latencies, [100 * (i + 1) / len(latencies) for i in range(len(latencies))], label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("latency, ms")
+    axes.set_ylabel("% of queries answered")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """As most people count it: linear between neighbours."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _round(server: Running, queries: Target, bulk: Target, urls: list[str], seconds: float) -> dict[str, Any]:
+    idle = open_loop(queries, _texts(), RATE, seconds)
+    with background(bulk, urls, CLIENTS) as answered:
+        before = answered()
+        loaded = open_loop(queries, _texts(), RATE, seconds)
+        indexed = (answered() - before) / seconds
+    return {"idle": idle, "loaded": loaded, "pictures per second": indexed, "load average": os.getloadavg()[0]}
+
+
+def _texts() -> list[str]:
+    return [QUERY.format(i) for i in range(500)]
+
+
+def _median(rounds: list[Mapping[str, Any]], name: str, percent: int) -> float:
+    return statistics.median(percentile(one[name], percent) for one in rounds)

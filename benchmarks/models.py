@@ -1,0 +1,87 @@
+"""The models of all benchmarks: open_clip architectures with seeded random weights.
+
+Random weights cost as much to run as trained ones, and separate pictures well enough to compare vectors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import OUT
+
+FOLDER = OUT / "models"
+SEED = 7
+SMALL_CONFIG = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 224, "layers": 4, "width": 192, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 4},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One model on disk.
+
+    Args:
+        architecture: open_clip's name; a config of that name lies beside the weights if open_clip has none.
+        path: the safetensors file.
+        dimensions: length of its vectors.
+    """
+
+    architecture: str
+    path: Path
+    dimensions: int
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """As Marqo's `modelProperties`."""
+        return {
+            "name": self.architecture,
+            "dimensions": self.dimensions,
+            "localpath": str(self.path),
+            "type": "open_clip",
+        }
+
+
+def small_clip() -> Checkpoint:
+    """224 pixels, patches of 32, width 192, depth 4: a CLIP that costs little, so that everything else shows."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "bench-small.json").write_text(json.dumps(SMALL_CONFIG))
+    return _checkpoint("bench-small", 256)
+
+
+def vit_b_32() -> Checkpoint:
+    """The size that people use most: encoding costs more than everything else."""
+    return _checkpoint("ViT-B-32", 512)
+
+
+def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
+    """The model as our encoder loads it (`embedding.models.model.Model`), in this process."""
+    import torch
+
+    from embedding.models.loader import load_model
+    from embedding.models.openclip import add_architectures
+    from embedding.models.spec import ModelSpec
+    from embedding.protocol import ModelConfig
+
+    add_architectures(FOLDER)
+    config = ModelConfig(model_name=checkpoint.architecture, model_properties=checkpoint.properties)
+    return load_model(ModelSpec.from_config(config), torch.device(device))
+
+
+def _checkpoint(architecture: str, dimensions: int) -> Checkpoint:
+    path = FOLDER / f"{architecture}.safetensors"
+    if not path.exists():
+        import open_clip
+        import torch
+        from safetensors.torch import save_file
+
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        open_clip.add_model_config(FOLDER)
+        torch.manual_seed(SEED)
+        model = open_clip.create_model(architecture, pretrained=None, pretrained_text=False)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return Checkpoint(architecture, path, dimensions)

@@ -1,0 +1,105 @@
+"""A server as a process of its own: started, waited for, and stopped with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks import OUT, ROOT
+
+START_S = 180.0
+STOP_S = 30.0
+
+
+class NotStarted(Exception):
+    """A server did not come up; the message holds the end of its log."""
+
+
+def free_port() -> int:
+    """A port of loopback on which nobody listens."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def server(
+    name: str,
+    command: Sequence[str],
+    health_url: str,
+    environment: Mapping[str, str] | None = None,
+    ready_word: str = "",
+) -> Iterator[int]:
+    """Runs `command` until the end of the context, in which `health_url` answers with 200.
+
+    Args:
+        name: of the log file under benchmarks/out/logs.
+        command: program and arguments.
+        health_url: asked until it answers.
+        environment: beside this process's own.
+        ready_word: what its log must say as well before it counts as started.
+
+    Yields:
+        The process id; the servers are it and its descendants.
+
+    Raises:
+        NotStarted: it ended, or did not answer in time.
+    """
+    log = OUT / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+    try:
+        _wait(process, health_url, ready_word, log)
+        yield process.pid
+    finally:
+        stop(process)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """The process and all that it started, as far as they still live."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Asks a process to end, and ends whatever is left of it and of what it started."""
+    family = descendants(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, ready_word: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if ready_word in log.read_text() and httpx.get(url, timeout=10).status_code == 200:
+                return
+        time.sleep(0.25)
+    raise NotStarted(f"{log.stem} is not up; the end of its log:\n{log.read_text()[-2000:]}")

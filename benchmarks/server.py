@@ -1,0 +1,106 @@
+"""Our server for a benchmark: the graph of config/demo.yaml with other values, run as `make serve` runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import OUT, ROOT
+from benchmarks.cpu import CpuMeter, ray_group
+from benchmarks.models import FOLDER
+from benchmarks.process import free_port, server
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How big the graph is. No autoscaling: a benchmark measures one shape at a time.
+
+    Args:
+        preprocessors: replicas.
+        decode_threads: of each preprocessor.
+        encoders: replicas.
+        encoder_threads: torch threads of each encoder; None = one for each CPU that it was given.
+        image_chunk: pictures in one call.
+        max_image_batch: most pictures in one forward pass.
+        device: of the encoders.
+    """
+
+    preprocessors: int = 1
+    decode_threads: int = 2
+    encoders: int = 1
+    encoder_threads: int | None = 1
+    image_chunk: int = 16
+    max_image_batch: int = 32
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Args:
+    url: where it answers.
+    pid: its first process.
+    """
+
+    url: str
+    pid: int
+
+    def meter(self) -> CpuMeter:
+        """CPU of all of its processes, by deployment."""
+        return CpuMeter(self.pid, ray_group)
+
+
+@contextlib.contextmanager
+def graph(shape: Shape | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """The graph, ready, while the context lasts.
+
+    Args:
+        shape: its size.
+        environment: Ray's own settings, for instance RAY_SERVE_ENABLE_HA_PROXY.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    path = _written(_config(shape or Shape(), port), port)
+    command = [sys.executable, "-m", "deployments.launch", str(path)]
+    with server("graph", command, f"{url}/healthz", environment, ready_word="ready: ") as pid:
+        yield Running(url, pid)
+
+
+def described(shape: Shape | None = None) -> dict[str, Any]:
+    """The shape as plain data, for reports."""
+    return asdict(shape or Shape())
+
+
+def _config(shape: Shape, port: int) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    arguments = application["args"]
+    arguments.setdefault("ingress", {})["image_chunk"] = shape.image_chunk
+    arguments["preprocessor"]["decode_threads"] = shape.decode_threads
+    arguments["encoder"] |= {
+        "device": shape.device,
+        "threads": shape.encoder_threads,
+        "preload": [],
+        "architectures": [str(FOLDER)],
+    }
+    replicas = {"Ingress": 1, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
+    for deployment in application["deployments"]:
+        deployment.pop("autoscaling_config", None)
+        deployment["num_replicas"] = replicas[deployment["name"]]
+        deployment["ray_actor_options"] = {"num_cpus": 0.1}
+        if deployment["name"] == "Encoder":
+            deployment["user_config"]["max_image_batch"] = shape.max_image_batch
+    return config
+
+
+def _written(config: Mapping[str, Any], port: int) -> Path:
+    path = OUT / "configs" / f"{port}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path

@@ -1,0 +1,41 @@
+"""A model's fingerprint: equal for two deployments whose vectors are equal, different as soon as they drift apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from blake3 import blake3
+
+_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "transformers")
+
+
+def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
+    """Hashes what decides a model's vectors.
+
+    Reads every weight: a second for a few gigabytes, so call it in a thread, and once.
+
+    Args:
+        module: its parameters and buffers count, by name, type, shape and bytes.
+        facts: what else decides them, as JSON can say it: preprocessing, precision, tokenizer, ….
+
+    Returns:
+        32 hex digits. The versions of the libraries that compute are part of it.
+    """
+    digest = blake3(max_threads=blake3.AUTO)
+    versions = {library: _version(library) for library in _LIBRARIES}
+    digest.update(json.dumps([versions, dict(facts)], sort_keys=True).encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest(16)
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,347 @@
+"""Text models of Hugging Face transformers: tokens, the forward pass, and one vector from the vectors of all tokens.
+
+transformers takes seconds to import, so that happens with the first such model. Source: protocol sheet, section 7.3.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+
+from embedding.errors import Fault, RequestError
+from embedding.models.model import Rows
+from embedding.models.options import LoadOptions
+from embedding.models.properties import HfProperties
+from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.weights import Auth, Weights
+
+logger = logging.getLogger("ray.serve")
+
+Pooling = Literal["mean", "cls"]
+Tokens = list[dict[str, list[int]]]
+"""One map for each text, from the name of an input (`input_ids`, …) to its values, not padded."""
+Padded = dict[str, npt.NDArray[np.int64]]
+"""One array for each input, shape (texts, longest text)."""
+
+_DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")
+# transformers builds models inside context managers that patch torch for the whole process.
+_building = threading.Lock()
+
+
+class TextTokenizer:
+    """A transformers tokenizer whose results can be merged into one batch.
+
+    Args:
+        tokenizer: of transformers.
+        limit: tokens after which a text is cut off, special ones included.
+        vocabulary: rows of the model's embedding table; 0 if unknown.
+    """
+
+    def __init__(self, tokenizer: Any, limit: int, vocabulary: int = 0) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError("its tokenizer has no padding token")
+        self._tokenizer = tokenizer
+        self._limit = limit
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._padding = {
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
+            "attention_mask": 0,
+        }
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of each text."""
+        if not texts:
+            return []
+        # A fast tokenizer keeps its settings in a cell that two threads may not borrow together.
+        with self._lock:
+            encoded = self._tokenizer(
+                list(texts), truncation=True, max_length=self._limit, padding=False, return_attention_mask=True
+            )
+        return [{name: values[i] for name, values in encoded.items()} for i in range(len(texts))]
+
+    def merge(self, parts: Sequence[Tokens]) -> Padded:
+        """Several results as one batch, every text padded to the longest of all.
+
+        Raises:
+            RequestError: REFUSED, for a token that the model has no embedding for.
+        """
+        rows = [row for part in parts for row in part]
+        longest = max(len(row["input_ids"]) for row in rows)
+        left = self._tokenizer.padding_side == "left"
+        merged: Padded = {}
+        for name in rows[0]:
+            merged[name] = np.full((len(rows), longest), self._padding.get(name, 0), np.int64)
+            for target, row in zip(merged[name], rows, strict=True):
+                values = row[name]
+                target[longest - len(values) if left else 0 :][: len(values)] = values
+        self._check(merged["input_ids"])
+        return merged
+
+    def _check(self, ids: npt.NDArray[np.int64]) -> None:
+        # On a GPU such a token would end the whole process, not only this request.
+        if self._vocabulary and ids.size and int(ids.max()) >= self._vocabulary:
+            raise RequestError(
+                Fault.REFUSED,
+                f"the model's tokenizer gives token {ids.max()}, but the model knows only {self._vocabulary} tokens",
+            )
+
+
+class HfModel:
+    """A loaded transformers text model on its device.
+
+    Args:
+        info: what it says of itself.
+        module: the encoder; its first output is (texts, tokens, width).
+        tokenizer: its tokenizer.
+        pooling: how the vectors of tokens become one.
+        dense: applied to the pooled vectors (`hf_stella`); None for other models.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        module: torch.nn.Module,
+        tokenizer: TextTokenizer,
+        pooling: Pooling,
+        dense: torch.nn.Linear | None = None,
+    ) -> None:
+        self.info = info
+        self.tokenize = tokenizer
+        self._module = module
+        self._pooling: Pooling = pooling
+        self._dense = dense
+        self._device = torch.device(info.device)
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: Sequence[Tokens]) -> Rows:
+        """See `Model.encode_texts`."""
+        inputs = {name: torch.from_numpy(a).to(self._device) for name, a in self.tokenize.merge(tokens).items()}
+        hidden = self._module(**inputs)[0]
+        vectors = pool(hidden, inputs["attention_mask"], self._pooling)
+        if self._dense is not None:
+            vectors = self._dense(vectors)
+        rows: Rows = vectors.to(torch.float32).cpu().numpy()
+        return rows
+
+    def encode_images(self, pixels: Sequence[Any]) -> Rows:
+        """Never called: contents of such a model are embedded as texts, whatever their modality."""
+        raise RequestError(Fault.INTERNAL, "a text model takes no pictures")
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, method: Pooling) -> torch.Tensor:
+    """One vector for each text, (n, width), from those of its tokens, (n, tokens, width); mask is (n, tokens)."""
+    if method == "cls":
+        return hidden[:, 0]
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+def load_hf(
+    spec: ModelSpec, properties: HfProperties, device: torch.device, options: LoadOptions, weights: Weights
+) -> HfModel:
+    """Loads a model in single precision.
+
+    Raises:
+        RequestError: REFUSED: not allowed, not found, no weights.
+        Exception: whatever transformers raises for files that it cannot use.
+    """
+    folder = hf_folder(properties, options, weights, spec_auth(spec))
+    with _building:
+        module = _read_module(folder, properties)
+    module.requires_grad_(False).eval().to(device)
+    dense = _read_dense(folder, properties.dimensions).to(device) if properties.type == "hf_stella" else None
+    tokenizer = load_tokenizer(folder, properties, _positions(module), module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
+    info = ModelInfo(
+        name=spec.name,
+        key=spec.key,
+        device=str(device),
+        dimensions=properties.dimensions,
+        image=None,
+        properties_json=spec.properties_json,
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+    )
+    return HfModel(info, module, tokenizer, pooling_of(folder, properties), dense)
+
+
+def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions, weights: Weights) -> int:
+    """Bytes that the model's weights will take, told from its files, which are downloaded if need be.
+
+    Raises: as `load_hf`.
+    """
+    folder = hf_folder(properties, options, weights, spec_auth(spec))
+    auto = transformers().AutoModel
+    try:
+        with _building, torch.device("meta"):
+            module = auto.from_config(_config(folder, properties), trust_remote_code=properties.trust_remote_code)
+    except Exception:
+        # Code of a repository that cannot be built without memory: single precision is at least what the file holds.
+        return sum(path.stat().st_size for path in _weight_files(folder))
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def transformers() -> Any:
+    """The library, imported now.
+
+    Raises:
+        RequestError: REFUSED, if it is not installed.
+    """
+    try:
+        library: Any = importlib.import_module("transformers")
+    except ImportError:
+        raise RequestError(
+            Fault.REFUSED, "models of type 'hf' need the Python package `transformers`, which this server lacks"
+        ) from None
+    library.utils.logging.disable_progress_bar()
+    return library
+
+
+def spec_auth(spec: ModelSpec) -> Auth | None:
+    """The request's credentials, revealed; None if it has none."""
+    auth: Auth | None = None if spec.auth_json is None else json.loads(spec.auth_json)
+    return auth
+
+
+def hf_folder(
+    properties: HfProperties, options: LoadOptions, weights: Weights, auth: Auth | None, with_weights: bool = True
+) -> Path:
+    """The folder with the model's files: config.json, tokenizer, and weights if they are wanted.
+
+    Raises:
+        RequestError: REFUSED, with the reason.
+    """
+    if properties.trust_remote_code and not options.trust_remote_code:
+        raise RequestError(
+            Fault.REFUSED,
+            "trustRemoteCode is true, but this server runs no code of models; its operator may set trust_remote_code",
+        )
+    repository = properties.name or _repository(properties)
+    if repository is None:
+        return _model_root(_unpacked(properties, weights, auth))
+    token = (auth or {}).get("hf", {}).get("token")
+    patterns = [*_DESCRIPTION, *(["*.py"] if properties.trust_remote_code else [])]
+    if not with_weights:
+        return weights.repository(repository, token, patterns)
+    if properties.type == "hf_stella":
+        patterns.append(f"2_Dense_{properties.dimensions}/*")
+    folder = weights.repository(repository, token, [*patterns, "model*.safetensors"])
+    if not _weight_files(folder):
+        folder = weights.repository(repository, token, [*patterns, "pytorch_model*.bin"])
+    if not _weight_files(folder):
+        raise RequestError(Fault.REFUSED, f"repository '{repository}' has no weights that transformers could load")
+    return folder
+
+
+def _repository(properties: HfProperties) -> str | None:
+    """The repository that `modelLocation` names as a whole; None if the model is in one file or folder."""
+    location = properties.model_location
+    hf = location.hf if location is not None else None
+    return hf.repo_id if hf is not None and hf.filename is None else None
+
+
+def _unpacked(properties: HfProperties, weights: Weights, auth: Auth | None) -> Path:
+    if properties.localpath is not None and Path(properties.localpath).is_dir():
+        folder = Path(properties.localpath)
+        # Asked for by one of its files, since what is allowed is decided by file.
+        weights.checkpoint(properties.model_copy(update={"localpath": str(folder / "config.json")}), auth)
+        return folder
+    return weights.archive(properties, auth)
+
+
+def _model_root(folder: Path) -> Path:
+    """Where config.json is: the folder itself, or the only folder in it."""
+    for candidate in (folder, *(sorted(path for path in folder.iterdir() if path.is_dir()))):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise RequestError(Fault.REFUSED, "there is no config.json, so these are not the files of a transformers model")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+
+
+def _config(folder: Path, properties: HfProperties) -> Any:
+    config = transformers().AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=properties.trust_remote_code
+    )
+    if properties.type == "hf_stella":
+        # Both want xformers, and change no vector.
+        config.use_memory_efficient_attention = False
+        config.unpad_inputs = False
+    return config
+
+
+def _read_module(folder: Path, properties: HfProperties) -> torch.nn.Module:
+    module, report = transformers().AutoModel.from_pretrained(
+        folder,
+        config=_config(folder, properties),
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=properties.trust_remote_code,
+        output_loading_info=True,
+    )
+    # The pooler is never used. Anything else that is missing would be made up of random numbers.
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise ValueError(f"the weights lack {len(missing)} tensors of the architecture, {missing[0]} among them")
+    loaded: torch.nn.Module = module
+    return loaded
+
+
+def _read_dense(folder: Path, dimensions: int) -> torch.nn.Linear:
+    """stella's own projection to one of several widths. Source: the model's card."""
+    place = folder / f"2_Dense_{dimensions}"
+    if (place / "model.safetensors").is_file():
+        state = load_file(place / "model.safetensors")
+    elif (place / "pytorch_model.bin").is_file():
+        state = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    else:
+        raise RequestError(Fault.REFUSED, f"dimensions is {dimensions}, but the repository has no {place.name}")
+    state = {name.removeprefix("linear."): tensor.to(torch.float32) for name, tensor in state.items()}
+    dense = torch.nn.Linear(state["weight"].shape[1], state["weight"].shape[0], bias="bias" in state)
+    dense.load_state_dict(state)
+    return dense.requires_grad_(False)
+
+
+def load_tokenizer(
+    folder: Path, properties: HfProperties, positions: int | None = None, vocabulary: int = 0
+) -> TextTokenizer:
+    """The tokenizer of a folder, cut off at the properties' `tokens`, or where the model's positions end."""
+    tokenizer = transformers().AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=properties.trust_remote_code
+    )
+    limit = properties.tokens
+    if positions is not None and positions < limit:
+        logger.warning(f"tokens is {limit}, but the model in {folder.name} takes at most {positions}: cut off there")
+        limit = positions
+    return TextTokenizer(tokenizer, limit, vocabulary)
+
+
+def _positions(module: torch.nn.Module) -> int | None:
+    """How many tokens the model can take; None if nothing limits it."""
+    for name, part in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
+            # RoBERTa's kin count from behind the padding index.
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return None
+
+
+def pooling_of(folder: Path, properties: HfProperties) -> Pooling:
+    """The properties' pooling, else what the repository's `1_Pooling/config.json` says, else mean."""
+    if properties.pooling is not None:
+        return properties.pooling
+    path = folder / "1_Pooling" / "config.json"
+    config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return "cls" if config.get("pooling_mode_cls_token") else "mean"

@@ -1,0 +1,188 @@
+"""Repositories of the Hugging Face hub, through its own client: its cache, its locks, its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import errors as hub_errors
+
+from embedding.models.failure import invalid, is_full, unloadable
+from embedding.models.options import LoadOptions
+from embedding.models.progress import HubProgress
+
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    size: int
+    sha256: str
+    """"" if the hub does not say: it does for large files."""
+
+
+class Hub:
+    """Downloads from the hub that HF_ENDPOINT names. Blocks.
+
+    Args:
+        options: limits.
+        cache_dir: the hub's cache folder, in the layout of its own client.
+        check_room: called with a file's size; raises RequestError if there is no room for it.
+    """
+
+    def __init__(self, options: LoadOptions, cache_dir: Path, check_room: Callable[[int], None]) -> None:
+        self._options = options
+        self._cache_dir = cache_dir
+        self._check_room = check_room
+
+    def first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
+        """The first of several files that the repository has.
+
+        Raises:
+            RequestError: REFUSED, with the reason; never with the token.
+        """
+        files = self._files(repo_id, token)
+        if files is None:
+            cached = [path for name in names if (path := self._cached(repo_id, name))]
+            if not cached:
+                raise _out_of_reach(repo_id)
+            return cached[0]
+        for name in names:
+            for file in files:
+                if file.name == name:
+                    return self._download(repo_id, file, token)
+        raise unloadable(f"the hub's repository '{repo_id}' has no file {' or '.join(names)}")
+
+    def folder(self, repo_id: str, patterns: Sequence[str] | None, token: str | None) -> Path:
+        """The folder of a repository's files, those that match one of `patterns`; None is all.
+
+        Raises:
+            RequestError: REFUSED, with the reason; never with the token.
+        """
+        files = self._files(repo_id, token)
+        if files is None:
+            return self._cached_folder(repo_id)
+        wanted = [file for file in files if patterns is None or any(fnmatchcase(file.name, p) for p in patterns)]
+        if not wanted:
+            raise unloadable(f"the hub's repository '{repo_id}' has none of the files {', '.join(patterns or ())}")
+        for file in wanted:
+            path = self._download(repo_id, file, token)
+        return path.parents[file.name.count("/")]
+
+    def _files(self, repo_id: str, token: str | None) -> list[_File] | None:
+        """What the repository holds; None if the hub is out of reach. One short request without repetitions, as the
+        client's own would keep a caller waiting."""
+        if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
+            raise invalid("that is not a hub repository's name, OWNER/NAME")
+        api = HfApi(endpoint=_endpoint(), token=token)
+        try:
+            info = api.model_info(repo_id, files_metadata=True, timeout=self._options.connect_timeout_s)
+        except (hub_errors.OfflineModeIsEnabled, httpx.TransportError):
+            return None
+        except Exception as error:
+            raise _failure(repo_id, error) from None
+        return [
+            _File(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else "")
+            for sibling in info.siblings or ()
+        ]
+
+    def _download(self, repo_id: str, file: _File, token: str | None) -> Path:
+        cached = self._cached(repo_id, file.name)
+        limit = self._options.max_checkpoint_bytes
+        if limit and file.size > limit:
+            raise unloadable(f"'{file.name}' of '{repo_id}' has {file.size} bytes, and max_checkpoint_bytes is {limit}")
+        if cached is None:
+            self._check_room(file.size)
+        try:
+            path = Path(
+                hf_hub_download(
+                    repo_id,
+                    file.name,
+                    token=token,
+                    endpoint=_endpoint(),
+                    cache_dir=self._cache_dir,
+                    etag_timeout=self._options.connect_timeout_s,
+                    tqdm_class=HubProgress,
+                )
+            )
+        except OSError as error:
+            if is_full(error):
+                raise unloadable(f"the disk of cache_dir became full while '{file.name}' was written") from None
+            raise _failure(repo_id, error) from None
+        except Exception as error:
+            raise _failure(repo_id, error) from None
+        if path != cached:
+            _check(path, file, repo_id)
+        return path
+
+    def _cached(self, repo_id: str, name: str) -> Path | None:
+        try:
+            path = hf_hub_download(repo_id, name, cache_dir=self._cache_dir, local_files_only=True)
+        except (hub_errors.EntryNotFoundError, OSError, ValueError):
+            return None
+        return Path(path)
+
+    def _cached_folder(self, repo_id: str) -> Path:
+        root = self._cache_dir / f"models--{repo_id.replace('/', '--')}"
+        try:
+            folder = root / "snapshots" / (root / "refs" / "main").read_text().strip()
+        except OSError:
+            raise _out_of_reach(repo_id) from None
+        if not folder.is_dir():
+            raise _out_of_reach(repo_id)
+        return folder
+
+
+def forget(path: Path) -> None:
+    """Deletes a cached file, so that it will be downloaded anew."""
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+
+
+def _endpoint() -> str | None:
+    # Read at each use: the client itself reads it only once, when it is imported.
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _check(path: Path, file: _File, repo_id: str) -> None:
+    digest = hashlib.sha256()
+    if file.sha256:
+        with path.open("rb") as content:
+            while chunk := content.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    if (file.size and path.stat().st_size != file.size) or (file.sha256 and digest.hexdigest() != file.sha256):
+        forget(path)
+        raise unloadable(f"'{file.name}' of '{repo_id}' arrived corrupt; it was deleted")
+
+
+def _out_of_reach(repo_id: str) -> Exception:
+    return unloadable(f"the hub is out of reach, and '{repo_id}' is not in this machine's cache")
+
+
+def _failure(repo_id: str, error: Exception) -> Exception:
+    """The hub's answer in our words: its own texts advise people on their own machines."""
+    match error:
+        case hub_errors.GatedRepoError():
+            reason = "it is gated; give a token that has access as modelAuth"
+        case hub_errors.RepositoryNotFoundError():
+            reason = "it does not exist, or it is private and needs a token with access as modelAuth"
+        case hub_errors.LocalEntryNotFoundError():
+            return _out_of_reach(repo_id)
+        case hub_errors.EntryNotFoundError():
+            reason = "it has no such file"
+        case hub_errors.HfHubHTTPError():
+            status = error.response.status_code if error.response is not None else "nothing"
+            reason = f"the hub answered {status}" + ("; is the token right?" if status in (401, 403) else "")
+        case _:
+            reason = f"downloading it failed ({type(error).__name__})"
+    return unloadable(f"the hub's repository '{repo_id}': {reason}")

@@ -1,0 +1,208 @@
+"""What an open_clip model is made of: its config, its weights' file, its tokenizer, its preprocessing.
+
+Source: protocol sheet, section 7.1. Three rules say how properties are read, and the first that fits counts:
+a checkpoint of the request's own, a hub repository, one of open_clip's pretrained tags. Only under the first do
+preprocessing, tokenizer, jit and precision of the properties have an effect.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
+
+from embedding.image_spec import ImageSpec
+from embedding.models.failure import described, invalid, unloadable
+from embedding.models.properties import OpenClipProperties
+from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
+
+HUB_PREFIX = "hf-hub:"
+_CONFIG = "open_clip_config.json"
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+
+_OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PRESETS: dict[str, ImageSpec] = {
+    "OpenCLIP": ImageSpec((224, 224), _OPENAI_MEAN, _OPENAI_STD, "bicubic", "shortest"),
+    "OpenAI": ImageSpec((224, 224), _OPENAI_MEAN, _OPENAI_STD, "bicubic", "shortest"),
+    "SigLIP": ImageSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "squash"),
+    "CLIPA": ImageSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "squash"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything on this machine's disk that open_clip needs.
+
+    Args:
+        architecture: its name, for messages.
+        config: open_clip's `model_cfg`.
+        weights: the checkpoint.
+        tokenizer: folder of a transformers tokenizer; None is the architecture's own, which comes with open_clip.
+        tokenizer_options: further arguments of open_clip's tokenizer class.
+        preprocessing: open_clip's `preprocess_cfg`, which its own defaults complete.
+        image: how pictures are prepared, if the properties say it; None leaves it to `preprocessing` and the model.
+        precision: "fp32" or "fp16" if the properties ask for it by name; None is the server's choice.
+        jit: whether the module is scripted.
+    """
+
+    architecture: str
+    config: dict[str, Any]
+    weights: Path
+    tokenizer: Path | None
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    image: ImageSpec | None = None
+    precision: str | None = None
+    jit: bool = False
+
+    def make_tokenizer(self) -> Any:
+        """open_clip's tokenizer: a callable from texts to int64 tokens, shape (n, context length)."""
+        text = self.config["text_cfg"]
+        length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+        if self.tokenizer is not None:
+            return open_clip.HFTokenizer(str(self.tokenizer), context_length=length, **self.tokenizer_options)
+        return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
+
+
+def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:
+    """Follows the first rule that fits, and downloads what is missing.
+
+    Raises:
+        RequestError: REFUSED, with the reason.
+    """
+    if properties.has_checkpoint:
+        return _from_checkpoint(properties, auth, weights)
+    if properties.name.startswith(HUB_PREFIX):
+        return _from_repository(properties.name, hf_token(auth), weights)
+    return _from_tag(properties.name, hf_token(auth), weights)
+
+
+def _from_checkpoint(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:
+    name, token = properties.name, hf_token(auth)
+    if name.startswith(HUB_PREFIX):
+        config = _repository_config(name, token, weights)["model_cfg"]
+    else:
+        name = name.replace("/", "-")  # the legacy spelling: ViT-B/32
+        config = _architecture(name, properties.name)
+    path = weights.checkpoint(properties, auth)
+    if properties.tokenizer is not None:
+        own = {"hf_tokenizer_name": properties.tokenizer}
+        tokenizer, tokenizer_options = _tokenizer({"text_cfg": own}, properties.tokenizer, token, weights)
+    else:
+        tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
+    preset = PRESETS[properties.preset]
+    return Recipe(
+        name,
+        _with_local_text_tower(config, name, token, weights),
+        path,
+        tokenizer,
+        tokenizer_options,
+        image=ImageSpec(
+            size=(properties.size, properties.size),
+            mean=properties.mean or preset.mean,
+            std=properties.std or preset.std,
+            interpolation=preset.interpolation,
+            resize_mode=preset.resize_mode,
+        ),
+        precision=properties.precision if "precision" in properties.model_fields_set else None,
+        jit=properties.jit,
+    )
+
+
+def _from_repository(name: str, token: str | None, weights: Weights) -> Recipe:
+    repository = name.removeprefix(HUB_PREFIX)
+    both = _repository_config(name, token, weights)
+    config = both["model_cfg"]
+    path = weights.repository_file(repository, OPENCLIP_FILES, token, name)
+    tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
+    config = _with_local_text_tower(config, name, token, weights)
+    preprocessing = both.get("preprocess_cfg") or {}
+    return Recipe(name, config, path, tokenizer, tokenizer_options, preprocessing)
+
+
+def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
+    architecture, tag = _pretrained_tag(name)
+    weights.check_hub(name)
+    config = _architecture(architecture, architecture)
+    path = _tagged_weights(architecture, tag, token, weights, name)
+    tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
+    config = _with_local_text_tower(config, name, token, weights)
+    preprocessing = get_pretrained_cfg(architecture, tag)
+    return Recipe(architecture, config, path, tokenizer, tokenizer_options, preprocessing)
+
+
+def _architecture(name: str, given: str) -> dict[str, Any]:
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise invalid(f"name '{given}' is not an architecture that open_clip knows, such as ViT-B-32")
+    return config
+
+
+def _pretrained_tag(name: str) -> tuple[str, str]:
+    parts = name.split("/")
+    # The tag is checked against open_clip's table, since open_clip itself would also take a path of this machine.
+    if len(parts) == 3 and parts[0] == "open_clip" and is_pretrained_cfg(parts[1], parts[2]):
+        return parts[1], parts[2]
+    raise invalid(
+        f"name '{name}' is neither 'open_clip/ARCHITECTURE/PRETRAINED' with a pretrained tag that open_clip knows, nor "
+        "'hf-hub:OWNER/REPOSITORY'; for your own checkpoint give `localpath`, `url` or `modelLocation`"
+    )
+
+
+def _tagged_weights(architecture: str, tag: str, token: str | None, weights: Weights, name: str) -> Path:
+    """The file of a pretrained tag: from the hub where open_clip's table has it there, else from its URL."""
+    entry = get_pretrained_cfg(architecture, tag)
+    if place := entry.get("hf_hub"):
+        repository, _, filename = place.rpartition("/")
+        stem = filename.rpartition(".")[0]
+        names = (f"{stem}.safetensors", filename) if filename else OPENCLIP_FILES
+        return weights.repository_file(repository, names, token, name)
+    url = entry["url"]
+    return weights.url(url, _hash_in(url), name)
+
+
+def _hash_in(url: str) -> str:
+    """The sha256 (or its start) that two of the hosts in open_clip's table write into their URLs."""
+    if "openaipublic" in url:
+        return str(url.split("/")[-2])
+    if "mlfoundations" in url:
+        return str(url.rsplit("/", 1)[-1].rsplit(".", 1)[0].split("-")[-1])
+    return ""
+
+
+def _repository_config(name: str, token: str | None, weights: Weights) -> dict[str, Any]:
+    repository = name.removeprefix(HUB_PREFIX)
+    path = weights.repository_file(repository, (_CONFIG,), token, name)
+    try:
+        config = json.loads(path.read_bytes())
+        if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"]):
+            raise ValueError("model_cfg lacks embed_dim, vision_cfg or text_cfg")
+    except (ValueError, TypeError, KeyError) as error:
+        raise unloadable(f"the {_CONFIG} of '{repository}' cannot be used: {described(error)}") from None
+    return dict(config)
+
+
+def _tokenizer(
+    config: dict[str, Any], name: str, token: str | None, weights: Weights
+) -> tuple[Path | None, dict[str, Any]]:
+    """The architecture's own tokenizer, as `open_clip.get_tokenizer` would choose it."""
+    text = config["text_cfg"]
+    repository = text.get("hf_tokenizer_name")
+    if not repository:
+        return None, {}
+    folder = weights.repository(repository, token, _TOKENIZER_FILES, name)
+    return folder, {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+
+
+def _with_local_text_tower(config: dict[str, Any], name: str, token: str | None, weights: Weights) -> dict[str, Any]:
+    """A transformers text tower is described by a config of its own, which transformers would fetch without our token,
+    limits and cache; given a folder, it fetches nothing."""
+    repository = config["text_cfg"].get("hf_model_name")
+    if not repository:
+        return config
+    folder = weights.repository(repository, token, ("config.json",), name)
+    return {**config, "text_cfg": {**config["text_cfg"], "hf_model_name": str(folder)}}

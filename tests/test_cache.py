@@ -1,0 +1,293 @@
+"""The models of a replica: loaded once, counted in bytes, never taken from a user. Gates stand for slow loading."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from embedding.errors import Fault, RequestError
+from embedding.models.cache import ModelCache
+from embedding.models.spec import ModelInfo, ModelSpec
+
+WAIT_S = 10
+
+
+@dataclass(eq=False)
+class Weights:
+    """A model as far as the cache is concerned: it knows its size."""
+
+    info: ModelInfo
+
+
+class Loader:
+    """Loads models of 10 bytes, or of as many as their names say (`big:40`); those in `gates` when they are opened."""
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.gates: dict[str, threading.Event] = {}
+        self.started: dict[str, threading.Event] = {}
+
+    def gate(self, name: str) -> threading.Event:
+        self.started[name] = threading.Event()
+        self.gates[name] = threading.Event()
+        return self.gates[name]
+
+    def __call__(self, spec: ModelSpec) -> Weights:
+        self.loads.append(spec.name)
+        if spec.name in self.gates:
+            self.started[spec.name].set()
+            assert self.gates[spec.name].wait(WAIT_S)
+        if spec.name.startswith("bad"):
+            raise RequestError(Fault.REFUSED, f"cannot load {spec.name}")
+        _, _, nbytes = spec.name.partition(":")
+        return Weights(ModelInfo(spec.name, spec.name + "||0000", "cpu", 4, None, "{}", int(nbytes or 10)))
+
+    async def loading(self, name: str) -> None:
+        assert await asyncio.to_thread(self.started[name].wait, WAIT_S)
+
+
+def spec(name: str) -> ModelSpec:
+    return ModelSpec(name, "{}")
+
+
+def run(test: Callable[[ModelCache, Loader], Awaitable[None]], budget: int = 0) -> None:
+    loader = Loader()
+
+    async def main() -> None:
+        with ThreadPoolExecutor(4) as executor:
+            try:
+                await asyncio.wait_for(test(ModelCache(loader, executor, budget), loader), WAIT_S)
+            finally:
+                for gate in loader.gates.values():
+                    gate.set()
+
+    asyncio.run(main())
+
+
+async def touch(cache: ModelCache, name: str) -> Weights:
+    async with cache.use(spec(name)) as model:
+        return model
+
+
+def names(cache: ModelCache) -> list[str]:
+    return [info.name for info in cache.infos()]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the other tasks run until the condition holds; the timeout of `run` ends what never does."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def settle() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_model_is_loaded_once_and_kept() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        first = await touch(cache, "a")
+        assert await touch(cache, "a") is first
+        assert loader.loads == ["a"]
+        assert names(cache) == ["a"]
+
+    run(test)
+
+
+def test_however_many_ask_at_once() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("a")
+        callers = [asyncio.create_task(touch(cache, "a")) for _ in range(20)]
+        await loader.loading("a")
+        gate.set()
+        models = await asyncio.gather(*callers)
+        assert len(set(map(id, models))) == 1
+        assert loader.loads == ["a"]
+
+    run(test)
+
+
+def test_others_are_served_while_one_loads() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("slow")
+        slow = asyncio.create_task(touch(cache, "slow"))
+        await loader.loading("slow")
+        await touch(cache, "a")
+        await touch(cache, "a")
+        assert not slow.done()
+        gate.set()
+        await slow
+
+    run(test)
+
+
+def test_who_hangs_up_does_not_cost_the_others_their_model() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("a")
+        impatient, patient = (asyncio.create_task(touch(cache, "a")) for _ in range(2))
+        await loader.loading("a")
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        gate.set()
+        assert (await patient).info.name == "a"
+        assert impatient.cancelled()
+        assert loader.loads == ["a"]
+
+    run(test)
+
+
+def test_all_learn_of_a_failure_and_the_next_may_try_again() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("bad")
+        callers = [asyncio.create_task(touch(cache, "bad")) for _ in range(3)]
+        await loader.loading("bad")
+        gate.set()
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["cannot load bad"] * 3
+        with pytest.raises(RequestError, match="cannot load bad"):
+            await touch(cache, "bad")
+        assert loader.loads == ["bad", "bad"]
+        assert names(cache) == []
+
+    run(test)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        for name in ("a", "b", "c", "a", "d"):
+            await touch(cache, name)
+        assert names(cache) == ["c", "a", "d"]
+        await touch(cache, "big:20")
+        assert names(cache) == ["d", "big:20"]
+
+    run(test, budget=30)
+
+
+def test_without_a_budget_everything_stays() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        for i in range(50):
+            await touch(cache, f"{i}:1000000000000")
+        assert len(names(cache)) == 50
+
+    run(test)
+
+
+def test_a_model_in_use_is_not_taken_away_and_the_newcomer_waits() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with AsyncExitStack() as stack:
+            used = await stack.enter_async_context(cache.use(spec("used")))
+            await touch(cache, "idle")
+            newcomer = asyncio.create_task(touch(cache, "big:20"))
+            await until(lambda: "big:20" in loader.loads)
+            await asyncio.to_thread(lambda: None)
+            await settle()
+            assert not newcomer.done()
+            assert "used" in names(cache)
+            assert await touch(cache, "used") is used
+        assert (await newcomer).info.name == "big:20"
+        assert names(cache) == ["big:20"]
+
+    run(test, budget=20)
+
+
+def test_too_large_for_the_whole_budget() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        with pytest.raises(RequestError, match=r"Unable to load model 'big:31'.*31 bytes.*30") as caught:
+            await touch(cache, "big:31")
+        assert caught.value.fault is Fault.REFUSED
+        assert names(cache) == ["a"]
+        await touch(cache, "big:30")
+
+    run(test, budget=30)
+
+
+def test_two_that_load_together_keep_to_the_budget() -> None:
+    """Each is in its user's hands before the other may push it out, even if both arrive in the same instant."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        in_use = 0
+        most = 0
+
+        async def hold(name: str) -> None:
+            nonlocal in_use, most
+            async with cache.use(spec(name)) as model:
+                in_use += model.info.nbytes
+                most = max(most, in_use)
+                await settle()
+                in_use -= model.info.nbytes
+
+        gates = [loader.gate(name) for name in ("a", "b")]
+        callers = [asyncio.create_task(hold(name)) for name in ("a", "b")]
+        for name in ("a", "b"):
+            await loader.loading(name)
+        for gate in gates:
+            gate.set()
+        # The event loop sees both results at once.
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 0.05
+        while loop.time() < end:
+            pass
+        await asyncio.gather(*callers)
+        assert most == 10
+        assert loader.loads == ["a", "b"]
+
+    run(test, budget=10)
+
+
+def test_an_ejected_model_serves_its_users_and_is_loaded_anew() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("a")) as model:
+            await touch(cache, "b")
+            assert [info.name for info in cache.eject(lambda info: info.name == "a")] == ["a"]
+            assert names(cache) == ["b"]
+            assert model.info.name == "a"
+            assert await touch(cache, "a") is not model
+        assert cache.eject(lambda info: False) == []
+        assert loader.loads == ["a", "b", "a"]
+        assert names(cache) == ["b", "a"]
+
+    run(test)
+
+
+def test_an_ejected_model_in_use_still_counts() -> None:
+    """Its memory is taken until its last user is done: nothing may be loaded into that place before."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(cache.use(spec("a")))
+            cache.eject(lambda info: True)
+            newcomer = asyncio.create_task(touch(cache, "b"))
+            await until(lambda: "b" in loader.loads)
+            await asyncio.to_thread(lambda: None)
+            await settle()
+            assert not newcomer.done()
+        await newcomer
+
+    run(test, budget=10)
+
+
+def test_credentials_do_not_make_another_model() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        for auth in (None, '{"hf": {"token": "x"}}'):
+            async with cache.use(ModelSpec("a", "{}", auth_json=auth)):
+                pass
+        assert loader.loads == ["a"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("other", [ModelSpec("b", "{}"), ModelSpec("a", '{"size":1}'), ModelSpec("a", "{}", "cpu")])
+def test_name_properties_and_device_do(other: ModelSpec) -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("a")), cache.use(other):
+            assert len(loader.loads) == 2
+
+    run(test)

@@ -1,0 +1,123 @@
+"""The builder's arguments and the configs that come with the project are closed: a typo is an error, not a default."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, RayActorOptionsSchema, ServeApplicationSchema
+
+import graph
+from deployments.encoder import BatchSettings
+from deployments.launch import StartError, read_config
+
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEPLOYMENTS = {"Ingress", "Preprocessor", "Encoder"}
+
+
+def known(schema: type[BaseModel]) -> set[str]:
+    return set(schema.model_fields)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"device": "cpu"},
+        {"encoder": {"devise": "cpu"}},
+        {"encoder": {"device": "gpu"}},
+        {"ingress": {"image_chunk": 0}},
+        {"preprocessor": {"fetch": {"max_byte": 1}}},
+        {"preprocessor": {"fetch": {"allowed_networks": "not a network"}}},
+    ],
+)
+def test_arguments_are_closed(args: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        graph.GraphArgs.model_validate(args)
+
+
+def test_the_builder_takes_typed_arguments() -> None:
+    """Serve types the builder's argument by its annotation; under postponed annotations it would be a plain dict."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    with pytest.raises(ValidationError, match="devise"):
+        call_user_app_builder_with_args_if_necessary(graph.build_app, {"encoder": {"devise": "cpu"}})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_key_of_a_config_is_known(path: Path) -> None:
+    """Serve lets unknown keys of its YAML pass, so this test does not."""
+    config = read_config(path)
+    assert set(config) <= {"proxy_location", "http_options", "applications"}
+    assert set(config["http_options"]) <= known(HTTPOptionsSchema)
+    for application in config["applications"]:
+        assert set(application) <= known(ServeApplicationSchema)
+        assert {deployment["name"] for deployment in application["deployments"]} == DEPLOYMENTS
+        for deployment in application["deployments"]:
+            assert set(deployment) <= known(DeploymentSchema)
+            assert set(deployment.get("ray_actor_options", {})) <= known(RayActorOptionsSchema)
+            assert set(deployment.get("autoscaling_config", {})) <= known(AutoscalingConfig)
+            if deployment["name"] == "Encoder":
+                BatchSettings.model_validate(deployment["user_config"])
+            else:
+                assert "user_config" not in deployment
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_nothing_listens_beyond_loopback(path: Path) -> None:
+    assert read_config(path)["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_preprocessors_and_encoders_scale_apart(path: Path) -> None:
+    (application,) = read_config(path)["applications"]
+    scaling = {d["name"]: d.get("autoscaling_config") for d in application["deployments"]}
+    for name in ("Preprocessor", "Encoder"):
+        wanted = {"min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s"}
+        assert wanted <= set(scaling[name])
+    assert scaling["Preprocessor"]["target_ongoing_requests"] != scaling["Encoder"]["target_ongoing_requests"]
+
+
+def test_batches_can_fill() -> None:
+    """A chunk larger than a batch never fits, and fewer ongoing requests than a batch has items never fill it."""
+    for path in CONFIGS:
+        (application,) = read_config(path)["applications"]
+        args = graph.GraphArgs.model_validate(application["args"])
+        encoder = next(d for d in application["deployments"] if d["name"] == "Encoder")
+        batches = BatchSettings.model_validate(encoder["user_config"])
+        assert args.ingress.image_chunk <= batches.max_image_batch
+        assert encoder["max_ongoing_requests"] * args.ingress.image_chunk >= 2 * batches.max_image_batch
+
+
+def test_a_cuda_encoder_asks_ray_for_one_gpu() -> None:
+    args = graph.GraphArgs.model_validate({"encoder": {"device": "cuda"}})
+    app = graph.build_app(args)
+    (encoder,) = [
+        d
+        for d in app._bound_deployment.init_args
+        if getattr(d, "_bound_deployment", None) and d._bound_deployment.name == "Encoder"
+    ]
+    assert encoder._bound_deployment.ray_actor_options["num_gpus"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("applications: [", "not YAML"),
+        ("- 1", "no list `applications`"),
+        ("applications: [{name: marqo, args: {encoder: {devise: cpu}}}]", "encoder.devise: Extra inputs"),
+    ],
+)
+def test_a_bad_config_is_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(StartError, match=reason) as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_demo_config_is_the_default_of_make_serve() -> None:
+    assert "CONFIG ?= config/demo.yaml" in (ROOT / "Makefile").read_text()
+    assert yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())["http_options"]["port"] == 8881

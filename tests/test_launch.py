@@ -1,0 +1,164 @@
+"""The other ways to start the server, as an operator would: real commands, each with a Ray of its own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT, demo_config, free_port
+from marqo_client import MarqoClient
+
+BIN = Path(sys.executable).parent
+
+
+class Command:
+    """A running command. Its output goes to a file, since one that nobody reads would stop a talkative process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+        """Polls until the condition holds; fails at once if the command ends before."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            ended = self.process.poll() is not None and not condition()
+            assert not ended, f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.output}"
+            time.sleep(0.1)
+
+    def wait_for_output(self, text: str) -> None:
+        self.wait_for(lambda: text in self.output, repr(text))
+
+    def wait_until_healthy(self, url: str) -> MarqoClient:
+        client = MarqoClient(url)
+
+        def healthy() -> bool:
+            try:
+                return client.get("/healthz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        self.wait_for(healthy, "a healthy server")
+        return client
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands; at the end each is interrupted as Ctrl-C would, and must then end by itself."""
+    started: list[Command] = []
+
+    def start(*words: str | Path) -> Command:
+        log = tmp_path / f"log{len(started)}"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*map(str, words)],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(Command(process, log))
+        return started[-1]
+
+    yield start
+    for one in started:
+        stop(one)
+
+
+def stop(command: Command) -> int:
+    """Ctrl-C, and the exit status."""
+    if command.process.poll() is None:
+        command.process.send_signal(signal.SIGINT)
+    return command.process.wait(timeout=90)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def production_config() -> dict[str, Any]:
+    config = yaml.safe_load((ROOT / "config" / "serve.yaml").read_text())
+    config["http_options"]["port"] = free_port()
+    return config
+
+
+def config_on_free_port() -> dict[str, Any]:
+    config = demo_config()
+    config["http_options"]["port"] = free_port()
+    return config
+
+
+def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., Command]) -> None:
+    config = config_on_free_port()
+    port = config["http_options"]["port"]
+    server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
+    server.wait_for_output("ready: http://127.0.0.1")
+    assert MarqoClient(f"http://127.0.0.1:{port}").results(["a red circle"])
+    assert stop(server) == 0
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # nobody holds the port any more
+
+
+def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:
+    config = config_on_free_port()
+    path = write_config(tmp_path / "config.yaml", config)
+    port = config["http_options"]["port"]
+    with socket.create_server(("127.0.0.1", port)):
+        server = command(sys.executable, "-m", "deployments.launch", path)
+        assert server.process.wait(timeout=60) == 1
+    assert re.fullmatch(rf"error: port {port} on [^\n]*\n", server.output)
+
+
+def test_a_failed_start_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:
+    config = config_on_free_port()
+    config["applications"][0]["args"]["encoder"]["preload"] = ["no/such-model"]
+    server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
+    assert server.process.wait(timeout=180) == 1
+    assert re.search(r"^error: .*no/such-model", server.output, re.MULTILINE)
+
+
+def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[..., Command]) -> None:
+    """It comes up on a machine without a GPU."""
+    config = production_config()
+    server = command(BIN / "serve", "run", write_config(tmp_path / "serve.yaml", config))
+    client = server.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
+    assert client.results(["hi"], model="random/small")
+
+
+def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
+    server = command(BIN / "serve", "run", "graph:app")
+    client = server.wait_until_healthy("http://127.0.0.1:8000")
+    assert client.results(["hi"], model="random/small")
+
+
+def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callable[..., Command]) -> None:
+    config = production_config()
+    dashboard = free_port()
+    head = (
+        "import ray, sys; "
+        f"ray.init(include_dashboard=True, dashboard_port={dashboard}); print('cluster is up'); sys.stdin.read()"
+    )
+    cluster = command(sys.executable, "-c", head)
+    cluster.wait_for_output("cluster is up")
+    path = write_config(tmp_path / "serve.yaml", config)
+    address = f"http://127.0.0.1:{dashboard}"
+    subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120)
+    client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
+    assert client.results(["hi"], model="random/small")
