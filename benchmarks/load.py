@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import itertools
 import multiprocessing
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import numpy as np
 
 from benchmarks.cpu import CpuMeter
 from benchmarks.target import Target
@@ -158,6 +162,45 @@ async def _open_loop(target: Target, contents: Sequence[str], rate: float, secon
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             tasks.append(asyncio.create_task(one(bodies[i % len(bodies)], due)))
         return list(await asyncio.gather(*tasks))
+
+
+class Conversation:
+    """One client on one connection, for measurements that need to see its side too."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._http = http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=300)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def ask(self, contents: Sequence[Any] | np.ndarray) -> int:
+        """Packs, sends, waits and unpacks.
+
+        Returns:
+            Bytes of request and reply, without headers.
+
+        Raises:
+            ValueError: the server refused, or vectors are missing.
+        """
+        body = self._target.pack(contents)
+        self._http.request("POST", urlsplit(self._target.url).path, body, dict(self._target.headers))
+        response = self._http.getresponse()
+        reply = response.read()
+        if response.status != 200:
+            raise ValueError(f"{self._target.url} answered {response.status}: {reply[:500]!r}")
+        if len(self._target.unpack(reply)) != len(contents):
+            raise ValueError(f"{self._target.url} gave another number of vectors than was asked for")
+        return len(body) + len(reply)
+
+
+def once(target: Target, contents: Sequence[Any]) -> None:
+    """One request, answered in full."""
+    with Conversation(target) as conversation:
+        conversation.ask(contents)
 
 
 async def post(session: aiohttp.ClientSession, target: Target, body: bytes) -> bytes:

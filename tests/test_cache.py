@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import random
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import open_clip
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
+from embedding.models.loader import estimate_bytes, load_model
+from embedding.models.model import Model
+from embedding.models.openclip import add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.protocol import ModelConfig
 
 WAIT_S = 10
 
@@ -32,6 +45,7 @@ class Loader:
         self.loads: list[str] = []
         self.gates: dict[str, threading.Event] = {}
         self.started: dict[str, threading.Event] = {}
+        self.pool = ThreadPoolExecutor(4)
 
     def gate(self, name: str) -> threading.Event:
         self.started[name] = threading.Event()
@@ -56,13 +70,13 @@ def spec(name: str) -> ModelSpec:
     return ModelSpec(name, "{}")
 
 
-def run(test: Callable[[ModelCache, Loader], Awaitable[None]], budget: int = 0) -> None:
+def run(test: Callable[[ModelCache, Loader], Awaitable[None]], budget: int = 0, **settings: Any) -> None:
     loader = Loader()
 
     async def main() -> None:
-        with ThreadPoolExecutor(4) as executor:
+        with loader.pool as executor:
             try:
-                await asyncio.wait_for(test(ModelCache(loader, executor, budget), loader), WAIT_S)
+                await asyncio.wait_for(test(ModelCache(loader, executor, budget, **settings), loader), WAIT_S)
             finally:
                 for gate in loader.gates.values():
                     gate.set()
@@ -79,15 +93,10 @@ def names(cache: ModelCache) -> list[str]:
     return [info.name for info in cache.infos()]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets the other tasks run until the condition holds; the timeout of `run` ends what never does."""
-    while not condition():
-        await asyncio.sleep(0)
-
-
 async def settle() -> None:
-    """Lets every task that can run do so."""
-    for _ in range(20):
+    """Lets every task that can run do so, also one whose model comes from its thread in this very moment."""
+    for _ in range(5):
+        await asyncio.to_thread(lambda: None)
         await asyncio.sleep(0)
 
 
@@ -184,9 +193,9 @@ def test_a_model_in_use_is_not_taken_away_and_the_newcomer_waits() -> None:
         async with AsyncExitStack() as stack:
             used = await stack.enter_async_context(cache.use(spec("used")))
             await touch(cache, "idle")
+            loader.gate("big:20").set()
             newcomer = asyncio.create_task(touch(cache, "big:20"))
-            await until(lambda: "big:20" in loader.loads)
-            await asyncio.to_thread(lambda: None)
+            await loader.loading("big:20")
             await settle()
             assert not newcomer.done()
             assert "used" in names(cache)
@@ -230,11 +239,7 @@ def test_two_that_load_together_keep_to_the_budget() -> None:
             await loader.loading(name)
         for gate in gates:
             gate.set()
-        # The event loop sees both results at once.
-        loop = asyncio.get_running_loop()
-        end = loop.time() + 0.05
-        while loop.time() < end:
-            pass
+        loader.pool.shutdown(wait=True)  # blocks the event loop too, which then sees both results at once
         await asyncio.gather(*callers)
         assert most == 10
         assert loader.loads == ["a", "b"]
@@ -264,9 +269,9 @@ def test_an_ejected_model_in_use_still_counts() -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(cache.use(spec("a")))
             cache.eject(lambda info: True)
+            loader.gate("b").set()
             newcomer = asyncio.create_task(touch(cache, "b"))
-            await until(lambda: "b" in loader.loads)
-            await asyncio.to_thread(lambda: None)
+            await loader.loading("b")
             await settle()
             assert not newcomer.done()
         await newcomer
@@ -291,3 +296,291 @@ def test_name_properties_and_device_do(other: ModelSpec) -> None:
             assert len(loader.loads) == 2
 
     run(test)
+
+
+# --- Sizes that are known beforehand ---
+
+
+def foreseen(spec: ModelSpec) -> int:
+    """As `Loader` will have it, unless the name says otherwise: `NAME:ACTUAL:FORESEEN`."""
+    parts = spec.name.split(":")
+    return int(parts[-1]) if len(parts) > 1 else 10
+
+
+def test_room_is_made_before_the_load() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        await touch(cache, "b")
+        gate = loader.gate("c")
+        newcomer = asyncio.create_task(touch(cache, "c"))
+        await loader.loading("c")
+        assert names(cache) == ["b"]
+        assert cache.stats().bytes == 20
+        gate.set()
+        await newcomer
+        assert cache.stats().bytes == 20
+
+    run(test, budget=20, estimate=foreseen)
+
+
+def test_no_load_begins_while_models_in_use_fill_the_budget() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("a")), cache.use(spec("b")):
+            waiting = [asyncio.create_task(touch(cache, name)) for name in ("c", "d")]
+            await until(lambda: cache.stats().waiting == 2)
+            await settle()
+            assert loader.loads == ["a", "b"]
+            assert cache.stats().bytes == 20
+        await asyncio.gather(*waiting)
+        assert sorted(loader.loads) == ["a", "b", "c", "d"]
+        assert cache.stats().evictions == 2
+
+    run(test, budget=20, estimate=foreseen)
+
+
+def test_what_can_never_fit_is_not_even_loaded() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        with pytest.raises(RequestError, match=r"Unable to load model 'big:31'.*31 bytes.*30"):
+            await touch(cache, "big:31")
+        assert loader.loads == ["a"]
+        assert names(cache) == ["a"]
+
+    run(test, budget=30, estimate=foreseen)
+
+
+@pytest.mark.parametrize("name", ["wrong:20:5", "wrong:20:30"])
+def test_an_estimate_may_be_wrong(name: str) -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        await touch(cache, "b")
+        await touch(cache, name)
+        assert cache.stats().bytes <= 30
+        assert name in names(cache)
+        cache.eject(lambda info: True)
+        assert cache.stats().bytes == 0
+
+    class Sized(Loader):
+        def __call__(self, spec: ModelSpec) -> Weights:
+            model = super().__call__(ModelSpec(spec.name.rpartition(":")[0] if spec.name == name else spec.name, "{}"))
+            return Weights(dataclasses.replace(model.info, name=spec.name))
+
+    async def main() -> None:
+        with ThreadPoolExecutor(4) as executor:
+            loader = Sized()
+            await asyncio.wait_for(test(ModelCache(loader, executor, 30, foreseen), loader), WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_a_failed_load_costs_nobody_anything() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("a")):
+            for _ in range(3):
+                with pytest.raises(RequestError, match="cannot load bad"):
+                    await touch(cache, "bad")
+            assert cache.stats().bytes == 10
+            await touch(cache, "b")
+        assert names(cache) == ["a", "b"]
+        assert cache.stats().failed_loads == 3
+
+    run(test, budget=20, estimate=foreseen)
+
+
+def test_an_estimate_that_refuses() -> None:
+    def refuse(spec: ModelSpec) -> int:
+        raise RequestError(Fault.REFUSED, "not allowed")
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        with pytest.raises(RequestError, match="not allowed"):
+            await touch(cache, "a")
+        assert loader.loads == []
+        assert cache.stats().bytes == 0
+
+    run(test, budget=20, estimate=refuse)
+
+
+def test_a_model_that_is_never_idle_cannot_keep_others_out() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        served = 0
+        done = False
+
+        async def keep_busy(offset: int) -> None:
+            """Two of these overlap: without more ado the model would have a user at every moment."""
+            nonlocal served
+            await asyncio.sleep(offset * 0.01)
+            while not done:
+                async with cache.use(spec("hot")):
+                    served += 1
+                    await asyncio.sleep(0.02)
+
+        busy = [asyncio.create_task(keep_busy(i)) for i in range(2)]
+        await until(lambda: names(cache) == ["hot"])
+        assert (await touch(cache, "cold")).info.name == "cold"
+        before = served
+        await until(lambda: served > before + 5)
+        done = True
+        await asyncio.gather(*busy)
+
+    run(test, budget=10, estimate=foreseen, patience_s=0.2)
+
+
+def test_nothing_is_loaded_for_those_who_have_hung_up() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("a")):
+            callers = [asyncio.create_task(touch(cache, "b")) for _ in range(3)]
+            await until(lambda: cache.stats().waiting == 1)
+            for caller in callers[:2]:
+                caller.cancel()
+            await settle()
+            assert cache.stats().waiting == 1
+            callers[2].cancel()
+            again = asyncio.create_task(touch(cache, "c"))
+            await settle()
+            assert cache.stats().waiting == 1
+            another = asyncio.create_task(touch(cache, "b"))
+        await asyncio.gather(again, another)
+        assert loader.loads == ["a", "c", "b"]
+
+    run(test, budget=10, estimate=foreseen)
+
+
+class Full(Loader):
+    """A device whose memory is full for as long as more than `most` other models are alive."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.alive: list[weakref.ref[Weights]] = []
+        self.released = 0
+
+    def __call__(self, spec: ModelSpec) -> Weights:
+        if sum(model() is not None for model in self.alive) > self.most:
+            raise MemoryError("no room for 10 bytes")
+        model = super().__call__(spec)
+        self.alive.append(weakref.ref(model))
+        return model
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def on_a_full_device(most: int, test: Callable[[ModelCache, Full], Awaitable[None]]) -> None:
+    async def main() -> None:
+        loader = Full(most)
+        with ThreadPoolExecutor(4) as executor:
+            cache = ModelCache(loader, executor, release=loader.release)
+            await asyncio.wait_for(test(cache, loader), WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_out_of_memory_ejects_what_is_idle_and_tries_again() -> None:
+    async def test(cache: ModelCache, loader: Full) -> None:
+        await touch(cache, "a")
+        async with cache.use(spec("used")):
+            await touch(cache, "b")
+            assert names(cache) == ["used", "b"]
+            assert loader.released == 1
+            assert cache.stats().out_of_memory == 1
+            with pytest.raises(RequestError, match="Unable to load model 'c'.*of other models in use") as caught:
+                async with cache.use(spec("b")):
+                    await touch(cache, "c")
+            assert caught.value.fault is Fault.OVERLOADED
+            assert names(cache) == ["used", "b"]
+        await touch(cache, "c")
+        assert names(cache) == ["c"]
+
+    on_a_full_device(1, test)
+
+
+def test_out_of_memory_even_alone() -> None:
+    async def test(cache: ModelCache, loader: Full) -> None:
+        with pytest.raises(RequestError, match="memory is full, even without.*no room for 10 bytes") as caught:
+            await touch(cache, "a")
+        assert caught.value.fault is Fault.REFUSED
+        assert names(cache) == []
+
+    on_a_full_device(-1, test)
+
+
+def test_counters() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        for name in ("a", "b", "c"):
+            await touch(cache, name)
+        cache.eject(lambda info: info.name == "c")
+        stats = cache.stats()
+        assert (stats.loads, stats.evictions, stats.ejections, stats.failed_loads) == (3, 1, 1, 0)
+        assert (stats.bytes, stats.budget_bytes, stats.waiting) == (10, 20, 0)
+        assert stats.load_seconds > 0
+
+    run(test, budget=20, estimate=foreseen)
+
+
+# --- Real models ---
+
+TINY = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+MODELS, CLIENTS = 20, 8
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[ModelSpec]:
+    """Twenty models of one architecture, with weights of their own."""
+    folder = tmp_path_factory.mktemp("twenty")
+    (folder / "tiny-of-twenty.json").write_text(json.dumps(TINY))
+    add_architectures(folder)
+    specs = []
+    for i in range(MODELS):
+        torch.manual_seed(i)
+        module = open_clip.create_model("tiny-of-twenty", require_pretrained=False)
+        path = folder / f"{i}.safetensors"
+        save_file({name: w.contiguous() for name, w in module.state_dict().items()}, path)
+        properties = {"name": "tiny-of-twenty", "dimensions": 8, "size": 16, "localpath": str(path)}
+        specs.append(ModelSpec.from_config(ModelConfig(model_name=f"m{i}", model_properties=properties)))
+    return specs
+
+
+def test_twenty_models_through_room_for_five(checkpoints: list[ModelSpec]) -> None:
+    """From eight clients at random: every vector right, and never more models alive than there is room for."""
+    device = torch.device("cpu")
+    (nbytes,) = {load_model(spec, device).info.nbytes for spec in checkpoints[:2]}
+    expected = {spec: vector(load_model(spec, device)) for spec in checkpoints}
+    alive: list[weakref.ref[Model]] = []
+    most = 0
+
+    def load(spec: ModelSpec) -> Model:
+        nonlocal most
+        model = load_model(spec, device)
+        alive.append(weakref.ref(model))
+        alive[:] = [reference for reference in alive if reference() is not None]
+        most = max(most, len(alive))
+        return model
+
+    async def client(cache: ModelCache, seed: int) -> None:
+        chooser = random.Random(seed)
+        for _ in range(12):
+            spec = chooser.choice(checkpoints)
+            async with cache.use(spec) as model:
+                found = await asyncio.to_thread(vector, model)
+            np.testing.assert_array_equal(found, expected[spec])
+            assert cache.stats().bytes <= 5 * nbytes + 10
+            del model
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            cache = ModelCache(load, executor, 5 * nbytes + 10, lambda spec: estimate_bytes(spec, device))
+            await asyncio.wait_for(asyncio.gather(*(client(cache, i) for i in range(CLIENTS))), 60)
+            stats = cache.stats()
+            assert stats.failed_loads == 0
+            assert stats.loads - stats.evictions == len(cache.infos()) <= 5
+
+    asyncio.run(main())
+    assert 4 <= most <= 5
+
+
+def vector(model: Model) -> np.ndarray:
+    return model.encode_texts([model.tokenize(["a red circle"])])

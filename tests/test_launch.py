@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from conftest import ROOT, demo_config, free_port
@@ -93,6 +94,22 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def listening_beyond_loopback(pid: int) -> list[str]:
+    """The processes, a server's and its descendants, that listen elsewhere than on loopback.
+
+    Not counted: one port of each Serve replica. Serve binds its gRPC between deployments to every interface and has no
+    setting for that; the README tells operators so.
+    """
+
+    def listens_beyond(process: psutil.Process) -> bool:
+        listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        beyond = [c for c in listening if c.laddr.ip not in ("127.0.0.1", "::1")]
+        return len(beyond) > int("ServeReplica" in " ".join(process.cmdline()))
+
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return [process.name() for process in processes if listens_beyond(process)]
+
+
 def production_config() -> dict[str, Any]:
     config = yaml.safe_load((ROOT / "config" / "serve.yaml").read_text())
     config["http_options"]["port"] = free_port()
@@ -110,6 +127,7 @@ def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., 
     port = config["http_options"]["port"]
     server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
     server.wait_for_output("ready: http://127.0.0.1")
+    assert listening_beyond_loopback(server.process.pid) == []
     assert MarqoClient(f"http://127.0.0.1:{port}").results(["a red circle"])
     assert stop(server) == 0
     with socket.create_server(("127.0.0.1", port)):

@@ -214,6 +214,8 @@ def _plain(error: aiohttp.ClientError) -> str:
     match error:
         case aiohttp.ClientConnectorDNSError():
             return f"could not resolve the host `{error.host}`"
+        case aiohttp.ServerDisconnectedError():
+            return "the server closed the connection without an answer"
         case aiohttp.ClientSSLError():
             return "no trusted TLS connection"
         case OSError() if error.errno and is_full(error):

@@ -9,9 +9,22 @@ from embedding.errors import Fault, RequestError
 _SHOWN_CHARS = 400
 
 
+_PREFIX = "Unable to load model"
+"""What Marqo's users know (protocol sheet, section 7.1)."""
+
+
 def unloadable(reason: str) -> RequestError:
-    """The request's refusal. `Unable to load model` is what Marqo's users know (protocol sheet, section 7.1)."""
-    return RequestError(Fault.REFUSED, f"Unable to load model: {reason}")
+    """The refusal of a model whose name is not known here; see `named`."""
+    return RequestError(Fault.REFUSED, f"{_PREFIX}: {reason}")
+
+
+def named(error: Exception, name: str) -> RequestError:
+    """Any failure to load, as the refusal of the model that the request calls `name`."""
+    if not isinstance(error, RequestError):
+        return RequestError(Fault.REFUSED, f"{_PREFIX} '{name}': {described(error)}")
+    if not error.message.startswith(f"{_PREFIX}: "):
+        return error
+    return RequestError(error.fault, f"{_PREFIX} '{name}': {error.message.removeprefix(f'{_PREFIX}: ')}")
 
 
 def invalid(reason: str) -> RequestError:

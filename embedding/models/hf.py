@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
+from embedding.models.failure import invalid, unloadable
 from embedding.models.model import Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
-from embedding.models.weights import Auth, Weights
+from embedding.models.weights import Auth, Weights, hf_token
 
 logger = logging.getLogger("ray.serve")
 
@@ -201,8 +202,8 @@ def transformers() -> Any:
     try:
         library: Any = importlib.import_module("transformers")
     except ImportError:
-        raise RequestError(
-            Fault.REFUSED, "models of type 'hf' need the Python package `transformers`, which this server lacks"
+        raise unloadable(
+            "models of type 'hf' need the Python package `transformers`, which this server lacks"
         ) from None
     library.utils.logging.disable_progress_bar()
     return library
@@ -223,14 +224,13 @@ def hf_folder(
         RequestError: REFUSED, with the reason.
     """
     if properties.trust_remote_code and not options.trust_remote_code:
-        raise RequestError(
-            Fault.REFUSED,
-            "trustRemoteCode is true, but this server runs no code of models; its operator may set trust_remote_code",
+        raise unloadable(
+            "trustRemoteCode is true, but this server runs no code of models; its operator may set trust_remote_code"
         )
-    repository = properties.name or _repository(properties)
+    repository = properties.name or _repository(properties, auth)
     if repository is None:
-        return _model_root(_unpacked(properties, weights, auth))
-    token = (auth or {}).get("hf", {}).get("token")
+        return _model_root(weights.archive(properties, auth))
+    token = hf_token(auth)
     patterns = [*_DESCRIPTION, *(["*.py"] if properties.trust_remote_code else [])]
     if not with_weights:
         return weights.repository(repository, token, patterns)
@@ -240,24 +240,18 @@ def hf_folder(
     if not _weight_files(folder):
         folder = weights.repository(repository, token, [*patterns, "pytorch_model*.bin"])
     if not _weight_files(folder):
-        raise RequestError(Fault.REFUSED, f"repository '{repository}' has no weights that transformers could load")
+        raise unloadable(f"repository '{repository}' has no weights that transformers could load")
     return folder
 
 
-def _repository(properties: HfProperties) -> str | None:
+def _repository(properties: HfProperties, auth: Auth | None) -> str | None:
     """The repository that `modelLocation` names as a whole; None if the model is in one file or folder."""
     location = properties.model_location
-    hf = location.hf if location is not None else None
-    return hf.repo_id if hf is not None and hf.filename is None else None
-
-
-def _unpacked(properties: HfProperties, weights: Weights, auth: Auth | None) -> Path:
-    if properties.localpath is not None and Path(properties.localpath).is_dir():
-        folder = Path(properties.localpath)
-        # Asked for by one of its files, since what is allowed is decided by file.
-        weights.checkpoint(properties.model_copy(update={"localpath": str(folder / "config.json")}), auth)
-        return folder
-    return weights.archive(properties, auth)
+    if location is None or location.hf is None or location.hf.filename is not None:
+        return None
+    if location.auth_required and hf_token(auth) is None:
+        raise invalid("modelLocation says authRequired, and the request has no modelAuth for hf")
+    return location.hf.repo_id
 
 
 def _model_root(folder: Path) -> Path:
@@ -265,7 +259,7 @@ def _model_root(folder: Path) -> Path:
     for candidate in (folder, *(sorted(path for path in folder.iterdir() if path.is_dir()))):
         if (candidate / "config.json").is_file():
             return candidate
-    raise RequestError(Fault.REFUSED, "there is no config.json, so these are not the files of a transformers model")
+    raise unloadable("there is no config.json, so these are not the files of a transformers model")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -308,7 +302,7 @@ def _read_dense(folder: Path, dimensions: int) -> torch.nn.Linear:
     elif (place / "pytorch_model.bin").is_file():
         state = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True)
     else:
-        raise RequestError(Fault.REFUSED, f"dimensions is {dimensions}, but the repository has no {place.name}")
+        raise unloadable(f"dimensions is {dimensions}, but the repository has no {place.name}")
     state = {name.removeprefix("linear."): tensor.to(torch.float32) for name, tensor in state.items()}
     dense = torch.nn.Linear(state["weight"].shape[1], state["weight"].shape[0], bias="bias" in state)
     dense.load_state_dict(state)

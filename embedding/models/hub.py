@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub import errors as hub_errors
 
-from embedding.models.failure import invalid, is_full, unloadable
+from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
 from embedding.models.progress import HubProgress
 
@@ -82,14 +82,17 @@ class Hub:
         """What the repository holds; None if the hub is out of reach. One short request without repetitions, as the
         client's own would keep a caller waiting."""
         if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
-            raise invalid("that is not a hub repository's name, OWNER/NAME")
+            raise unloadable(f"'{repo_id[:100]}' is not the name of a hub repository, OWNER/NAME")
         api = HfApi(endpoint=_endpoint(), token=token)
         try:
             info = api.model_info(repo_id, files_metadata=True, timeout=self._options.connect_timeout_s)
-        except (hub_errors.OfflineModeIsEnabled, httpx.TransportError):
-            return None
-        except Exception as error:
+        except hub_errors.HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code >= 500:
+                return None
             raise _failure(repo_id, error) from None
+        except Exception:
+            # No answer at all. Which library's errors these are depends on the client's version.
+            return None
         return [
             _File(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else "")
             for sibling in info.siblings or ()
@@ -104,14 +107,15 @@ class Hub:
             self._check_room(file.size)
         try:
             path = Path(
-                hf_hub_download(
+                hf_hub_download(  # type: ignore[call-overload]
                     repo_id,
                     file.name,
                     token=token,
                     endpoint=_endpoint(),
                     cache_dir=self._cache_dir,
                     etag_timeout=self._options.connect_timeout_s,
-                    tqdm_class=HubProgress,
+                    # A callable is all that it needs.
+                    tqdm_class=partial(HubProgress, f"{file.name} of {repo_id}"),
                 )
             )
         except OSError as error:

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 
 from embedding.errors import Fault, RequestError
+from embedding.models.failure import described, named
+from embedding.models.hf import estimate_hf, load_hf, spec_auth
 from embedding.models.model import Model, Pixels, Rows
+from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
 from embedding.models.openclip import load_openclip
-from embedding.models.properties import RandomProperties, parse_properties
-from embedding.models.random import random_vectors
+from embedding.models.options import LoadOptions
+from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
+from embedding.models.random import HashName, random_vectors
+from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.weights import Weights
 
 logger = logging.getLogger("ray.serve")
+
+DEFAULT_MAXIMA = {"image": 32, "text": 128}
+_CPU_BATCHES = (1, 8)
+_WARM_UP_TEXT = "a warm-up text, neither long nor short"
+_LOW_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class RandomModel:
     """Marqo's `random` type: no weights; a vector drawn from a generator that the text seeds."""
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, hash_name: HashName = "blake3") -> None:
         self.info = info
+        self._hash_name: HashName = hash_name
 
     def tokenize(self, texts: Sequence[str]) -> list[str]:
         """Texts are their own tokens."""
@@ -31,63 +47,183 @@ class RandomModel:
 
     def encode_texts(self, tokens: Sequence[list[str]]) -> Rows:
         """See `Model.encode_texts`."""
-        return random_vectors([text for texts in tokens for text in texts], self.info.dimensions)
+        return random_vectors([text for texts in tokens for text in texts], self.info.dimensions, self._hash_name)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
         """Never called: contents of such a model are embedded as texts, whatever their modality."""
         raise RequestError(Fault.INTERNAL, "a random model takes no pictures")
 
 
-def load_model(spec: ModelSpec, device: torch.device) -> Model:
-    """Loads a model, checks the width of its vectors and runs it once. Blocks for as long as that takes.
+def load_model(
+    spec: ModelSpec,
+    device: torch.device,
+    options: LoadOptions | None = None,
+    weights: Weights | None = None,
+    *,
+    maxima: Mapping[str, int] = DEFAULT_MAXIMA,
+) -> Model:
+    """Loads a model, checks its vectors and runs it until it is warm. Blocks for as long as that takes.
+
+    Args:
+        spec: the request's model.
+        device: where it goes.
+        options: the operator's settings. Without them any file of this machine may be loaded.
+        weights: where files come from; without it, one for `options`.
+        maxima: largest batches of each tower, "image" and "text", for the warm-up.
 
     Raises:
         RequestError: REFUSED, with the reason.
+        MemoryError: the device is full.
     """
     started = time.perf_counter()
-    properties = parse_properties(spec.properties)
-    model: Model
-    if isinstance(properties, RandomProperties):
-        model = _random(spec, properties, device)
+    options = options or _anything()
+    try:
+        model = _load(spec, parse_properties(spec.properties), device, options, weights or Weights(options))
+        loaded = time.perf_counter()
+        _warm_up(model, device, maxima)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them.
+            raise named(error, spec.name) from None
+        full = described(error)
     else:
-        model = load_openclip(spec, properties, device)
-    _warm_up(model)
-    elapsed = time.perf_counter() - started
-    logger.info(f"loaded model {spec.key} on {device} in {elapsed:.2f} s, {model.info.nbytes / 2**20:.1f} MiB")
-    return model
-
-
-def _random(spec: ModelSpec, properties: RandomProperties, device: torch.device) -> RandomModel:
-    return RandomModel(
-        ModelInfo(
-            name=spec.name,
-            key=spec.key,
-            device=str(device),
-            dimensions=properties.dimensions,
-            image=None,
-            properties_json=spec.properties_json,
-            nbytes=0,
+        done = time.perf_counter()
+        logger.info(
+            f"loaded model {spec.key} on {device} in {loaded - started:.2f} s, {model.info.nbytes / 2**20:.1f} MiB; "
+            f"warm after {done - loaded:.2f} s more"
         )
+        return model
+    # Raised out here, where nothing refers to the tensors of the failed load any more.
+    raise MemoryError(full)
+
+
+def estimate_bytes(
+    spec: ModelSpec, device: torch.device, options: LoadOptions | None = None, weights: Weights | None = None
+) -> int | None:
+    """Bytes that a model's weights will take, without loading it; files are downloaded if need be. Blocks.
+
+    Returns:
+        None if only loading it can tell.
+
+    Raises:
+        RequestError: REFUSED, with the reason: what could not be loaded for this reason either.
+    """
+    options = options or _anything()
+    weights = weights or Weights(options)
+    try:
+        properties = parse_properties(spec.properties)
+        if isinstance(properties, RandomProperties):
+            return 0
+        if wants_onnx(spec, properties, options):
+            return estimate_onnx(spec, properties, weights)
+        if isinstance(properties, HfProperties):
+            return estimate_hf(spec, properties, options, weights)
+        return _estimate_openclip(spec, properties, device, options, weights)
+    except RequestError as error:
+        raise named(error, spec.name) from None
+    except Exception:
+        return None  # whatever is wrong with it, loading will say it better
+
+
+def release_memory() -> None:
+    """Gives the device memory of models that are gone back, so that the next one finds it in one piece."""
+    torch.cuda.empty_cache()  # does nothing in a process that has not used a GPU
+
+
+def _anything() -> LoadOptions:
+    return LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
+
+
+def _load(
+    spec: ModelSpec, properties: Properties, device: torch.device, options: LoadOptions, weights: Weights
+) -> Model:
+    if isinstance(properties, RandomProperties):
+        return RandomModel(_random_info(spec, properties, device), options.random_hash)
+    if wants_onnx(spec, properties, options):
+        return load_onnx(spec, properties, device, options, weights)
+    if isinstance(properties, HfProperties):
+        return load_hf(spec, properties, device, options, weights)
+    return load_openclip(spec, properties, device, options, weights)
+
+
+def _random_info(spec: ModelSpec, properties: RandomProperties, device: torch.device) -> ModelInfo:
+    return ModelInfo(
+        name=spec.name,
+        key=spec.key,
+        device=str(device),
+        dimensions=properties.dimensions,
+        image=None,
+        properties_json=spec.properties_json,
+        nbytes=0,
     )
 
 
-def _warm_up(model: Model) -> None:
-    """Runs each tower once: what does not fit together must fail here, and not in somebody's first request."""
+def _estimate_openclip(
+    spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
+) -> int:
+    """Bytes of the architecture, which is built without memory: a checkpoint's own size may be that of its optimiser's
+    state, or of another precision."""
+    recipe = find_recipe(properties, spec_auth(spec), weights)
+    config: dict[str, Any] = copy.deepcopy(recipe.config)
+    hf_tower, timm_tower = "hf_model_name" in config["text_cfg"], "timm_model_name" in config["vision_cfg"]
+    config["text_cfg"] |= {"hf_model_pretrained": False} if hf_tower else {}
+    config["vision_cfg"] |= {"timm_model_pretrained": False} if timm_tower else {}
+    custom = config.pop("custom_text", False) or hf_tower
+    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
+    with torch.device("meta"):
+        module: torch.nn.Module = kind(**config)
+        if precision in _LOW_PRECISIONS:
+            open_clip.convert_weights_to_lp(module, _LOW_PRECISIONS[precision])
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _warm_up(model: Model, device: torch.device, maxima: Mapping[str, int]) -> None:
+    """Runs each tower with the batches that requests will bring: what is chosen, compiled or allocated on first use
+    must not cost a caller, and what does not fit together must fail here."""
     info = model.info
+    towers: dict[str, Callable[[int], Rows]] = {
+        "text": lambda count: model.encode_texts([model.tokenize([_WARM_UP_TEXT] * count)])
+    }
+    if info.image is not None:
+        height, width = info.image.size
+        towers["image"] = lambda count: model.encode_images([np.zeros((count, 3, height, width), np.uint8)])
+    for tower, encode in towers.items():
+        batches = sorted({1, maxima.get(tower, DEFAULT_MAXIMA[tower])}) if device.type == "cuda" else _CPU_BATCHES
+        for count in batches:
+            _check(info, tower, _trial(info, encode, count))
+
+
+def _trial(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
     try:
-        widths = {"text": model.encode_texts([model.tokenize(["warm-up"])]).shape[1]}
-        if info.image is not None:
-            widths["image"] = model.encode_images([np.zeros((1, 3, *info.image.size), np.uint8)]).shape[1]
+        return encode(count)
     except Exception as error:
         raise RequestError(
             Fault.REFUSED,
-            f"Unable to load model '{info.name}': a trial run failed ({type(error).__name__}: {error}); "
+            f"Unable to load model '{info.name}': a trial run failed ({described(error)}); "
             f"do size, tokenizer and precision fit the architecture?",
-        ) from None
-    for tower, width in widths.items():
-        if width != info.dimensions:
-            raise RequestError(
-                Fault.REFUSED,
-                f"Invalid model properties: dimensions is {info.dimensions}, but the {tower} encoder of "
-                f"'{info.name}' gives vectors of {width}",
-            )
+        ) from error
+
+
+def _check(info: ModelInfo, tower: str, rows: Rows) -> None:
+    if rows.shape[1] != info.dimensions:
+        raise RequestError(
+            Fault.REFUSED,
+            f"Invalid model properties: dimensions is {info.dimensions}, but the {tower} encoder of "
+            f"'{info.name}' gives vectors of {rows.shape[1]}",
+        )
+    if not np.isfinite(rows).all():
+        raise RequestError(
+            Fault.REFUSED,
+            f"Unable to load model '{info.name}': its {tower} encoder gives vectors that are not finite; are the "
+            "weights intact, and do mean and std fit?",
+        )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a full device is behind an error, however often it has been wrapped."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -20,7 +20,7 @@ import torch
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
-from embedding.models.failure import described, unloadable
+from embedding.models.failure import described, named, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Pixels, Rows
 from embedding.models.options import LoadOptions
@@ -157,7 +157,16 @@ def load_openclip(
         RequestError: REFUSED, with the reason.
     """
     options = options or LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
-    weights = weights or Weights(options)
+    try:
+        return _load(spec, properties, device, options, weights or Weights(options))
+    except Exception as error:
+        # open_clip, torch, safetensors, transformers and the hub client raise some twenty types between them.
+        raise named(error, spec.name) from None
+
+
+def _load(
+    spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
+) -> OpenClipModel:
     auth: Auth | None = None if spec.auth_json is None else json.loads(spec.auth_json)
     recipe = find_recipe(properties, auth, weights)
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
@@ -165,7 +174,7 @@ def load_openclip(
     try:
         tokenizer = recipe.make_tokenizer()
     except Exception as error:
-        raise unloadable(f"the tokenizer of '{spec.name}' cannot be used: {described(error)}") from None
+        raise unloadable(f"its tokenizer cannot be used: {described(error)}") from None
     info = ModelInfo(
         name=spec.name,
         key=spec.key,
@@ -219,14 +228,14 @@ def _scripted(module: torch.nn.Module) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls scripting deprecated, at every call
         try:
-            scripted: torch.nn.Module = torch.jit.script(module)  # type: ignore[no-untyped-call]
+            scripted: torch.nn.Module = torch.jit.script(module)
         except Exception:
             return module
     return scripted if hasattr(scripted, "encode_image") and hasattr(scripted, "encode_text") else module
 
 
 def _own_preprocessing(module: torch.nn.Module) -> ImageSpec:
-    config: Any = module.visual.preprocess_cfg
+    config: Any = module.visual.preprocess_cfg  # type: ignore[union-attr]
     size = config["size"]
     try:
         return ImageSpec(

@@ -52,9 +52,9 @@ class Progress:
 class HubProgress(tqdm):  # type: ignore[misc]
     """The same for huggingface_hub, which reports to a progress bar: this one draws nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._progress = Progress(str(kwargs.get("desc") or "a file"), kwargs.get("total"))
-        super().__init__(*args, **{**kwargs, "disable": True})
+    def __init__(self, label: str, **options: Any) -> None:
+        self._progress = Progress(label, options.get("total"))
+        super().__init__(**{**options, "disable": True})
 
     def update(self, n: float | None = 1) -> bool | None:
         """Bytes that have arrived; negative if a transfer starts over."""

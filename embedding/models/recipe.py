@@ -64,7 +64,7 @@ class Recipe:
         text = self.config["text_cfg"]
         length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
         if self.tokenizer is not None:
-            return open_clip.HFTokenizer(str(self.tokenizer), context_length=length, **self.tokenizer_options)
+            return open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **self.tokenizer_options)
         return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
 
 
@@ -136,7 +136,8 @@ def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
 
 
 def _architecture(name: str, given: str) -> dict[str, Any]:
-    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    # Checked first: `get_model_config` would also follow `local-dir:` and `hf-hub:`.
+    config: dict[str, Any] | None = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise invalid(f"name '{given}' is not an architecture that open_clip knows, such as ViT-B-32")
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _client(credentials: Mapping[str, str] | None, options: LoadOptions) -> Any:
 def _save(reply: Any, label: str, path: Path, options: LoadOptions, check_room: Callable[[int], None]) -> None:
     total = int(reply["ContentLength"])
     limit = options.max_checkpoint_bytes
-    with reply["Body"] as body:
+    with closing(reply["Body"]) as body:
         if limit and total > limit:
             raise unloadable(f"downloading {label} failed: it has {total} bytes, and max_checkpoint_bytes is {limit}")
         check_room(total)

@@ -190,12 +190,16 @@ class Weights:
         )
 
     def _path(self, given: str, folder: bool = False) -> Path:
-        """A path of this machine, links followed. What lies outside the roots is not even looked for."""
-        path = Path(given).resolve()
+        """A path of this machine, links followed. Of what lies outside the roots not even the existence is told."""
+        try:
+            path = Path(given).resolve()
+            there = path.is_dir() if folder else path.is_file()
+        except (OSError, ValueError):  # a zero byte, a name that is too long
+            raise unloadable("its localpath is not a path") from None
         if not any(path.is_relative_to(root) for root in self._allowed_roots()):
             self._check("path", "its localpath")
             raise unloadable("its localpath is not under one of this server's path_roots")
-        if not (path.is_dir() if folder else path.is_file()):
+        if not there:
             raise unloadable(f"localpath '{given}' is not a {'folder' if folder else 'file'} here")
         return path
 

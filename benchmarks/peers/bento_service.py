@@ -1,0 +1,64 @@
+"""The same as a BentoML service with adaptive batching: by URL, and with preprocessed tensors.
+
+Runs in a virtualenv of its own: `bentoml serve bento_service:Clip`, configured by ARCHITECTURE, WEIGHTS and WORKERS in
+the environment. Several workers share the cores: each decodes and encodes with its share of them.
+"""
+
+import asyncio
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import aiohttp
+import bentoml
+import numpy as np
+import open_clip
+import torch
+from bentoml.validators import DType, Shape
+from PIL import Image
+
+ARCHITECTURE, WEIGHTS = os.environ["ARCHITECTURE"], Path(os.environ["WEIGHTS"])
+WORKERS = int(os.environ["WORKERS"])
+THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
+MAX_BATCH = int(os.environ.get("MAX_BATCH", "64"))
+
+
+@bentoml.service(workers=WORKERS, traffic={"timeout": 300}, metrics={"enabled": False})
+class Clip:
+    def __init__(self) -> None:
+        torch.set_num_threads(THREADS)
+        open_clip.add_model_config(WEIGHTS.parent)
+        self.model, _, self.transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(WEIGHTS))
+        self.model.eval()
+        self.decoders = ThreadPoolExecutor(THREADS)
+        self.device = ThreadPoolExecutor(1)
+        self.session: aiohttp.ClientSession | None = None
+
+    def decode(self, data: bytes) -> torch.Tensor:
+        return self.transform(Image.open(io.BytesIO(data)))
+
+    def encode(self, pixels: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model.encode_image(pixels, normalize=True).numpy()
+
+    async def load(self, url: str) -> torch.Tensor:
+        if self.session is None:
+            self.session = aiohttp.ClientSession()
+        async with self.session.get(url) as reply:
+            reply.raise_for_status()
+            data = await reply.read()
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, self.decode, data)
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)
+    async def embed(self, urls: list[str]) -> np.ndarray:
+        pixels = torch.stack(await asyncio.gather(*(self.load(url) for url in urls)))
+        return await asyncio.get_running_loop().run_in_executor(self.device, self.encode, pixels)
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)
+    async def embed_tensors(
+        self, pixels: Annotated[np.ndarray, Shape((-1, 3, 224, 224)), DType("float32")]
+    ) -> np.ndarray:
+        batch = torch.from_numpy(pixels)
+        return await asyncio.get_running_loop().run_in_executor(self.device, self.encode, batch)

@@ -1,0 +1,123 @@
+"""Pictures per second of every server, side by side: each started afresh, in alternation, round after round."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks import models, pictures
+from benchmarks.load import closed_loop, once
+from benchmarks.models import Checkpoint
+from benchmarks.peers.servers import SERVERS
+from benchmarks.peers.venvs import version
+from benchmarks.web import web
+
+CLIENTS = 6
+Rounds = Sequence[Mapping[str, Mapping[str, Any]]]
+
+
+def comparison(name: str, suffix: str, checkpoint: Checkpoint, rounds: int, seconds: float) -> SimpleNamespace:
+    """One benchmark, as `report` takes it.
+
+    Args:
+        name: of its files.
+        suffix: of its figures in the summary.
+        checkpoint: the model that all serve.
+        rounds: how often each server is measured.
+        seconds: of each measurement.
+    """
+
+    def measure(quick: bool) -> dict[str, Any]:
+        shorter = (1, 4.0) if quick else (rounds, seconds)
+        return _measure(checkpoint, *shorter)
+
+    def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
+        return {f"{key}{suffix}": runs for key, runs in _ratios(result["rounds"]).items()}
+
+    title = f"Peers with {checkpoint.architecture}: pictures per second by URL"
+    return SimpleNamespace(NAME=name, TITLE=title, measure=measure, rows=_rows, draw=_draw, summary=summary)
+
+
+def _measure(checkpoint: Checkpoint, rounds: int, seconds: float) -> dict[str, Any]:
+    paths = pictures.normal()
+    with web(paths) as urls:
+        measured = [
+            {name: _measured(name, checkpoint, urls, seconds) for name in SERVERS} for _ in range(rounds)
+        ]
+        tensors = _tensor_path(checkpoint, (1, 32))
+    versions = {
+        "bentoml": version("bentoml", "bentoml"),
+        "infinity-emb": version("infinity", "infinity-emb"),
+        "transformers (infinity)": version("infinity", "transformers"),
+        "fastapi (plain)": version("plain", "fastapi"),
+    }
+    return {"clients": CLIENTS, "rounds": measured, "bentoml tensors": tensors, "versions": versions}
+
+
+def _measured(name: str, checkpoint: Checkpoint, urls: Sequence[str], seconds: float) -> dict[str, Any]:
+    with SERVERS[name](checkpoint) as peer:
+        once(peer.target, urls[:32])  # models are loaded on the first request, or batches tried out
+        served = closed_loop(peer.target, urls, CLIENTS, seconds, peer.meter())
+    print(f"  {name}: {served.rate:.0f} pictures/s", flush=True)
+    return {"rate": served.rate, "cpu ms": sum(served.cpu_ms.values()), "load average": os.getloadavg()[0]}
+
+
+def _tensor_path(checkpoint: Checkpoint, batches: Sequence[int]) -> list[dict[str, float]]:
+    """BentoML with preprocessed tensors as JSON: milliseconds per picture and bytes sent, by batch size."""
+    from benchmarks.transport import preprocessed
+
+    measured = []
+    with SERVERS["BentoML, 1 worker"](checkpoint) as peer:
+        assert peer.tensors is not None
+        for batch in batches:
+            tensors = preprocessed(pictures.normal()[:batch]).tolist()
+            sent = len(peer.tensors.pack(tensors))
+            started = time.perf_counter()
+            once(peer.tensors, tensors)
+            elapsed = 1000 * (time.perf_counter() - started)
+            measured.append({"batch": batch, "ms per picture": elapsed / batch, "bytes per picture": sent / batch})
+    return measured
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[str]]:
+    rounds = result["rounds"]
+    table = [["server", "pictures/s", "range", "CPU ms per picture", "ours / it"]]
+    for name in rounds[0]:
+        rates = [one[name]["rate"] for one in rounds]
+        spread = f"{min(rates):.0f} - {max(rates):.0f}"
+        cpu = statistics.median(one[name]["cpu ms"] for one in rounds)
+        ratio = statistics.median(one["ours"]["rate"] / one[name]["rate"] for one in rounds)
+        table.append([name, f"{statistics.median(rates):.0f}", spread, f"{cpu:.1f}", f"{ratio:.2f}"])
+    for one in result["bentoml tensors"]:
+        what = f"BentoML, JSON tensors, one request of {one['batch']}"
+        table.append([what, f"{1000 / one['ms per picture']:.0f}", "", "", ""])
+    return table
+
+
+def _ratios(rounds: Rounds) -> dict[str, list[float]]:
+    """Ours over each, round by round; of BentoML's configurations the one that is best in the median counts."""
+    best = max(
+        (name for name in rounds[0] if name.startswith("BentoML")),
+        key=lambda name: statistics.median(one[name]["rate"] for one in rounds),
+    )
+    names = {"vs_bentoml": best, "vs_infinity": "infinity", "vs_plain": "plain"}
+    return {key: [one["ours"]["rate"] / one[name]["rate"] for one in rounds] for key, name in names.items()}
+
+
+def _draw(result: Mapping[str, Any], axes: Any) -> None:
+    rounds = result["rounds"]
+    medians = {name: statistics.median(one[name]["rate"] for one in rounds) for name in rounds[0]}
+    names = sorted(medians, key=medians.__getitem__)
+    bars = axes.barh(names, [medians[name] for name in names])
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    for position, name in enumerate(names):
+        axes.plot([one[name]["rate"] for one in rounds], [position] * len(rounds), "k.", markersize=4)
+    axes.set_xlabel("pictures per second")
+
+
+SMALL = comparison("peers", "", models.small_clip(), rounds=3, seconds=10.0)
+VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", models.vit_b_32(), rounds=3, seconds=15.0)

@@ -1,0 +1,38 @@
+"""The peers' virtualenvs: made once from pinned requirements, under benchmarks/out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from benchmarks import OUT
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+
+
+@cache
+def venv(peer: str) -> Path:
+    """The folder with the programs of a peer's virtualenv.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not install it; pip has said why.
+    """
+    folder = OUT / "venvs" / peer
+    wanted = (REQUIREMENTS / f"{peer}.txt").read_text()
+    made_from = folder / "made-from.txt"
+    if not made_from.exists() or made_from.read_text() != wanted:
+        print(f"installing {peer} (once; this takes a few minutes)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS / f"{peer}.txt")], check=True)
+        made_from.write_text(wanted)
+    return folder / "bin"
+
+
+def version(peer: str, package: str) -> str:
+    """The version of a package in a peer's virtualenv."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    answer = subprocess.run([str(venv(peer) / "python"), "-c", code], capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

@@ -1,0 +1,161 @@
+"""Handing one picture's job over and getting its vector back: as a URL, or as a preprocessed float32 tensor.
+
+The URL's cost is all of it: downloading, decoding and resizing too. The tensor's starts with a tensor that lies ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgpack_numpy
+import numpy as np
+
+from benchmarks import models, pictures
+from benchmarks.cpu import CpuMeter
+from benchmarks.load import Conversation
+from benchmarks.process import free_port, server
+from benchmarks.server import graph
+from benchmarks.target import Target, json_target, marqo
+from benchmarks.web import web
+
+NAME = "transport"
+TITLE = "Transport: what it costs to hand one picture over and get its vector back"
+BATCHES = (1, 8, 32, 128)
+WAYS = ("URL", "tensor, MessagePack", "tensor, JSON")
+RATIO_AT = 32
+BUSY_S = 1.5
+"""Each measurement repeats its request for about as long, since CPU time is counted in ticks of 10 ms."""
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """For each way and batch size: milliseconds, CPU milliseconds and bytes, all per picture, of each round."""
+    rounds, batches = (1, BATCHES[:3]) if quick else (3, BATCHES)
+    checkpoint, paths = models.small_clip(), pictures.normal()
+    paths = (paths * 2)[: max(batches)]
+    tensors = preprocessed(paths)
+    measured = []
+    with web(paths) as urls, graph() as ours, _tensor_server(checkpoint) as (tensor_url, pid):
+        ways: dict[str, tuple[Target, Sequence[Any] | np.ndarray, Callable[[], CpuMeter]]] = {
+            "URL": (marqo(ours.url, checkpoint.properties), urls, ours.meter),
+            "tensor, MessagePack": (_msgpack_target(tensor_url), tensors, lambda: CpuMeter(pid)),
+            "tensor, JSON": (_json_target(tensor_url), tensors, lambda: CpuMeter(pid)),
+        }
+        for _ in range(rounds):
+            for batch in batches:
+                for name, (target, contents, meter) in ways.items():
+                    once = batch == max(BATCHES) and name == "tensor, JSON"
+                    seconds = 0.0 if once else BUSY_S / (2 if quick else 1)
+                    measured.append({"way": name, "batch": batch, **_cost(target, contents[:batch], meter(), seconds)})
+    return {"measured": measured}
+
+
+def preprocessed(paths: Sequence[Path]) -> np.ndarray:
+    """float32 (n, 3, 224, 224): what open_clip's transform makes of the pictures."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image
+
+    transform = image_transform_v2(PreprocessCfg(size=224), is_train=False)
+    return np.stack([transform(Image.open(path)).numpy() for path in paths])
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """A table: header first."""
+    table = [["way", "batch", "KiB per picture", "client CPU ms", "server CPU ms", "ms per picture"]]
+    for way in WAYS:
+        for batch in _batches(result):
+            median = {key: _median(result, way, batch, key) for key in ("bytes", "client", "server", "ms")}
+            sent = f"{median['bytes'] / 1024:.1f}"
+            table.append([way, str(batch), sent, *(f"{median[key]:.2f}" for key in ("client", "server", "ms"))])
+    return table
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Figures of the summary: all runs of each. CPU of both sides together, for batches of 32."""
+
+    def totals(way: str) -> list[float]:
+        chosen = [one for one in result["measured"] if (one["way"], one["batch"]) == (way, RATIO_AT)]
+        return [one["client"] + one["server"] for one in chosen]
+
+    url = totals("URL")
+    return {
+        "transport_ratio_tensor_json": [t / u for t, u in zip(totals("tensor, JSON"), url, strict=True)],
+        "transport_ratio_tensor_msgpack": [t / u for t, u in zip(totals("tensor, MessagePack"), url, strict=True)],
+    }
+
+
+def draw(result: Mapping[str, Any], axes: Any) -> None:
+    """CPU of both sides, by batch size."""
+    batches = _batches(result)
+    for way in WAYS:
+        totals = [_median(result, way, batch, "client") + _median(result, way, batch, "server") for batch in batches]
+        axes.plot(range(len(batches)), totals, "o-", label=way)
+    axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+    axes.set_yscale("log")
+    axes.set_xlabel("pictures in one request")
+    axes.set_ylabel("CPU ms per picture, client and server")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+
+
+def _cost(target: Target, contents: Sequence[Any] | np.ndarray, meter: CpuMeter, seconds: float) -> dict[str, float]:
+    """Per picture: milliseconds, CPU milliseconds of both sides, bytes of request and reply. One client, `seconds`."""
+    with Conversation(target) as conversation:
+        if seconds:
+            conversation.ask(contents)
+        exchanges, sent = 0, 0
+        meter.lap()
+        started, client = time.perf_counter(), time.process_time()
+        while not exchanges or time.perf_counter() - started < seconds:
+            sent += conversation.ask(contents)
+            exchanges += 1
+        elapsed, client = time.perf_counter() - started, time.process_time() - client
+        pictures_done = exchanges * len(contents)
+        return {
+            "ms": 1000 * elapsed / pictures_done,
+            "client": 1000 * client / pictures_done,
+            "server": 1000 * sum(meter.lap().values()) / pictures_done,
+            "bytes": sent / pictures_done,
+        }
+
+
+@contextlib.contextmanager
+def _tensor_server(checkpoint: models.Checkpoint) -> Iterator[tuple[str, int]]:
+    """URL and process of the minimal server."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "benchmarks.tensor_server", checkpoint.architecture, str(port)]
+    with server("tensors", command, f"{url}/health") as pid:
+        yield url, pid
+
+
+def _json_target(url: str) -> Target:
+    base = json_target(f"{url}/json", {}, "pixels", lambda reply: reply)
+    return Target(base.url, lambda pixels: base.pack(np.asarray(pixels).tolist()), base.unpack)
+
+
+def _msgpack_target(url: str) -> Target:
+    def unpack(reply: bytes) -> np.ndarray:
+        rows: np.ndarray = msgpack.unpackb(reply, object_hook=msgpack_numpy.decode)
+        return rows
+
+    def pack(pixels: Any) -> bytes:
+        body: bytes = msgpack.packb(pixels, default=msgpack_numpy.encode)
+        return body
+
+    return Target(f"{url}/msgpack", pack, unpack, {"Content-Type": "application/msgpack"})
+
+
+def _batches(result: Mapping[str, Any]) -> list[int]:
+    return sorted({one["batch"] for one in result["measured"]})
+
+
+def _median(result: Mapping[str, Any], way: str, batch: int, key: str) -> float:
+    chosen = [one[key] for one in result["measured"] if (one["way"], one["batch"]) == (way, batch)]
+    return statistics.median(chosen)

@@ -1,0 +1,83 @@
+"""Pictures: prepared chunk by chunk, and each chunk encoded as soon as it is ready."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from deployments.gather import Answers, answered, cut, flags, strict, together
+from deployments.poison import Poison
+from deployments.retry import is_lost, retried
+from embedding.image_spec import ImageSpec
+from embedding.models.spec import ModelSpec
+from embedding.protocol import ImageConfig, InferenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """What all chunks of one request share."""
+
+    request: InferenceRequest
+    config: ImageConfig
+    spec: ModelSpec
+    image: ImageSpec
+
+
+class ImageFanOut:
+    """Sends chunks of pictures to preprocessors, and what they prepared to encoders.
+
+    Args:
+        preprocessor: handle of the preprocessors.
+        encoder: handle of the encoders.
+        chunk: pictures in one call.
+    """
+
+    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int) -> None:
+        # By reference even where Serve's throughput mode would send by value: pixels never pass through here.
+        self._prepare = preprocessor.options(method_name="prepare", _by_reference=True)
+        self._encode = encoder.options(method_name="encode_images", _by_reference=True)
+        self._chunk = chunk
+        self._poison = Poison()
+
+    async def vectorise(self, task: ImageTask) -> Answers:
+        """One answer for each content of the request, in order."""
+        chunks = await together(
+            retried("image chunk", lambda chunk=chunk: self._answers(task, chunk))
+            for chunk in cut(task.request.contents, self._chunk)
+        )
+        return [item for chunk in chunks for item in chunk]
+
+    async def _answers(self, task: ImageTask, contents: Sequence[str]) -> Answers:
+        """A chunk's answers; what lately killed preprocessors is not sent to them again."""
+        refused = {i: error for i, content in enumerate(contents) if (error := self._poison.error(content))}
+        if not refused:
+            return await self._encoded(task, contents)
+        accepted = [content for i, content in enumerate(contents) if i not in refused]
+        rest = iter(await self._encoded(task, accepted) if accepted else ())
+        return strict(task.request, [refused.get(i) or next(rest) for i in range(len(contents))])
+
+    async def _encoded(self, task: ImageTask, contents: Sequence[str]) -> Answers:
+        try:
+            pixels, errors = await self._prepare.remote(
+                contents, task.image, task.config.download_timeout_ms, task.config.download_header
+            )
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            return await self._after_loss(task, contents)
+        rows: Iterable[np.ndarray] = ()
+        if pixels is not None:
+            rows = answered(await self._encode.remote(task.spec, pixels, *flags(task.request)))
+        good = iter(rows)
+        return strict(task.request, [errors.get(i) or [(content, next(good))] for i, content in enumerate(contents)])
+
+    async def _after_loss(self, task: ImageTask, contents: Sequence[str]) -> Answers:
+        """The answers of a chunk whose preprocessor died: its halves go on apart, until a culprit is alone."""
+        if len(contents) > 1:
+            halves = cut(contents, (len(contents) + 1) // 2)
+            return [item for half in await together(self._answers(task, half) for half in halves) for item in half]
+        self._poison.strike(contents[0])
+        answers = await self._answers(task, contents)
+        self._poison.forgive(contents[0])
+        return answers
