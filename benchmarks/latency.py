@@ -38,9 +38,11 @@ def measure(quick: bool) -> dict[str, Any]:
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
     """A table: header first."""
     rounds = result["rounds"]
-    table = [["", *(f"p{percent}" for percent in PERCENTS)]]
-    for name in ("idle", "loaded"):
-        table.append([name, *(f"{_median(rounds, name, percent):.1f}" for percent in PERCENTS)])
+    header = ["", *(f"p{percent}" for percent in PERCENTS)]
+    medians = [
+        [name, *(f"{_median(rounds, name, percent):.1f}" for percent in PERCENTS)] for name in ("idle", "loaded")
+    ]
+    table = [header, *medians]
     ratios = [_median(rounds, "loaded", percent) / _median(rounds, "idle", percent) for percent in PERCENTS]
     table.append(["loaded / idle", *(f"{ratio:.2f}" for ratio in ratios)])
     table.append(["bare tokenise + encode", f"{result['bare ms']:.1f}", "", ""])

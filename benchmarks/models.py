@@ -58,6 +58,11 @@ def vit_b_32() -> Checkpoint:
     return _checkpoint("ViT-B-32", 512)
 
 
+def vit_l_14() -> Checkpoint:
+    """A large one, for GPUs."""
+    return _checkpoint("ViT-L-14", 768)
+
+
 def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
     """The model as our encoder loads it (`embedding.models.model.Model`), in this process."""
     import torch

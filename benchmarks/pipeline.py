@@ -93,9 +93,7 @@ def _round(
     }
 
 
-def _latency(
-    server: Running, checkpoint: models.Checkpoint, urls: Sequence[str], count: int
-) -> dict[str, list[float]]:
+def _latency(server: Running, checkpoint: models.Checkpoint, urls: Sequence[str], count: int) -> dict[str, list[float]]:
     texts = [stages.QUERY.format(i) for i in range(count)]
     return {
         "one image": one_after_the_other(marqo(server.url, checkpoint.properties), urls, count),
@@ -113,4 +111,3 @@ def _bare(one: Mapping[str, Any], key: str) -> float:
 
 def _efficiency(rounds: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [_bare(one, key) / _serving(one) for one in rounds]
-

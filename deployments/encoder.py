@@ -23,6 +23,7 @@ from embedding.models.model import Model, normalize
 from embedding.models.openclip import add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import ModelConfig
+from embedding.url import shown
 
 Lane = Literal["image", "text"]
 P = ParamSpec("P")
@@ -105,7 +106,8 @@ def _items(jobs: Sequence[Job]) -> int:
     return sum(job.count for job in jobs) if len(jobs) > 1 else 1
 
 
-@serve.deployment(max_ongoing_requests=128, health_check_period_s=10)
+# No access log: the ingress writes one line for each request, and chunks are not requests.
+@serve.deployment(max_ongoing_requests=128, health_check_period_s=10, logging_config={"enable_access_log": False})
 class Encoder:
     """Holds models on one device and runs them, work of many requests together.
 
@@ -206,7 +208,7 @@ class Encoder:
         if spec.device is not None and spec.device not in valid:
             raise RequestError(
                 Fault.REFUSED,
-                f"device '{spec.device}' is not available here; valid devices: {', '.join(valid)}",
+                f"device '{shown(spec.device)}' is not available here; valid devices: {', '.join(valid)}",
             )
         device = "cpu" if spec.device == "cpu" else str(self._device)
         return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json)

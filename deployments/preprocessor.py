@@ -1,6 +1,8 @@
 """CPU: contents in, pictures ready for a model out."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +18,7 @@ from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import ImageLimits, preprocess
 from embedding.image_spec import ImageSpec
 
+HAND_OVER_S = 5.0
 Prepared = tuple[ObjectRef | None, dict[int, ItemError]]
 """Reference to uint8 (n, 3, height, width), the chunk's good pictures in order, and the errors of the others by
 position. None instead of the reference if there are only errors."""
@@ -35,7 +38,8 @@ class PreprocessorSettings(Settings):
     fetch: FetchSettings = FetchSettings()
 
 
-@serve.deployment(max_ongoing_requests=32, health_check_period_s=10)
+# No access log: the ingress writes one line for each request, and chunks are not requests.
+@serve.deployment(max_ongoing_requests=32, health_check_period_s=10, logging_config={"enable_access_log": False})
 class Preprocessor:
     """Fetches, decodes and resizes chunks of pictures: downloads on the event loop, decoding in threads.
 
@@ -50,6 +54,7 @@ class Preprocessor:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
+        self._handed_over: deque[tuple[float, ObjectRef]] = deque()
 
     async def prepare(
         self, contents: Sequence[str], spec: ImageSpec, timeout_ms: int, headers: Mapping[str, str] | None
@@ -69,7 +74,20 @@ class Preprocessor:
         outcomes = await asyncio.gather(*(self._picture(content, spec, options) for content in contents))
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
         pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
-        return (ray.put(np.stack(pictures)) if pictures else None), errors
+        return (self._stored(np.stack(pictures)) if pictures else None), errors
+
+    def _stored(self, pixels: np.ndarray) -> ObjectRef:
+        """Puts pixels into the object store, and keeps them there until the ingress surely knows of them.
+
+        Under load Ray otherwise frees about one in a hundred before the receiver of the reference has announced
+        itself (ReferenceCountingAssertionError).
+        """
+        now = time.monotonic()
+        while self._handed_over and now - self._handed_over[0][0] > HAND_OVER_S:
+            self._handed_over.popleft()
+        reference = ray.put(pixels)
+        self._handed_over.append((now, reference))
+        return reference
 
     async def _picture(self, content: str, spec: ImageSpec, options: FetchOptions) -> np.ndarray | ItemError:
         try:

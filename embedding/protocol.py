@@ -13,6 +13,7 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -141,11 +142,21 @@ PreprocessingConfig = Annotated[
 ]
 
 
+def _encodable(text: str) -> str:
+    # MessagePack cannot carry a lone surrogate, a handle call can; no tokenizer and no URL takes one.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds a lone surrogate, which is not text") from None
+    return text
+
+
 class InferenceRequest(_Message):
     """One `POST /vectorise`."""
 
     modality: Modality
-    contents: list[str] = Field(min_length=1)
+    contents: list[Annotated[str, AfterValidator(_encodable)]] = Field(min_length=1)
     device: str | None = None
     model_settings: ModelConfig = Field(
         validation_alias=AliasChoices("embeddingModelConfig", "embedding_model_config", "modelConfig", "model_config")

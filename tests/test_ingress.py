@@ -667,6 +667,23 @@ def test_many_clients_at_once_get_their_own_answers(marqo: MarqoClient, image_ho
             done.result(120)
 
 
+def test_no_picture_is_lost_under_load(marqo: MarqoClient, image_host: ImageHost) -> None:
+    """Pixels go from process to process by reference; of hundreds of overlapping requests none may miss its own."""
+    urls = [image_host.url(f"/ok/{i}.jpg") for i in range(20)]
+    marqo.results(urls, "image")
+
+    def ask(number: int) -> tuple[int, Any]:
+        bad = ["invalid"] * (number % 2)
+        return marqo.vectorise([urls[(number * 3 + i) % 20] for i in range(3)] + bad, "image")
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(400)))
+    assert [body for status, body in answers if status != 200] == []
+    assert all(
+        list(map(is_error, body["result"])) == [False] * 3 + [True] * (n % 2) for n, (_, body) in enumerate(answers)
+    )
+
+
 def test_many_clients_load_a_model_at_once(marqo: MarqoClient) -> None:
     """Nobody is told that a model is being loaded: everybody waits (section 8.2)."""
     properties = {**(lookup("demo/clip") or {}), "notes": "a model of its own"}

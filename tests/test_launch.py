@@ -18,6 +18,7 @@ import yaml
 from conftest import ROOT, demo_config, free_port
 from marqo_client import MarqoClient
 
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 BIN = Path(sys.executable).parent
 
 
@@ -103,7 +104,7 @@ def listening_beyond_loopback(pid: int) -> list[str]:
 
     def listens_beyond(process: psutil.Process) -> bool:
         listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        beyond = [c for c in listening if c.laddr.ip not in ("127.0.0.1", "::1")]
+        beyond = [c for c in listening if c.laddr.ip not in LOOPBACK]
         return len(beyond) > int("ServeReplica" in " ".join(process.cmdline()))
 
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -177,6 +178,8 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     cluster.wait_for_output("cluster is up")
     path = write_config(tmp_path / "serve.yaml", config)
     address = f"http://127.0.0.1:{dashboard}"
-    subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120)
+    # `ray.init` turned token authentication on; the command line has to be told so.
+    token = os.environ | {"RAY_AUTH_MODE": "token"}
+    subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120, env=token)
     client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
     assert client.results(["hi"], model="random/small")

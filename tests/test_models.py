@@ -395,10 +395,9 @@ def test_a_word_without_end_does_not_hold_up_everybody(checkpoint: Path) -> None
     """Somebody's base64 in a text field. open_clip's own tokenizer takes quadratic time: minutes for this one."""
     model = load(checkpoint)
     start = time.process_time()
-    tokens = model.tokenize([letters(20_000), "a red circle " + letters(20_000)])
-    assert time.process_time() - start < 5
-    expected = open_clip.get_tokenizer(ARCHITECTURE)([letters(400), "a red circle " + letters(400)])
-    assert torch.equal(torch.as_tensor(tokens), expected)
+    tokens = model.tokenize(["a red circle " + letters(20_000)])
+    assert time.process_time() - start < 2
+    assert torch.equal(torch.as_tensor(tokens), open_clip.get_tokenizer(ARCHITECTURE)(["a red circle " + letters(400)]))
 
 
 # --- Random models ---

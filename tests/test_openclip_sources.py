@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +166,18 @@ def check(model: OpenClipModel, reference: str | Path, **arguments: Any) -> None
     theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, **arguments)
     theirs.eval()
     images = torch.stack([transform(picture(seed)) for seed in range(3)])
-    tokenize = open_clip.get_tokenizer(ARCHITECTURE)
     with torch.inference_mode():
-        expected = theirs.encode_image(images).numpy(), theirs.encode_text(tokenize(TEXTS)).numpy()
+        expected = theirs.encode_image(images).numpy(), theirs.encode_text(tokens()).numpy()
     ours = model.encode_images([pixels(model)]), model.encode_texts([model.tokenize(TEXTS)])
     for mine, other in zip(ours, expected, strict=True):
         assert mine.dtype == np.float32
         assert mine.shape == other.shape
         assert cosines(mine, other).min() >= 0.9999999
+
+
+@cache
+def tokens() -> torch.Tensor:
+    return open_clip.get_tokenizer(ARCHITECTURE)(TEXTS)
 
 
 def cosines(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -382,17 +388,16 @@ def test_a_text_tower_of_transformers(
     hub.gated = {"me/words": TOKEN, "me/tower": TOKEN}
     model = load(options, {"hf": {"token": TOKEN}}, name="hf-hub:me/tower")
     with torch.inference_mode():
-        expected = reference.encode_text(open_clip.get_tokenizer(f"local-dir:{own}")(TEXTS)).numpy()
-    assert cosines(model.encode_texts([model.tokenize(TEXTS)]), expected).min() >= 0.9999999
+        texts = ["a red circle", "WORD word"]
+        expected = reference.encode_text(open_clip.get_tokenizer(f"local-dir:{own}")(texts)).numpy()
+    assert cosines(model.encode_texts([model.tokenize(texts)]), expected).min() >= 0.9999999
 
 
 # --- Files that are not what they should be ---
 
 
 def damaged(content: bytes, how: str) -> bytes:
-    return {"cut": content[: len(content) // 2], "empty": b"", "page": b"<html>not found</html>"}.get(
-        how, content[: len(content) // 2] + bytes(1000) + content[len(content) // 2 + 1000 :]
-    )
+    return {"cut": content[: len(content) // 2], "empty": b"", "page": b"<html>not found</html>"}[how]
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "page"])
@@ -407,12 +412,6 @@ def test_a_corrupt_download_is_deleted_and_named(
     assert "deleted" in message
     host.files[name] = content
     check(load(options, url=host.url(f"/ok/{name}"), size=SIZE), folder / name)
-
-
-def test_damage_inside_a_pickled_checkpoint(options: LoadOptions, host: ImageHost) -> None:
-    """The zip file's directory is whole, and torch checks no sums: only the sum of a record shows it."""
-    host.files["plain.pt"] = damaged(host.files["plain.pt"], "inside")
-    assert "'plain.pt' is corrupt" in refusal(options, url=host.url("/ok/plain.pt"), size=SIZE)
 
 
 def test_an_operators_own_file_is_never_deleted(options: LoadOptions, folder: Path) -> None:
@@ -460,7 +459,9 @@ def test_pickled_code_is_not_run(options: LoadOptions, folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_program_is_no_checkpoint(options: LoadOptions, folder: Path, jit: bool) -> None:
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "program.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls scripting deprecated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "program.pt"))
     assert "TorchScript" in refusal(options, localpath=str(folder / "program.pt"), jit=jit)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,34 +20,34 @@ CLIENTS = 6
 Rounds = Sequence[Mapping[str, Mapping[str, Any]]]
 
 
-def comparison(name: str, suffix: str, checkpoint: Checkpoint, rounds: int, seconds: float) -> SimpleNamespace:
+def comparison(
+    name: str, suffix: str, checkpoint: Callable[[], Checkpoint], rounds: int, seconds: float
+) -> SimpleNamespace:
     """One benchmark, as `report` takes it.
 
     Args:
         name: of its files.
         suffix: of its figures in the summary.
-        checkpoint: the model that all serve.
+        checkpoint: makes the model that all serve.
         rounds: how often each server is measured.
         seconds: of each measurement.
     """
 
     def measure(quick: bool) -> dict[str, Any]:
         shorter = (1, 4.0) if quick else (rounds, seconds)
-        return _measure(checkpoint, *shorter)
+        return _measure(checkpoint(), *shorter)
 
     def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
         return {f"{key}{suffix}": runs for key, runs in _ratios(result["rounds"]).items()}
 
-    title = f"Peers with {checkpoint.architecture}: pictures per second by URL"
+    title = f"Peers, {'ViT-B-32' if suffix else 'small CLIP'}: pictures per second by URL"
     return SimpleNamespace(NAME=name, TITLE=title, measure=measure, rows=_rows, draw=_draw, summary=summary)
 
 
 def _measure(checkpoint: Checkpoint, rounds: int, seconds: float) -> dict[str, Any]:
     paths = pictures.normal()
     with web(paths) as urls:
-        measured = [
-            {name: _measured(name, checkpoint, urls, seconds) for name in SERVERS} for _ in range(rounds)
-        ]
+        measured = [{name: _measured(name, checkpoint, urls, seconds) for name in SERVERS} for _ in range(rounds)]
         tensors = _tensor_path(checkpoint, (1, 32))
     versions = {
         "bentoml": version("bentoml", "bentoml"),
@@ -119,5 +119,5 @@ def _draw(result: Mapping[str, Any], axes: Any) -> None:
     axes.set_xlabel("pictures per second")
 
 
-SMALL = comparison("peers", "", models.small_clip(), rounds=3, seconds=10.0)
-VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", models.vit_b_32(), rounds=3, seconds=15.0)
+SMALL = comparison("peers", "", models.small_clip, rounds=3, seconds=10.0)
+VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", models.vit_b_32, rounds=3, seconds=15.0)

@@ -57,7 +57,9 @@ def _renamed(tensors: Tensors) -> dict[str, torch.Tensor]:
     renamed = {theirs: tensors[ours].contiguous() for ours, theirs in OTHERS.items()}
     renamed |= {theirs: tensors[ours].T.contiguous() for ours, theirs in PROJECTIONS.items()}
     for ours, theirs in (("visual.transformer", "vision_model"), ("transformer", "text_model")):
-        depth = len([name for name in tensors if name.startswith(f"{ours}.resblocks.") and name.endswith("in_proj_bias")])
+        depth = len(
+            [name for name in tensors if name.startswith(f"{ours}.resblocks.") and name.endswith("in_proj_bias")]
+        )
         for layer in range(depth):
             renamed |= _block(tensors, f"{ours}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}")
     return renamed

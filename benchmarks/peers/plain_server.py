@@ -22,9 +22,10 @@ ARCHITECTURE, WEIGHTS, PORT = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 DOWNLOAD_THREADS = 20  # as many as Marqo uses to add documents
 
 open_clip.add_model_config(WEIGHTS.parent)
-model, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(WEIGHTS))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+model, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(WEIGHTS), device=DEVICE)
 model.eval()
-device = threading.Lock()
+one_at_a_time = threading.Lock()
 threads = ThreadPoolExecutor(DOWNLOAD_THREADS)
 local = threading.local()
 app = FastAPI()
@@ -45,8 +46,8 @@ def load(url: str) -> torch.Tensor:
 @app.post("/embed")
 def embed(pictures: Pictures) -> list[list[float]]:
     pixels = torch.stack(list(threads.map(load, pictures.urls)))
-    with device, torch.inference_mode():
-        return model.encode_image(pixels, normalize=True).tolist()
+    with one_at_a_time, torch.inference_mode(), torch.autocast(DEVICE, torch.float16, enabled=DEVICE == "cuda"):
+        return model.encode_image(pixels.to(DEVICE), normalize=True).float().tolist()
 
 
 @app.get("/healthz")

@@ -19,7 +19,7 @@ from benchmarks.server import graph
 from benchmarks.target import Target, json_target, marqo
 
 HERE = Path(__file__).parent
-# infinity's default without 127.0.0.0/8: the benchmark's pictures come from this machine (as `allowed_networks` for us).
+# infinity's default without 127.0.0.0/8, as `allowed_networks` for us: the benchmark's pictures come from this machine.
 MEDIA_BLACKLIST = (
     "localhost;*.localhost;0.0.0.0/8;10.0.0.0/8;100.64.0.0/10;169.254.0.0/16;172.16.0.0/12;192.168.0.0/16;224.0.0.0/4;"
     "::/128;::1/128;fc00::/7;fe80::/10;ff00::/8"
@@ -53,11 +53,17 @@ def ours(checkpoint: Checkpoint) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def plain(checkpoint: Checkpoint) -> Iterator[Peer]:
-    """FastAPI, Pillow and open_clip in one process."""
+def plain(checkpoint: Checkpoint, python: str | None = None) -> Iterator[Peer]:
+    """FastAPI, Pillow and open_clip in one process; run by `python` if that is given."""
     port = free_port()
     script = str(HERE / "plain_server.py")
-    command = [str(venv("plain") / "python"), script, checkpoint.architecture, str(checkpoint.path), str(port)]
+    command = [
+        python or str(venv("plain") / "python"),
+        script,
+        checkpoint.architecture,
+        str(checkpoint.path),
+        str(port),
+    ]
     with server("plain", command, f"http://127.0.0.1:{port}/healthz") as pid:
         yield Peer(json_target(f"http://127.0.0.1:{port}/embed", {}, "urls", lambda reply: reply), pid)
 

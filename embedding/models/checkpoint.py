@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-import open_clip
+from open_clip.factory import load_state_dict
 
 from embedding.models.failure import described, unloadable
 
@@ -53,7 +53,7 @@ def check_readable(path: Path, kind: Kind) -> None:
 
             load_file(path)
         else:
-            open_clip.load_state_dict(str(path), weights_only=True)
+            load_state_dict(str(path), weights_only=True)
     except Exception as error:
         text = str(error)
         if "Weights only load failed" in text and ("allowed global" in text or "GLOBAL" in text):

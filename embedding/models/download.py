@@ -79,7 +79,6 @@ def download(source: RemoteFile, path: Path, options: LoadOptions, check_room: _
         RequestError: REFUSED, with the reason.
         OSError: the disk is full or cannot be written.
     """
-    # A thread of its own: the caller's may have a running loop.
     asyncio.run(_Download(source, path, options, check_room).run())
 
 
@@ -94,6 +93,7 @@ class _Download:
         self._options = options
         self._check_room = check_room
         self._guard = Guard.parse(options.allowed_networks)
+        self._resolver = GuardedResolver(self._guard, SystemResolver(1))
 
     async def run(self) -> None:
         try:
@@ -114,6 +114,8 @@ class _Download:
             reason = "the transfer was cut short"
         except aiohttp.ClientError as error:
             reason = _plain(error)
+        finally:
+            await self._resolver.close()
         raise unloadable(f"downloading {self._source.label} failed: {reason}")
 
     async def _follow(self, session: aiohttp.ClientSession) -> None:
@@ -188,7 +190,7 @@ class _Download:
             return socket.socket(family, kind, protocol)
 
         connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(self._guard, SystemResolver(1)),
+            resolver=self._resolver,
             socket_factory=open_socket,
             ssl=ssl.create_default_context(cafile=self._options.ca_file or certifi.where()),
         )

@@ -173,7 +173,11 @@ def _estimate_openclip(
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
     with torch.device("meta"):
         module: torch.nn.Module = kind(**config)
-        if precision in _LOW_PRECISIONS:
+    if precision in _LOW_PRECISIONS:
+        # As open_clip: all of a model with a tower of timm, the larger weights of any other.
+        if timm_tower:
+            module.to(_LOW_PRECISIONS[precision])
+        else:
             open_clip.convert_weights_to_lp(module, _LOW_PRECISIONS[precision])
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,14 @@ class Recipe:
         length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
         if self.tokenizer is not None:
             return open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **self.tokenizer_options)
-        return open_clip.SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))
+        options = text.get("tokenizer_kwargs") or {}
+        return open_clip.SimpleTokenizer(context_length=length, **options) if options else _simple_tokenizer(length)
+
+
+@cache
+def _simple_tokenizer(context_length: int) -> Any:
+    """Shared by all models that have it: making one takes half a second and megabytes."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:

@@ -9,6 +9,7 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.protocol import ModelConfig
 from embedding.registry import canonical_json, lookup, model_key, properties_digest
+from embedding.url import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ModelSpec:
         if properties is None:
             raise RequestError(
                 Fault.REFUSED,
-                f"Invalid model properties: '{config.model_name}' is not in the registry; give its modelProperties",
+                f"Invalid model properties: '{shown(config.model_name)}' is not in the registry: give modelProperties",
             )
         auth = config.model_auth
         return cls(
