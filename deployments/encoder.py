@@ -150,6 +150,12 @@ class Encoder:
             return model.info
 
     @_refusals_as_values
+    async def fingerprint(self, spec: ModelSpec) -> str:
+        """Hash of all that decides a model's vectors: weights, preprocessing, precision, library versions."""
+        async with self._models.use(self._on_device(spec)) as model:
+            return await asyncio.get_running_loop().run_in_executor(self._loaders, lambda: model.fingerprint)
+
+    @_refusals_as_values
     async def encode_images(self, spec: ModelSpec, pixels: np.ndarray, normalized: bool, urgent: bool) -> np.ndarray:
         """Vectors of prepared pictures.
 

@@ -46,6 +46,8 @@ STATUS: dict[Fault, tuple[int, str]] = {
     Fault.INTERNAL: (500, "An unexpected error occurred during vectorisation. "),
 }
 
+FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
+"""A request that brings it, with any value, gets it back with the hash of all that decides its model's vectors."""
 TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
 """If set, requests must bring this bearer token. Marqo sends none."""
 
@@ -227,14 +229,18 @@ class Ingress:
         try:
             self._check_headers(request)
             body = await _read(request, self._settings.max_body_bytes)
-            results = await self._answers(decode_request(body), len(body))
+            decoded = decode_request(body)
+            results = await self._answers(decoded, len(body))
+            headers = {}
+            if FINGERPRINT_HEADER in request.headers:
+                headers[FINGERPRINT_HEADER] = await self._pipeline.fingerprint(decoded)
         except RequestError as error:
             return _error_response(error, request)
         except Exception as error:
             logger.exception("POST /vectorise failed")
             fault = RequestError(Fault.INTERNAL, f"{type(error).__name__}. Please try again later")
             return _error_response(fault, request)
-        return Response(encode_result(results), media_type=MSGPACK)
+        return Response(encode_result(results), media_type=MSGPACK, headers=headers)
 
     def _check_headers(self, request: Request) -> None:
         if self._token:

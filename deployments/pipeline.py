@@ -27,6 +27,7 @@ class Pipeline:
         self._images = images
         self._texts = texts
         self._describe = encoder.options(method_name="describe")
+        self._fingerprint = encoder.options(method_name="fingerprint")
         self._known: OrderedDict[ModelSpec, ModelInfo] = OrderedDict()
 
     async def vectorise(self, request: InferenceRequest) -> Answers:
@@ -42,6 +43,15 @@ class Pipeline:
             return await self._images.vectorise(ImageTask(request, config, spec, image))
         # A model without an image encoder takes an image's URL as text, as Marqo's servers do.
         return await self._texts.vectorise(request, config if isinstance(config, TextConfig) else TextConfig(), spec)
+
+    async def fingerprint(self, request: InferenceRequest) -> str:
+        """Hash of all that decides the vectors of the request's model: equal where vectors are equal.
+
+        Raises:
+            RequestError: the model cannot be had.
+        """
+        spec = ModelSpec.from_config(request.model_settings, request.device)
+        return answered(await retried("fingerprint", lambda: self._fingerprint.remote(spec)))
 
     async def _info(self, spec: ModelSpec) -> ModelInfo:
         known = self._known.get(spec)

@@ -141,6 +141,13 @@ def test_it_is_a_text_model_and_says_how_large(bert: Path) -> None:
     assert estimate_bytes(wanted, CPU) == model.info.nbytes
 
 
+def test_fingerprints(tmp_path: Path, bert: Path) -> None:
+    ours = load(bert).fingerprint
+    assert load(archived(bert, tmp_path / "same.zip")).fingerprint == ours
+    others = [load(bert, tokens=5), load(bert, poolingMethod="cls"), load(save_bert(tmp_path / "other", seed=1))]
+    assert len({ours, *(model.fingerprint for model in others)}) == 4
+
+
 def test_many_threads_may_tokenize(bert: Path) -> None:
     model = load(bert)
     expected = model.tokenize(TEXTS)

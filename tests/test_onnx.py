@@ -198,6 +198,13 @@ def test_its_size_is_that_of_its_files(root: Path) -> None:
     assert estimate_bytes(clip_spec(root), CPU, options(root)) == model.info.nbytes
 
 
+def test_fingerprints(root: Path, bert: Path) -> None:
+    specs = [clip_spec(root), clip_spec(root, image="fixed"), bert_spec(root), bert_spec(root, poolingMethod="mean")]
+    found = [load_model(spec, CPU, options(root)).fingerprint for spec in specs]
+    assert len(set(found)) == 4
+    assert [load_model(spec, CPU, options(root)).fingerprint for spec in specs] == found
+
+
 def test_who_decides(root: Path) -> None:
     """The operator, for all models that have graphs, or for one by its label or its name."""
 
@@ -277,6 +284,18 @@ def test_a_file_that_is_no_graph(root: Path) -> None:
         assert message.startswith("Unable to load model 'mine': ")
         assert "model.onnx" in message
         assert (root / "broken" / "model.onnx").exists(), "an operator's file is not ours to delete"
+
+
+def test_a_downloaded_file_that_is_no_graph(root: Path, tmp_path: Path) -> None:
+    """It is deleted: the next request fetches it anew."""
+    with HubHost({"me/bad": {"model.onnx": b"junk" * 500}}) as hub:
+        url = f"{hub.url}/me/bad/resolve/main/model.onnx"
+        settings: dict[str, Any] = {"model_sources": ("url", "path"), "allowed_networks": "127.0.0.0/8"}
+        for attempt in (1, 2):
+            spec = clip_spec(root, tritonTextEncoderProperties=encoder(url))
+            assert "cannot use model.onnx" in refusal(spec, options(root, cache_dir=tmp_path, **settings))
+            assert hub.transfers("model.onnx") == attempt
+            assert not list(tmp_path.rglob("model.onnx"))
 
 
 def test_names_that_are_not_in_the_graph(root: Path) -> None:

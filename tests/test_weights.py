@@ -350,7 +350,7 @@ def process(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_two_processes_download_once(tmp_path: Path, host: ImageHost) -> None:
-    url = host.url("/ok/model.pt?delay=3")
+    url = host.url("/ok/model.pt?delay=1.5")
     both = [process(DOWNLOAD, str(tmp_path / "cache"), url) for _ in range(2)]
     paths = {finished.communicate(timeout=60)[0].strip() for finished in both}
     assert len(paths) == 1

@@ -1,6 +1,6 @@
 """Text models of Hugging Face transformers: tokens, the forward pass, and one vector from the vectors of all tokens.
 
-transformers takes seconds to import, so that happens with the first such model. Source: protocol sheet, section 7.3.
+transformers is optional, and imported with the first such model. Source: protocol sheet, section 7.3.
 """
 
 from __future__ import annotations
@@ -10,93 +10,29 @@ import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
 from embedding.models.failure import invalid, unloadable
+from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.tokens import TextTokenizer, Tokens
 from embedding.models.weights import Auth, Weights, hf_token
 
 logger = logging.getLogger("ray.serve")
 
 Pooling = Literal["mean", "cls"]
-Tokens = list[dict[str, list[int]]]
-"""One map for each text, from the name of an input (`input_ids`, …) to its values, not padded."""
-Padded = dict[str, npt.NDArray[np.int64]]
-"""One array for each input, shape (texts, longest text)."""
-
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")
 # transformers builds models inside context managers that patch torch for the whole process.
 _building = threading.Lock()
-
-
-class TextTokenizer:
-    """A transformers tokenizer whose results can be merged into one batch.
-
-    Args:
-        tokenizer: of transformers.
-        limit: tokens after which a text is cut off, special ones included.
-        vocabulary: rows of the model's embedding table; 0 if unknown.
-    """
-
-    def __init__(self, tokenizer: Any, limit: int, vocabulary: int = 0) -> None:
-        if tokenizer.pad_token_id is None:
-            raise ValueError("its tokenizer has no padding token")
-        self._tokenizer = tokenizer
-        self._limit = limit
-        self._vocabulary = vocabulary
-        self._lock = threading.Lock()
-        self._padding = {
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
-            "attention_mask": 0,
-        }
-
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        """The tokens of each text."""
-        if not texts:
-            return []
-        # A fast tokenizer keeps its settings in a cell that two threads may not borrow together.
-        with self._lock:
-            encoded = self._tokenizer(
-                list(texts), truncation=True, max_length=self._limit, padding=False, return_attention_mask=True
-            )
-        return [{name: values[i] for name, values in encoded.items()} for i in range(len(texts))]
-
-    def merge(self, parts: Sequence[Tokens]) -> Padded:
-        """Several results as one batch, every text padded to the longest of all.
-
-        Raises:
-            RequestError: REFUSED, for a token that the model has no embedding for.
-        """
-        rows = [row for part in parts for row in part]
-        longest = max(len(row["input_ids"]) for row in rows)
-        left = self._tokenizer.padding_side == "left"
-        merged: Padded = {}
-        for name in rows[0]:
-            merged[name] = np.full((len(rows), longest), self._padding.get(name, 0), np.int64)
-            for target, row in zip(merged[name], rows, strict=True):
-                values = row[name]
-                target[longest - len(values) if left else 0 :][: len(values)] = values
-        self._check(merged["input_ids"])
-        return merged
-
-    def _check(self, ids: npt.NDArray[np.int64]) -> None:
-        # On a GPU such a token would end the whole process, not only this request.
-        if self._vocabulary and ids.size and int(ids.max()) >= self._vocabulary:
-            raise RequestError(
-                Fault.REFUSED,
-                f"the model's tokenizer gives token {ids.max()}, but the model knows only {self._vocabulary} tokens",
-            )
 
 
 class HfModel:
@@ -140,6 +76,12 @@ class HfModel:
         """Never called: contents of such a model are embedded as texts, whatever their modality."""
         raise RequestError(Fault.INTERNAL, "a text model takes no pictures")
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Model.fingerprint`."""
+        weights = torch.nn.ModuleList([self._module, *([] if self._dense is None else [self._dense])])
+        return fingerprint(weights, {"pooling": self._pooling, "device": self._device.type, **self.tokenize.facts()})
+
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, method: Pooling) -> torch.Tensor:
     """One vector for each text, (n, width), from those of its tokens, (n, tokens, width); mask is (n, tokens)."""
@@ -163,7 +105,7 @@ def load_hf(
         module = _read_module(folder, properties)
     module.requires_grad_(False).eval().to(device)
     dense = _read_dense(folder, properties.dimensions).to(device) if properties.type == "hf_stella" else None
-    tokenizer = load_tokenizer(folder, properties, _positions(module), module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    tokenizer = load_tokenizer(folder, properties, _positions(module), _vocabulary(module))
     tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
     info = ModelInfo(
         name=spec.name,
@@ -330,6 +272,14 @@ def _positions(module: torch.nn.Module) -> int | None:
             # RoBERTa's kin count from behind the padding index.
             return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
     return None
+
+
+def _vocabulary(module: Any) -> int:
+    """Rows of the embedding table; 0 if the model does not tell."""
+    try:
+        return int(module.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return 0
 
 
 def pooling_of(folder: Path, properties: HfProperties) -> Pooling:

@@ -15,6 +15,7 @@ import torch
 
 from embedding.errors import Fault, RequestError
 from embedding.models.failure import described, named
+from embedding.models.fingerprint import fingerprint
 from embedding.models.hf import estimate_hf, load_hf, spec_auth
 from embedding.models.model import Model, Pixels, Rows
 from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
@@ -52,6 +53,11 @@ class RandomModel:
     def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
         """Never called: contents of such a model are embedded as texts, whatever their modality."""
         raise RequestError(Fault.INTERNAL, "a random model takes no pictures")
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Model.fingerprint`."""
+        return fingerprint(torch.nn.Module(), {"random": self._hash_name, "dimensions": self.info.dimensions})
 
 
 def load_model(

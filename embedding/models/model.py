@@ -30,6 +30,10 @@ class Model(Protocol):
     def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
         """Several arrays of prepared pictures, in one forward pass, to one row per picture, in order."""
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides its vectors, as 32 hex digits; blocks for as long as all weights take to read."""
+
 
 def normalize(rows: Rows) -> Rows:
     """Rows divided by their L2 norm; a zero row stays zero, since a reply must never hold NaN."""

@@ -9,23 +9,28 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 from open_clip.transform import PreprocessCfg
 
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.failure import described, unloadable
-from embedding.models.hf import Pooling, TextTokenizer, Tokens, hf_folder, load_tokenizer, pool, pooling_of, spec_auth
+from embedding.models.fingerprint import fingerprint
+from embedding.models.hf import Pooling, hf_folder, load_tokenizer, pool, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.tokens import TextTokenizer, Tokens
 from embedding.models.weights import Auth, Located, Weights
 
 logger = logging.getLogger("ray.serve")
@@ -53,6 +58,7 @@ class Graph:
     """
 
     def __init__(self, path: Path, encoder: TritonEncoder, device: torch.device) -> None:
+        self._path = path
         self._session = _session(path, device)
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         outputs = [each.name for each in self._session.get_outputs()]
@@ -65,6 +71,12 @@ class Graph:
         for each in self._inputs.values():
             if each.type not in _NUMPY_TYPES:
                 raise unloadable(f"input '{each.name}' of {path.name} is of type {each.type}, which is not served")
+
+    def facts(self) -> dict[str, object]:
+        """What decides its output, for a fingerprint: its files and what runs them."""
+        paths = [self._path, *_data_files(self._path.parent)]
+        files = {path.name: blake3().update_mmap(path).hexdigest(16) for path in paths}
+        return {"files": files, "output": self._output, "providers": self._session.get_providers()}
 
     @property
     def input_names(self) -> list[str]:
@@ -138,6 +150,14 @@ class OnnxClip:
         images = np.concatenate(pixels) * self._scale + self._shift
         return _rows(self._image({self._image.input_names[0]: images}))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Model.fingerprint`."""
+        tokens = self.tokenize(["The quick brown fox, 42 °C – fingerprint"]).tolist()
+        image = asdict(self.info.image) if self.info.image is not None else None
+        facts = {"text": self._text.facts(), "image": self._image.facts(), "preprocessing": image, "tokens": tokens}
+        return fingerprint(torch.nn.Module(), facts)
+
 
 class OnnxText:
     """A transformers text model as a graph from tokens to their vectors; pooled here."""
@@ -161,6 +181,12 @@ class OnnxText:
             hidden, mask = torch.from_numpy(output.astype(np.float32)), torch.from_numpy(inputs["attention_mask"])
             output = pool(hidden, mask, self._pooling).numpy()
         return _rows(output)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Model.fingerprint`."""
+        facts = {"text": self._graph.facts(), "pooling": self._pooling, **self.tokenize.facts()}
+        return fingerprint(torch.nn.Module(), facts)
 
     def encode_images(self, pixels: Sequence[Any]) -> Rows:
         """Never called: contents of such a model are embedded as texts, whatever their modality."""
@@ -247,7 +273,11 @@ def _info(
 def _graph_files(encoder: TritonEncoder, weights: Weights, auth: Auth | None) -> list[Path]:
     """Graph and data, the graph first."""
     folder = weights.folder(encoder.sources, auth)
-    return [folder / "model.onnx", *sorted(folder.glob("model.onnx.data*"))]
+    return [folder / "model.onnx", *_data_files(folder)]
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model.onnx.data*"))
 
 
 def _graph(files: Sequence[Path], encoder: TritonEncoder, device: torch.device, weights: Weights) -> Graph:

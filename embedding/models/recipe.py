@@ -8,15 +8,19 @@ preprocessing, tokenizer, jit and precision of the properties have an effect.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
 
 from embedding.image_spec import ImageSpec
+from embedding.models.clip_tokenizer import ClipTokenizer
 from embedding.models.failure import described, invalid, unloadable
 from embedding.models.properties import OpenClipProperties
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
@@ -65,15 +69,28 @@ class Recipe:
         text = self.config["text_cfg"]
         length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
         if self.tokenizer is not None:
-            return open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **self.tokenizer_options)
+            options = self.tokenizer_options
+            return _OneAtATime(open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **options))
         options = text.get("tokenizer_kwargs") or {}
-        return open_clip.SimpleTokenizer(context_length=length, **options) if options else _simple_tokenizer(length)
+        return ClipTokenizer(context_length=length, **options) if options else _clip_tokenizer(length)
+
+
+class _OneAtATime:
+    """Transformers' fast tokenizers keep settings in a cell that two threads may not borrow together."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        with self._lock:
+            return self._tokenizer(texts)
 
 
 @cache
-def _simple_tokenizer(context_length: int) -> Any:
+def _clip_tokenizer(context_length: int) -> ClipTokenizer:
     """Shared by all models that have it: making one takes half a second and megabytes."""
-    return open_clip.SimpleTokenizer(context_length=context_length)
+    return ClipTokenizer(context_length=context_length)
 
 
 def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:

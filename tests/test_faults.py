@@ -1,0 +1,196 @@
+"""Replicas die, clients misbehave, too much arrives: every client still gets its right answer, or a prompt refusal."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import msgpack
+import numpy as np
+import psutil
+import pytest
+from image_host import ImageHost
+from marqo_client import MSGPACK, MarqoClient
+
+from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
+
+APP = "sturdy"
+SCENES = scenes(24, 5)
+
+
+def sturdy_config(name: str = APP, replicas: int = 2, **ingress: Any) -> dict[str, Any]:
+    share = {"num_cpus": 0.1}
+    return {
+        "name": name,
+        "route_prefix": f"/{name}",
+        "import_path": "graph:build_app",
+        "args": {
+            "ingress": {"image_chunk": 4, **ingress},
+            "preprocessor": {"fetch": {"allowed_networks": "127.0.0.0/8"}},
+            "encoder": {"device": "cpu", "preload": ["demo/clip"]},
+        },
+        "deployments": [
+            {"name": "Ingress", "ray_actor_options": share},
+            {"name": "Preprocessor", "num_replicas": replicas, "ray_actor_options": share},
+            {"name": "Encoder", "num_replicas": replicas, "ray_actor_options": share},
+        ],
+    }
+
+
+def replica_pids(deployment: str, app: str = APP) -> list[int]:
+    mark = f"ServeReplica:{app}:{deployment}"
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[list[str]]:
+    files = {f"{i}.jpg": jpeg_bytes(scene.draw(EVALUATION_SEEDS[i])) for i, scene in enumerate(SCENES)}
+    with ImageHost(files) as host:
+        yield [host.url(f"/ok/{name}") for name in files]
+
+
+def vectors(client: MarqoClient, urls: list[str]) -> np.ndarray:
+    return np.stack([vector for ((_, vector),) in client.results(urls, "image")])
+
+
+@pytest.mark.parametrize("deployment", ["Preprocessor", "Encoder"])
+def test_a_killed_replica_costs_nobody_an_answer(
+    application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str], deployment: str
+) -> None:
+    client = application(sturdy_config())
+    right = vectors(client, pictures)
+    killed = threading.Event()
+    after = threading.Semaphore(0)
+
+    def work(_: int) -> list[np.ndarray]:
+        answers = []
+        while not killed.is_set() or after.acquire(blocking=False):
+            answers.append(vectors(client, pictures))
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(work, i) for i in range(4)]
+        victim = replica_pids(deployment)[0]
+        os.kill(victim, signal.SIGKILL)
+        for _ in range(8):
+            after.release()
+        killed.set()
+        answers = [answer for future in futures for answer in future.result()]
+    assert len(answers) >= 8
+    assert all(np.abs(answer - right).max() < 1e-5 for answer in answers)
+
+
+def test_a_content_that_kills_its_decoder_costs_itself_only(
+    application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str]
+) -> None:
+    """The host of one picture kills whichever process asks for it: the hook that stands for a crashing decoder."""
+
+    with ImageHost({}) as host:
+        poison = host.url("/hang")
+        port = int(poison.split(":")[2].split("/")[0])
+        client = application(sturdy_config(name="poisoned"))
+        stop = threading.Event()
+
+        def assassinate() -> None:
+            while not stop.wait(0.02):
+                asking = {c.pid for c in psutil.net_connections("tcp") if c.raddr and c.raddr.port == port}
+                for pid in asking & set(replica_pids("Preprocessor", "poisoned")):
+                    os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=assassinate)
+        killer.start()
+        try:
+            results = client.results([*pictures[:3], poison, *pictures[3:6]], "image")
+            again = client.results([poison], "image")
+        finally:
+            stop.set()
+            killer.join()
+    assert [isinstance(item, dict) for item in results] == [False] * 3 + [True] + [False] * 3
+    assert "crashed its decoder" in results[3]["error_message"]
+    assert "crashed its decoder" in again[0]["error_message"]
+
+
+def test_too_much_at_once_is_refused_promptly(
+    application: Callable[[dict[str, Any]], MarqoClient], image_host: ImageHost
+) -> None:
+    client = application(sturdy_config(name="small", replicas=1, max_items_in_flight=8))
+    hanging = [image_host.url(f"/hang?{i}") for i in range(8)]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.vectorise, hanging, "image", preprocessing={"downloadTimeoutMs": 5000})
+        assert image_host.wait_for("in_flight", 8)
+        body = {
+            "modality": "language",
+            "contents": ["one more"],
+            "modelConfig": {"modelName": "demo/clip"},
+            "preprocessingConfig": {"modality": "language"},
+        }
+        started = time.monotonic()
+        reply = client.post(msgpack.packb(body))
+        assert reply.status_code == 503
+        assert time.monotonic() - started < 2
+        assert int(reply.headers["retry-after"]) >= 1
+        assert "busy" in msgpack.unpackb(reply.content)["detail"]
+        status, _ = first.result()
+        assert status == 200
+    assert client.results(["one more"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "contents", "status"),
+    [
+        ({"max_contents": 3}, ["a"] * 4, 413),
+        ({"max_body_bytes": 1000}, ["a" * 2000], 413),
+    ],
+)
+def test_a_request_that_is_too_large(
+    application: Callable[[dict[str, Any]], MarqoClient], limits: dict[str, int], contents: list[str], status: int
+) -> None:
+    client = application(sturdy_config(name="limited", replicas=1, **limits))
+    got, body = client.vectorise(contents)
+    assert got == status
+    assert "send several requests" in body["detail"]
+    assert client.results(["a"])
+
+
+def test_a_text_that_is_too_long_is_its_own_error(application: Callable[[dict[str, Any]], MarqoClient]) -> None:
+    client = application(sturdy_config(name="limited", replicas=1, max_text_chars=100))
+    short, long = client.results(["short", "long" * 100])
+    assert isinstance(short, list)
+    assert "400 characters" in long["error_message"]
+
+
+def test_a_token_is_asked_for_if_one_is_set(application: Callable[[dict[str, Any]], MarqoClient]) -> None:
+    config = sturdy_config(name="guarded", replicas=1)
+    config["deployments"][0]["ray_actor_options"] |= {"runtime_env": {"env_vars": {"MARQO_INFERENCE_TOKEN": "s3cret"}}}
+    client = application(config)
+    status, body = client.vectorise(["hi"])
+    assert status == 401
+    assert "s3cret" not in str(body)
+    headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "Authorization": "Bearer s3cret"}
+    request = {
+        "modality": "language",
+        "contents": ["hi"],
+        "modelConfig": {"modelName": "demo/clip"},
+        "preprocessingConfig": {"modality": "language"},
+    }
+    assert client.post(msgpack.packb(request), headers).status_code == 200
+
+
+def test_the_fingerprint_tells_models_apart(marqo: MarqoClient) -> None:
+    def fingerprint(model: str) -> str:
+        request = {
+            "modality": "language",
+            "contents": ["hi"],
+            "modelConfig": {"modelName": model},
+            "preprocessingConfig": {"modality": "language"},
+        }
+        headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Embedding-Fingerprint": "1"}
+        reply: httpx.Response = marqo.post(msgpack.packb(request), headers)
+        return reply.headers["X-Embedding-Fingerprint"]
+
+    assert fingerprint("demo/clip") == fingerprint("demo/clip")
+    assert fingerprint("demo/clip") != fingerprint("random/small")
