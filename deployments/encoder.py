@@ -18,10 +18,12 @@ from deployments.replica import Settings, assigned_cpus
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
-from embedding.models.loader import load_model
+from embedding.models.loader import estimate_bytes, load_model
 from embedding.models.model import Model, normalize
 from embedding.models.openclip import add_architectures
+from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.weights import Weights
 from embedding.protocol import ModelConfig
 from embedding.url import shown
 
@@ -61,6 +63,7 @@ class EncoderSettings(Settings):
         preload: models to load before a replica takes traffic, as registry names or with their properties; unless
             given, the value of MARQO_MODELS_TO_PRELOAD.
         architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
+        models: what may be loaded, from where and how.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,6 +71,7 @@ class EncoderSettings(Settings):
     model_budget_bytes: NonNegativeInt = 0
     preload: tuple[str | PreloadedModel, ...] = Field(default_factory=_preload_from_environment, validate_default=True)
     architectures: tuple[Path, ...] = ()
+    models: LoadOptions = LoadOptions()
 
 
 class BatchSettings(Settings):
@@ -122,7 +126,15 @@ class Encoder:
             add_architectures(folder)
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._models = ModelCache(self._load, self._loaders, settings.model_budget_bytes)
+        self._options = settings.models
+        self._weights = Weights(settings.models)
+        self._models = ModelCache(
+            self._load,
+            self._loaders,
+            settings.model_budget_bytes,
+            estimate=self._estimate,
+            release=torch.cuda.empty_cache if self._device.type == "cuda" else None,
+        )
         self._queue = DeviceQueue(
             _forward,
             ThreadPoolExecutor(1, thread_name_prefix="device"),
@@ -206,7 +218,11 @@ class Encoder:
         return True
 
     def _load(self, spec: ModelSpec) -> Model:
-        return load_model(spec, torch.device(spec.device or "cpu"))
+        device = torch.device(spec.device or "cpu")
+        return load_model(spec, device, self._options, self._weights, maxima=self._queue.max_items)
+
+    def _estimate(self, spec: ModelSpec) -> int | None:
+        return estimate_bytes(spec, torch.device(spec.device or "cpu"), self._options, self._weights)
 
     def _on_device(self, spec: ModelSpec) -> ModelSpec:
         """The spec with the device that it means here, so that `cuda` and null are one model and not two."""

@@ -13,9 +13,10 @@ MSGPACK = "application/msgpack"
 class MarqoClient:
     """One keep-alive pool, MessagePack both ways, no retries, 300 s for everything."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url
-        self._http = httpx.Client(timeout=300)
+        authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(timeout=300, headers=authorization)
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Raw bytes, with the headers that Marqo always sends unless others are given."""

@@ -373,6 +373,63 @@ def test_an_estimate_may_be_wrong(name: str) -> None:
     asyncio.run(main())
 
 
+def test_who_was_underestimated_does_not_stand_in_anybodys_way() -> None:
+    """The one in front waits for all of the budget, of which the one behind would hold a part for ever."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("wrong:20")
+        async with cache.use(spec("a")):
+            behind = asyncio.create_task(touch(cache, "wrong:20"))
+            await loader.loading("wrong:20")
+            in_front = asyncio.create_task(touch(cache, "big:30"))
+            await settle()
+            gate.set()
+            await settle()
+            assert not in_front.done()
+            assert not behind.done()
+        await asyncio.gather(in_front, behind)
+        assert names(cache) == ["wrong:20"]
+
+    run(test, budget=30, estimate=lambda spec: 5 if spec.name == "wrong:20" else foreseen(spec))
+
+
+def test_what_was_measured_once_is_known() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        async with cache.use(spec("b")):
+            newcomer = asyncio.create_task(touch(cache, "a"))
+            await settle()
+            assert loader.loads == ["a", "b"]
+        await newcomer
+
+    run(test, budget=10)
+
+
+def test_a_forward_pass_that_nobody_waits_for_still_holds_its_model() -> None:
+    """Its caller has hung up, but the device is not done: only then is the memory free for the next model."""
+    done = threading.Event()
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async def caller() -> None:
+            async with cache.use(spec("a")) as model:
+                await asyncio.get_running_loop().run_in_executor(loader.pool, hold, [model])
+
+        def hold(models: list[Model]) -> None:
+            assert done.wait(WAIT_S)
+            models.clear()
+
+        impatient = asyncio.create_task(caller())
+        await settle()
+        impatient.cancel()
+        newcomer = asyncio.create_task(touch(cache, "b"))
+        await asyncio.sleep(0.1)
+        assert loader.loads == ["a"]
+        done.set()
+        await newcomer
+
+    run(test, budget=10, estimate=foreseen)
+
+
 def test_a_failed_load_costs_nobody_anything() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         async with cache.use(spec("a")):
@@ -438,12 +495,17 @@ def test_nothing_is_loaded_for_those_who_have_hung_up() -> None:
             await settle()
             assert cache.stats().waiting == 1
             callers[2].cancel()
-            again = asyncio.create_task(touch(cache, "c"))
-            await settle()
-            assert cache.stats().waiting == 1
             another = asyncio.create_task(touch(cache, "b"))
-        await asyncio.gather(again, another)
-        assert loader.loads == ["a", "c", "b"]
+            await settle()
+            assert callers[2].cancelled()
+            assert cache.stats().waiting == 1
+            another.cancel()
+            await settle()
+            assert cache.stats().waiting == 0
+            at_last = asyncio.create_task(touch(cache, "c"))
+            await settle()
+        await at_last
+        assert loader.loads == ["a", "c"]
 
     run(test, budget=10, estimate=foreseen)
 

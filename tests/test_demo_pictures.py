@@ -42,9 +42,7 @@ def test_captions_are_distinct():
 
 
 def test_training_and_evaluation_share_no_seed():
-    assert not range(
-        max(TRAINING_SEEDS.start, EVALUATION_SEEDS.start), min(TRAINING_SEEDS.stop, EVALUATION_SEEDS.stop)
-    )
+    assert not range(max(TRAINING_SEEDS.start, EVALUATION_SEEDS.start), min(TRAINING_SEEDS.stop, EVALUATION_SEEDS.stop))
 
 
 @pytest.mark.parametrize(
