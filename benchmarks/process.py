@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,10 +26,12 @@ class NotStarted(Exception):
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback on which nobody listens, outside the range from which outgoing connections get theirs:
+    one of those could take it before the server does."""
+    while True:
+        port = random.randint(20_000, 30_000)
+        with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
+            return port
 
 
 @contextlib.contextmanager

@@ -123,9 +123,7 @@ class Thing:
     def words(self) -> str:
         """Its name without an article: "striped red circle"."""
         return (
-            f"{self.colour} {self.shape}"
-            if self.texture == "plain"
-            else f"{self.texture} {self.colour} {self.shape}"
+            f"{self.colour} {self.shape}" if self.texture == "plain" else f"{self.texture} {self.colour} {self.shape}"
         )
 
 
@@ -278,9 +276,7 @@ def _second_tone(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _paint(
-    picture: Image.Image, thing: Thing, centre: Point, radius: float, rng: np.random.Generator
-) -> None:
+def _paint(picture: Image.Image, thing: Thing, centre: Point, radius: float, rng: np.random.Generator) -> None:
     """Draws the thing and its soft shadow onto the picture."""
     mask = _shape_mask(thing.shape, radius, turn=rng.uniform(-0.25, 0.25))
     colour = _tinted(COLOURS[thing.colour], rng)

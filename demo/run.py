@@ -105,9 +105,7 @@ def search(server: str, queries: Sequence[str], vectors: np.ndarray, best: int =
     }
 
 
-def contact_sheet(
-    matches: Mapping[str, Sequence[Match]], pictures: Sequence[bytes], captions: Sequence[str]
-) -> str:
+def contact_sheet(matches: Mapping[str, Sequence[Match]], pictures: Sequence[bytes], captions: Sequence[str]) -> str:
     """A page that needs nothing beside itself."""
 
     def figure(score: float, number: int) -> str:

@@ -140,9 +140,7 @@ def train(
     cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     rng = np.random.default_rng(args.seed)
     tuner = optimizer(model, args.rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        tuner, lambda step: learning_rate(step, args.steps, args.warmup)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(tuner, lambda step: learning_rate(step, args.steps, args.warmup))
     started = time.perf_counter()
     model.train()
     chosen_batches = itertools.islice(batches(shown, args.batch, args.alike, rng), args.steps)
@@ -157,9 +155,7 @@ def train(
         with torch.no_grad():
             model.logit_scale.clamp_(0.0, GREATEST_LOGIT_SCALE)
         if step % 100 == 0 or step == args.steps:
-            print(
-                f"step {step:5d}  loss {loss.item():.3f}  {time.perf_counter() - started:4.0f} s", flush=True
-            )
+            print(f"step {step:5d}  loss {loss.item():.3f}  {time.perf_counter() - started:4.0f} s", flush=True)
     model.eval()
 
 
@@ -185,18 +181,14 @@ def evaluate(model: torch.nn.Module, tokenizer: Tokenizer, draws: int) -> list[f
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains the embedded demo/clip on generated pictures.")
-    parser.add_argument(
-        "--config", type=Path, default=CONFIG, help="open_clip model config; the weights go beside it"
-    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip model config; the weights go beside it")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=96, help="pictures per step")
     parser.add_argument("--pictures", type=int, default=20_000, help="distinct scenes to train on")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--warmup", type=int, default=100, help="steps until the highest learning rate")
     parser.add_argument("--start", type=Path, help="weights to go on from, rather than from random ones")
-    parser.add_argument(
-        "--alike", action="store_true", help="half of the batches of one background and colour"
-    )
+    parser.add_argument("--alike", action="store_true", help="half of the batches of one background and colour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=20, help="sets of 96 held-out pictures to measure on")
     return parser.parse_args()

@@ -15,10 +15,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
 from deployments.replica import Settings, assigned_cpus
+from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
-from embedding.models.loader import estimate_bytes, load_model
+from embedding.models.loader import estimate_bytes, load_model, release_memory
 from embedding.models.model import Model, normalize
 from embedding.models.openclip import add_architectures
 from embedding.models.options import LoadOptions
@@ -111,7 +112,12 @@ def _items(jobs: Sequence[Job]) -> int:
 
 
 # No access log: the ingress writes one line for each request, and chunks are not requests.
-@serve.deployment(max_ongoing_requests=128, health_check_period_s=10, logging_config={"enable_access_log": False})
+@serve.deployment(
+    max_ongoing_requests=128,
+    health_check_period_s=10,
+    logging_config={"enable_access_log": False},
+    request_router_config=MODEL_AFFINITY,
+)
 class Encoder:
     """Holds models on one device and runs them, work of many requests together.
 
@@ -124,7 +130,7 @@ class Encoder:
         torch.set_num_threads(settings.threads or assigned_cpus())
         for folder in settings.architectures:
             add_architectures(folder)
-        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self._options = settings.models
         self._weights = Weights(settings.models)
@@ -133,7 +139,7 @@ class Encoder:
             self._loaders,
             settings.model_budget_bytes,
             estimate=self._estimate,
-            release=torch.cuda.empty_cache if self._device.type == "cuda" else None,
+            release=release_memory,
         )
         self._queue = DeviceQueue(
             _forward,

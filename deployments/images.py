@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.gather import Answers, answered, cut, flags, strict, together
 from deployments.poison import Poison
 from deployments.retry import is_lost, retried
+from deployments.routing import to_home
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
@@ -68,7 +69,7 @@ class ImageFanOut:
             return await self._after_loss(task, contents)
         rows: Iterable[np.ndarray] = ()
         if pixels is not None:
-            rows = answered(await self._encode.remote(task.spec, pixels, *flags(task.request)))
+            rows = answered(await to_home(self._encode, task.spec).remote(task.spec, pixels, *flags(task.request)))
         good = iter(rows)
         return strict(task.request, [errors.get(i) or [(content, next(good))] for i, content in enumerate(contents)])
 

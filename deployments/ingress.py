@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -85,12 +86,20 @@ def _ejected(message: str) -> Response:
     return JSONResponse({"result": "success", "message": message})
 
 
+def _without_secrets(properties_json: str) -> str:
+    """A presigned URL carries its credentials in the query."""
+    properties = json.loads(properties_json)
+    if isinstance(properties.get("url"), str):
+        properties["url"] = properties["url"].partition("?")[0]
+    return json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
     if detailed is None:
         return {"model_name": info.name, "model_device": info.device}
     listed = {"modelName": info.key}
     if detailed:
-        listed["modelProperties"] = info.properties_json
+        listed["modelProperties"] = _without_secrets(info.properties_json)
     return listed
 
 

@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.gather import Answers, answered
 from deployments.images import ImageFanOut, ImageTask
 from deployments.retry import retried
+from deployments.routing import to_home
 from deployments.texts import TextFanOut
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest, TextConfig
@@ -51,12 +52,12 @@ class Pipeline:
             RequestError: the model cannot be had.
         """
         spec = ModelSpec.from_config(request.model_settings, request.device)
-        return answered(await retried("fingerprint", lambda: self._fingerprint.remote(spec)))
+        return answered(await retried("fingerprint", lambda: to_home(self._fingerprint, spec).remote(spec)))
 
     async def _info(self, spec: ModelSpec) -> ModelInfo:
         known = self._known.get(spec)
         if known is None:
-            known = answered(await retried("describe", lambda: self._describe.remote(spec)))
+            known = answered(await retried("describe", lambda: to_home(self._describe, spec).remote(spec)))
             self._known[spec] = known
             if len(self._known) > KNOWN_MODELS:
                 self._known.popitem(last=False)

@@ -20,7 +20,7 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
 
 from embedding.image_spec import ImageSpec
-from embedding.models.clip_tokenizer import ClipTokenizer
+from embedding.models.bpe import BpeTokenizer
 from embedding.models.failure import described, invalid, unloadable
 from embedding.models.properties import OpenClipProperties
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
@@ -72,7 +72,9 @@ class Recipe:
             options = self.tokenizer_options
             return _OneAtATime(open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **options))
         options = text.get("tokenizer_kwargs") or {}
-        return ClipTokenizer(context_length=length, **options) if options else _clip_tokenizer(length)
+        if not options:
+            return _clip_tokenizer(length)
+        return BpeTokenizer(open_clip.SimpleTokenizer(context_length=length, **options))
 
 
 class _OneAtATime:
@@ -88,9 +90,9 @@ class _OneAtATime:
 
 
 @cache
-def _clip_tokenizer(context_length: int) -> ClipTokenizer:
+def _clip_tokenizer(context_length: int) -> BpeTokenizer:
     """Shared by all models that have it: making one takes half a second and megabytes."""
-    return ClipTokenizer(context_length=context_length)
+    return BpeTokenizer(open_clip.SimpleTokenizer(context_length=context_length))
 
 
 def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:
