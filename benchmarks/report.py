@@ -21,7 +21,6 @@ from rich.table import Table
 
 from benchmarks import OUT, RESULTS, ROOT
 
-SUMMARY = OUT / "summary.json"
 PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "pillow", "numpy", "aiohttp")
 
 
@@ -76,13 +75,16 @@ def show(benchmark: ModuleType, record: Mapping[str, Any]) -> None:
 
 
 def merge_summary(figures: Mapping[str, Sequence[float]], quick: bool) -> None:
-    """Adds the median of each figure's runs, and the runs, to the summary: another target's figures stay."""
-    known = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {}
+    """Adds the median of each figure's runs, and the runs, to the summary: another target's figures stay.
+
+    A quick run has a summary of its own, so that no figure of a full one is ever replaced by it.
+    """
+    path = (OUT / "quick" if quick else OUT) / "summary.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
     for name, runs in figures.items():
         known |= {name: round(statistics.median(runs), 3), f"{name}_runs": [round(run, 3) for run in runs]}
-    known |= {"quick": quick, "date": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
-    SUMMARY.parent.mkdir(parents=True, exist_ok=True)
-    SUMMARY.write_text(json.dumps(known, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1))
 
 
 def write_results(benchmarks: Sequence[ModuleType]) -> Path:

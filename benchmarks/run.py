@@ -1,7 +1,8 @@
 """`python -m benchmarks.run [--quick] [NAME ...]`: our own benchmarks, one after the other, or those that are named.
 
 JSON goes to benchmarks/out, pictures to benchmarks/results, tables to benchmarks/RESULTS.md, and the figures that
-matter most to benchmarks/out/summary.json. A quick run is for trying things out: all it writes stays in benchmarks/out.
+matter most to benchmarks/out/summary.json. A quick run is for trying things out: all it writes, its own summary too,
+goes to benchmarks/out/quick.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
-from deployments.replica import Settings, assigned_cpus
+from deployments.replica import Settings, assigned_cpus, be_nice
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
@@ -141,19 +141,19 @@ class Encoder:
             estimate=self._estimate,
             release=release_memory,
         )
-        self._queue = DeviceQueue(
-            _forward,
-            ThreadPoolExecutor(1, thread_name_prefix="device"),
-            lane_of=lambda group: group[0],
-            max_items=_maxima(BatchSettings()),
-        )
+        self._maxima = _maxima(BatchSettings())
+        self._bulk = self._device_queue("device", initializer=be_nice)
+        # A GPU runs one batch at a time. CPU cores can be shared: there a search starts while a batch of pictures runs,
+        # and the kernel gives it the core.
+        self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search")
         self._preload = [ModelSpec.from_config(_config(model)) for model in settings.preload]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the batch maxima of a new `user_config`; unknown keys are errors. Also loads what is to be preloaded,
         since Serve calls it before the replica takes traffic."""
         batches = BatchSettings.model_validate(user_config)
-        self._queue.max_items = _maxima(batches)
+        # In place: the queues hold the same map.
+        self._maxima.update(_maxima(batches))
         self._image_lane.set_max_batch_size(batches.max_image_batch)
         self._text_lane.set_max_batch_size(batches.max_text_batch)
         while self._preload:
@@ -203,11 +203,18 @@ class Encoder:
     # as long as the device is busy. Awaiting vectors in here instead would seal each batch before it had to be.
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0, batch_size_fn=_items)
     async def _image_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
-        return [self._queue.put(job) for job in jobs]
+        return [self._put(job) for job in jobs]
 
     @serve.batch(max_batch_size=128, batch_wait_timeout_s=0, batch_size_fn=_items)
     async def _text_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
-        return [self._queue.put(job) for job in jobs]
+        return [self._put(job) for job in jobs]
+
+    def _put(self, job: Job) -> asyncio.Future:
+        return (self._urgent if job.urgent else self._bulk).put(job)
+
+    def _device_queue(self, name: str, initializer: Callable[[], None] | None = None) -> DeviceQueue:
+        executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
+        return DeviceQueue(_forward, executor, lane_of=lambda group: group[0], max_items=self._maxima)
 
     async def models(self) -> list[ModelInfo]:
         """What this replica has loaded."""
@@ -225,7 +232,7 @@ class Encoder:
 
     def _load(self, spec: ModelSpec) -> Model:
         device = torch.device(spec.device or "cpu")
-        return load_model(spec, device, self._options, self._weights, maxima=self._queue.max_items)
+        return load_model(spec, device, self._options, self._weights, maxima=self._maxima)
 
     def _estimate(self, spec: ModelSpec) -> int | None:
         return estimate_bytes(spec, torch.device(spec.device or "cpu"), self._options, self._weights)

@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from ray import ObjectRef, serve
 
-from deployments.replica import Settings, assigned_cpus
+from deployments.replica import Settings, assigned_cpus, be_nice
 from embedding.errors import ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import ImageLimits, preprocess
@@ -51,7 +51,7 @@ class Preprocessor:
         # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
         torch.set_num_threads(1)
         threads = settings.decode_threads or assigned_cpus()
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()

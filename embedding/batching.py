@@ -45,7 +45,7 @@ class DeviceQueue:
     Args:
         run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks.
         executor: where `run` runs; one thread, since there is one device.
-        max_items: most items in one batch, by lane.
+        max_items: most items in one batch, by lane; may be changed while the queue runs.
         lane_of: the lane of a group.
         patience_s: how long work that is not urgent lets urgent work pass.
     """
@@ -61,7 +61,7 @@ class DeviceQueue:
         self._run = run
         self._executor = executor
         self._lane_of = lane_of
-        self.max_items = dict(max_items)
+        self.max_items = max_items
         self._patience_s = patience_s
         self._urgent: deque[_Waiting] = deque()
         self._patient: deque[_Waiting] = deque()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks import OUT
 from benchmarks.cpu import CpuMeter
 from benchmarks.models import Checkpoint
 from benchmarks.peers.hf import hf_folder
@@ -96,7 +97,7 @@ def infinity(checkpoint: Checkpoint) -> Iterator[Peer]:
     command += ["--served-model-name", "clip", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32"]
     environment = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    environment["INFINITY_MEDIA_URL_BLACKLIST"] = MEDIA_BLACKLIST
+    environment |= {"INFINITY_MEDIA_URL_BLACKLIST": MEDIA_BLACKLIST, "INFINITY_HOME": str(OUT)}
     with server("infinity", command, f"{url}/health", environment) as pid:
         request = {"model": "clip", "modality": "image"}
         yield Peer(json_target(f"{url}/embeddings", request, "input", _openai_rows), pid)
