@@ -35,7 +35,7 @@ class Shape:
     decode_threads: int = 2
     encoders: int = 1
     encoder_threads: int | None = 1
-    image_chunk: int = 16
+    image_chunk: int = 32
     max_image_batch: int = 32
     device: str = "cpu"
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
-from deployments.replica import Settings, assigned_cpus, be_nice
+from deployments.replica import Settings, assigned_cpus
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
@@ -34,6 +34,8 @@ R = TypeVar("R")
 
 # A text request of this few is somebody's search, whatever its flags say, and costs the device next to nothing.
 URGENT_TEXTS = 4
+# Tokenising this much takes less than handing it to a thread and back.
+INLINE_CHARS = 500
 
 
 PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
@@ -142,7 +144,7 @@ class Encoder:
             release=release_memory,
         )
         self._maxima = _maxima(BatchSettings())
-        self._bulk = self._device_queue("device", initializer=be_nice)
+        self._bulk = self._device_queue("device")
         # A GPU runs one batch at a time. CPU cores can be shared: there a search starts while a batch of pictures runs,
         # and the kernel gives it the core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search")
@@ -194,10 +196,14 @@ class Encoder:
     async def encode_texts(self, spec: ModelSpec, texts: Sequence[str], normalized: bool, urgent: bool) -> np.ndarray:
         """Vectors of texts: float32 (n, dimensions), in order. See `encode_images`."""
         async with self._models.use(self._on_device(spec)) as model:
-            loop = asyncio.get_running_loop()
-            tokens = await loop.run_in_executor(self._tokenizers, model.tokenize, texts)
+            tokens = await self._tokenized(model, texts)
             job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
             return _finished(await (await self._text_lane(job)), normalized)
+
+    async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
+        if sum(map(len, texts)) <= INLINE_CHARS:
+            return model.tokenize(texts)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
 
     # Serve's batching gathers what arrives together and hands it over at once; merging goes on in the device queue for
     # as long as the device is busy. Awaiting vectors in here instead would seal each batch before it had to be.

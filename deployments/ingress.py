@@ -70,7 +70,7 @@ class IngressSettings(Settings):
         health_timeout_s: how long `/healthz` waits for an encoder before it says that the graph cannot embed.
     """
 
-    image_chunk: PositiveInt = 16
+    image_chunk: PositiveInt = 32
     text_chunk: PositiveInt = 128
     max_contents: PositiveInt = 16_384
     max_body_bytes: PositiveInt = 256 * 2**20

@@ -25,6 +25,10 @@ from pydantic import ValidationError
 # process of Ray reads them when it starts. What the operator has set stays.
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # The controller looks around ten times a second by default, which costs a twentieth of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # A record of every call, for a dashboard that is not there.
+    "RAY_task_events_report_interval_ms": "0",
     # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # One machine and loopback: without it every process of Ray listens on every interface.

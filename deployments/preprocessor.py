@@ -48,10 +48,11 @@ class Preprocessor:
     """
 
     def __init__(self, settings: PreprocessorSettings) -> None:
+        be_nice()
         # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
         torch.set_num_threads(1)
         threads = settings.decode_threads or assigned_cpus()
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=be_nice)
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()

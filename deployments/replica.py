@@ -16,8 +16,11 @@ class Settings(BaseModel):
 
 
 def be_nice() -> None:
-    """Lowers the calling thread's priority: bulk work (decoding, batches of an index run) is to leave the cores to
-    event loops and searches whenever those have something to do, and to take all that is left."""
+    """Lowers the priority of the calling thread and of the threads that it starts from now on.
+
+    For replicas that do bulk work only: they leave the cores to searches, and take all that is left. Not for single
+    threads of a replica that also serves searches: one that holds Python's lock and gets no core holds up the others.
+    """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
 
 
