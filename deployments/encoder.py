@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
+from deployments.metrics import EncoderMetrics
 from deployments.replica import Settings, assigned_cpus
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
@@ -36,6 +37,7 @@ R = TypeVar("R")
 URGENT_TEXTS = 4
 # Tokenising this much takes less than handing it to a thread and back.
 INLINE_CHARS = 500
+METRICS_PERIOD_S = 10.0
 
 
 PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
@@ -119,6 +121,8 @@ def _items(jobs: Sequence[Job]) -> int:
     health_check_period_s=10,
     logging_config={"enable_access_log": False},
     request_router_config=MODEL_AFFINITY,
+    # Without one Serve does not call `reconfigure`, and nothing would be preloaded.
+    user_config=BatchSettings().model_dump(),
 )
 class Encoder:
     """Holds models on one device and runs them, work of many requests together.
@@ -143,11 +147,13 @@ class Encoder:
             estimate=self._estimate,
             release=release_memory,
         )
+        self._metrics = EncoderMetrics()
         self._maxima = _maxima(BatchSettings())
         self._bulk = self._device_queue("device")
         # A GPU runs one batch at a time. CPU cores can be shared: there a search starts while a batch of pictures runs,
         # and the kernel gives it the core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search")
+        self._exporter: asyncio.Task | None = None
         self._preload = [ModelSpec.from_config(_config(model)) for model in settings.preload]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -162,6 +168,8 @@ class Encoder:
             loaded = await self.describe(self._preload.pop())
             if isinstance(loaded, RequestError):
                 raise RuntimeError(f"preload: {loaded.message}")
+        if self._exporter is None:
+            self._exporter = asyncio.create_task(self._export_metrics())
 
     @_refusals_as_values
     async def describe(self, spec: ModelSpec) -> ModelInfo:
@@ -218,9 +226,22 @@ class Encoder:
     def _put(self, job: Job) -> asyncio.Future:
         return (self._urgent if job.urgent else self._bulk).put(job)
 
-    def _device_queue(self, name: str, initializer: Callable[[], None] | None = None) -> DeviceQueue:
-        executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
-        return DeviceQueue(_forward, executor, lane_of=lambda group: group[0], max_items=self._maxima)
+    def _device_queue(self, name: str) -> DeviceQueue:
+        executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        return DeviceQueue(self._forward, executor, lane_of=lambda group: group[0], max_items=self._maxima)
+
+    def _forward(self, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
+        """One forward pass over several jobs, cut apart again."""
+        lane, model = group
+        rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
+        self._metrics.batch(lane, len(rows))
+        ends = np.cumsum([len(payload) for payload in payloads])
+        return np.split(rows, ends[:-1])
+
+    async def _export_metrics(self) -> None:
+        while True:
+            self._metrics.models(self._models.stats())
+            await asyncio.sleep(METRICS_PERIOD_S)
 
     async def models(self) -> list[ModelInfo]:
         """What this replica has loaded."""
@@ -253,14 +274,6 @@ class Encoder:
             )
         device = "cpu" if spec.device == "cpu" else str(self._device)
         return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json)
-
-
-def _forward(group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
-    """One forward pass over several jobs, cut apart again."""
-    lane, model = group
-    rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
-    ends = np.cumsum([len(payload) for payload in payloads])
-    return np.split(rows, ends[:-1])
 
 
 def _maxima(batches: BatchSettings) -> dict[str, int]:

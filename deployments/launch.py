@@ -66,7 +66,8 @@ def _free_port() -> int:
 
 
 # At import, since Ray reads its environment when it is imported.
-os.environ.update({k: os.environ.get(k, v) for k, v in (SERVE_ENVIRONMENT | _haproxy_environment()).items()})
+SET_HERE = {k: v for k, v in (SERVE_ENVIRONMENT | _haproxy_environment()).items() if k not in os.environ}
+os.environ.update(SET_HERE)
 
 
 def read_config(path: Path) -> dict[str, Any]:

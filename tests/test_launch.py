@@ -18,6 +18,8 @@ import yaml
 from conftest import ROOT, demo_config, free_port
 from marqo_client import MarqoClient
 
+from deployments.launch import SET_HERE
+
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 BIN = Path(sys.executable).parent
 
@@ -69,7 +71,7 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
             process = subprocess.Popen(
                 [*map(str, words)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=operators_environment(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -81,6 +83,11 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     yield start
     for one in started:
         stop(one)
+
+
+def operators_environment() -> dict[str, str]:
+    """As it was before this process set Ray up for the session's own server, ports included."""
+    return {k: v for k, v in os.environ.items() if k not in SET_HERE} | {"PYTHONUNBUFFERED": "1"}
 
 
 def stop(command: Command) -> int:
@@ -179,7 +186,7 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     path = write_config(tmp_path / "serve.yaml", config)
     address = f"http://127.0.0.1:{dashboard}"
     # `ray.init` turned token authentication on; the command line has to be told so.
-    token = os.environ | {"RAY_AUTH_MODE": "token"}
+    token = operators_environment() | {"RAY_AUTH_MODE": "token"}
     subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120, env=token)
     client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
     assert client.results(["hi"], model="random/small")
