@@ -122,7 +122,8 @@ def _error_response(error: RequestError, request: Request) -> Response:
     return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
 
-@serve.deployment(max_ongoing_requests=256, health_check_period_s=10)
+# It asks Ray for no CPU: it waits most of the time, and the bare graph must come up on two cores.
+@serve.deployment(max_ongoing_requests=256, health_check_period_s=10, ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Ingress:
     """Validates requests, has them vectorised, and writes replies.
