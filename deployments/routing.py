@@ -20,7 +20,7 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
     """Serve's default router, except for calls that name a model (by session id).
 
     Not on top of Serve's own consistent hashing (experimental in 2.60): it leaves a replica only when that refuses, and
-    under concurrent calls for one model some were never assigned.
+    the one run that we made on top of it hung (cause not established).
     """
 
     def initialize_state(self, busy_at: int = 4) -> None:
