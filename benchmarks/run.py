@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batching, latency, pipeline, report, stages, transport
+from benchmarks import batching, latency, pipeline, report, shapes, stages, transport
 
-OURS = (transport, stages, pipeline, latency, batching)
+OURS = (transport, stages, pipeline, latency, batching, shapes)
 
 
 def run(benchmarks: Sequence[Any]) -> None:

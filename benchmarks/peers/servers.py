@@ -70,8 +70,8 @@ def plain(checkpoint: Checkpoint, python: str | None = None) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def bentoml(checkpoint: Checkpoint, workers: int) -> Iterator[Peer]:
-    """BentoML: URLs with adaptive batching, and its tensor path."""
+def bentoml(checkpoint: Checkpoint, workers: int = 1, batch: int = 64) -> Iterator[Peer]:
+    """BentoML: URLs with adaptive batching of up to `batch` pictures, and its tensor path."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(venv("bentoml") / "bentoml"), "serve", "bento_service:Clip"]
@@ -80,6 +80,7 @@ def bentoml(checkpoint: Checkpoint, workers: int) -> Iterator[Peer]:
         "ARCHITECTURE": checkpoint.architecture,
         "WEIGHTS": str(checkpoint.path),
         "WORKERS": str(workers),
+        "MAX_BATCH": str(batch),
         "BENTOML_DO_NOT_TRACK": "True",
     }
     with server(f"bentoml-{workers}", command, f"{url}/readyz", environment) as pid:
@@ -103,16 +104,21 @@ def infinity(checkpoint: Checkpoint) -> Iterator[Peer]:
         yield Peer(json_target(f"{url}/embeddings", request, "input", _openai_rows), pid)
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _openai_rows(reply: dict[str, list[dict[str, list[float]]]]) -> list[list[float]]:
     return [entry["embedding"] for entry in reply["data"]]
 
 
+Server = Callable[[Checkpoint], AbstractContextManager[Peer]]
 CORES = os.cpu_count() or 1
-SERVERS: dict[str, Callable[[Checkpoint], AbstractContextManager[Peer]]] = {
-    "ours": ours,
-    "BentoML, 1 worker": partial(bentoml, workers=1),
-    f"BentoML, {CORES} workers": partial(bentoml, workers=CORES),
-    "infinity": infinity,
-    "plain": plain,
+SERVERS: dict[str, Server] = {"ours": ours, "infinity": infinity, "plain": plain}
+"""By the name that reports use. BentoML's come from BENTOML."""
+BENTOML: dict[str, Server] = {
+    f"BentoML, {_counted(workers, 'worker')}, batches of {batch}": partial(bentoml, workers=workers, batch=batch)
+    for workers in sorted({1, CORES})
+    for batch in (16, 32, 64, 128)
 }
-"""By the name that reports use."""
+"""Configurations among which the best is looked for."""
