@@ -15,7 +15,7 @@ from ray import ObjectRef, serve
 from deployments.replica import Settings, assigned_cpus, be_nice
 from embedding.errors import ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.image import ImageLimits, preprocess
+from embedding.image import ImageLimits, limit_pillow, preprocess
 from embedding.image_spec import ImageSpec
 from embedding.text import SplitMethod, chunk_texts
 
@@ -58,6 +58,7 @@ class Preprocessor:
         self._splitters = ThreadPoolExecutor(1, thread_name_prefix="split")
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
+        limit_pillow(self._limits)
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()
 
     async def prepare(

@@ -75,3 +75,10 @@ def test_contents_whose_chunks_find_no_room_are_their_own_errors(marqo: MarqoCli
     )
     assert [len(item) for item in results[:2]] == [5001, 5001]
     assert "smaller overlap" in results[2]["error_message"]
+
+
+def test_many_long_texts_in_one_request(marqo: MarqoClient) -> None:
+    """More than a message between processes may hold by Ray's defaults."""
+    texts = [f"{i} " * 300_000 for i in range(10, 30)]
+    results = marqo.results(texts, model="random/small", properties=SMALL)
+    assert [key for ((key, _),) in results] == texts

@@ -23,6 +23,7 @@ from fuzz.target import Finding
 CLIENT_FAULTS = frozenset({Fault.MALFORMED, Fault.INVALID, Fault.REFUSED, Fault.TOO_LARGE})
 """Those for which a reply has a status of 4xx."""
 MOST_MESSAGE_CHARS = 4000
+STACK = 60
 PYTHON = 100
 """Extension types from here on stand for what only a handle call can bring: see `_from_python`."""
 
@@ -199,12 +200,17 @@ def _understood(parse: Any, given: Any) -> str:
     try:
         spec = ModelSpec.from_config(request.model_settings, request.device)
         hash(spec), spec.key, spec.digest
-        properties = parse_properties(spec.properties)
+        properties = parse_properties(_read_below(spec, STACK))
         if isinstance(properties, OpenClipProperties):
             properties.triton_encoder("text")
     except RequestError as error:
         return _refused(error)
     return "valid"
+
+
+def _read_below(spec: ModelSpec, frames: int) -> dict[str, object]:
+    """The properties, as an encoder reads them: further down its stack than the ingress when it wrote them."""
+    return _read_below(spec, frames - 1) if frames else spec.properties
 
 
 def _looked_at(content: str, request: InferenceRequest) -> Any:
@@ -355,7 +361,7 @@ def _value(rng: Random) -> Any:
 def _warped(rng: Random, value: Any) -> Any:
     """What is there, made larger, deeper or stranger."""
     if rng.random() < 0.3:
-        depth = rng.choice((1, 2, 10, 100, 400, 480, 600))
+        depth = rng.choice((1, 2, 10, 100, 400, 480, 600, 960))
         return _nested(depth, rng.choice(([], {})))
     match value:
         case str():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, ImageSpec, Pixels, preprocess, reference_pixels
+from embedding.image import ImageLimits, ImageSpec, Pixels, limit_pillow, preprocess, reference_pixels
 from fuzz import bytewise, headers
 from fuzz.pictures import seeds
 from fuzz.target import Finding
@@ -37,6 +37,7 @@ class Images:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
+        limit_pillow(LIMITS)
         self._seeds = list(seeds().values())
 
     def make(self, seed: int, index: int) -> bytes:
