@@ -16,7 +16,7 @@ CHUNKS = {"shouldChunk": True, "chunkConfig": {"splitMethod": "word", "splitLeng
 def short_sentences(characters: int, seed: int) -> str:
     """No two alike, so that nothing can be remembered."""
     rng = random.Random(seed)
-    word = "".join(rng.choices("abcXYZ019'(,\"", k=characters))
+    word = "".join(rng.choices("abcdefghijXYZABC0123456789'(,\"", k=characters))
     return " ".join(word[i : i + 3] + rng.choice(".!?") for i in range(0, characters // 5 * 3, 3))
 
 
