@@ -98,7 +98,9 @@ def run(target: Target, executions: int, seed: int, workers: int = 2) -> Report:
 def _slice(target: Target, seed: int, part: range, total: Tally) -> Tally:
     tally = Tally()
     position = mmap.mmap(-1, 8)
-    while part and len(total.findings) + len(tally.findings) < MOST_FINDINGS:
+    parts = [part]
+    while parts and len(total.findings) + len(tally.findings) < MOST_FINDINGS:
+        part = parts.pop()
         with _starting:
             ours, theirs = _FORK.Pipe(duplex=False)
             process = _FORK.Process(target=_work, args=(target, seed, part, position, theirs))
@@ -109,10 +111,10 @@ def _slice(target: Target, seed: int, part: range, total: Tally) -> Tally:
             part = part[told.executions :]
         process.join()
         if part:
-            # The process died. What it had not reported yet goes with it, but for the input that killed it.
+            # The process died. What it had not reported yet is run again, without the input that killed it.
             (index,) = struct.unpack("q", position[:8])
-            tally.add(Tally(index + 1 - part.start, Counter(died=1), findings={index: death(process.exitcode)}))
-            part = range(index + 1, part.stop)
+            tally.add(Tally(1, Counter(died=1), findings={index: death(process.exitcode)}))
+            parts += [half for half in (range(index + 1, part.stop), range(part.start, index)) if half]
     for index in list(tally.findings):
         if tally.findings[index].startswith("slow"):
             verdicts = [apart(target, target.make(seed, index), index) for _ in range(AGAIN)]
