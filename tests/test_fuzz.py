@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +12,6 @@ from typing import Any
 import httpx
 import pytest
 from fuzz.bodies import CLIENT_FAULTS, Bodies
-from fuzz.campaign import run
-from fuzz.target import Finding, Target, apart, minimised
 from marqo_client import MarqoClient
 from test_launch import operators_environment
 
@@ -23,13 +20,13 @@ from deployments.ingress import STATUS
 TESTS = Path(__file__).parent
 
 
-def fuzz(*arguments: str) -> str:
+def fuzz(*arguments: str, status: int = 0) -> str:
     """`python -m fuzz` in a process of its own: it forks, and this one has Ray's threads."""
     environment = operators_environment() | {"PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS)))}
     done = subprocess.run(
         [sys.executable, "-m", "fuzz", *arguments], cwd=TESTS, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -48,39 +45,11 @@ def test_what_was_found_before_stays_mended() -> None:
     assert told
 
 
-class Trap(Target):
-    """Inputs are single bytes; some of them do what must not go unseen."""
-
-    name = "trap"
-    deadline_s = 0.05
-    memory_bytes = 32 * 2**20
-
-    def make(self, seed: int, index: int) -> bytes:
-        return bytes([index])
-
-    def run(self, data: bytes, index: int) -> str:
-        match data[-1]:
-            case 3:
-                os.kill(os.getpid(), signal.SIGSEGV)
-            case 5:
-                raise Finding("seen", "by the target")
-            case 7:
-                raise KeyError("of the code")
-            case 11:
-                while True:
-                    pass
-            case 13:
-                bytearray(b"x") * (64 << 20)
-            case 17:
-                sum(range(10_000_000))
-        return "good"
-
-
-# Forks in a process with threads: the children of these two tests run nothing but the lines above.
-def test_crashes_loops_floods_and_exceptions_are_put_down_to_their_inputs() -> None:
-    tally = run(Trap(), 24, seed=1, workers=1).tally
-    assert tally.executions == 24
-    assert {index: finding.partition(":")[0] for index, finding in tally.findings.items()} == {
+def test_crashes_loops_floods_and_exceptions_are_put_down_to_their_inputs(tmp_path: Path) -> None:
+    told = fuzz("trap", "--executions", "24", "--findings", str(tmp_path), status=1)
+    assert "24 executions" in told
+    found = dict(re.findall(r"FOUND input (\d+): (.*)", told))
+    assert {int(index): finding.partition(":")[0] for index, finding in found.items()} == {
         3: "died",
         5: "seen",
         7: "raised KeyError",
@@ -88,12 +57,10 @@ def test_crashes_loops_floods_and_exceptions_are_put_down_to_their_inputs() -> N
         13: "memory",
         17: "slow",
     }
-    assert "SIGSEGV" in tally.findings[3]
-
-
-def test_an_input_is_made_smaller_for_as_long_as_it_finds_the_same() -> None:
-    assert minimised(Trap(), bytes(50) + b"\3") == b"\3"
-    assert apart(Trap(), b"\3").finding == "died: SIGSEGV"
+    assert "SIGSEGV" in found["3"]
+    # Kept as it was, and as small as it can be and still find the same.
+    assert (tmp_path / "trap-1-3").read_bytes() == bytes(50) + b"\3"
+    assert (tmp_path / "trap-1-3.small").read_bytes() == b"\3"
 
 
 def test_the_faults_of_a_request_are_statuses_of_4xx() -> None:

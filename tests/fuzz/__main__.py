@@ -12,6 +12,7 @@ from fuzz.campaign import Report, run
 from fuzz.images import Images
 from fuzz.target import Target, apart, minimised
 from fuzz.texts import Texts
+from fuzz.trap import Trap
 
 EXECUTIONS = {"requests": 1_000_000, "images": 200_000, "texts": 50_000}
 
@@ -26,7 +27,8 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
     options = parser.parse_args()
-    targets = [target for target in (Bodies(), Images(), Texts()) if target.name in (options.targets or EXECUTIONS)]
+    known = (Bodies(), Images(), Texts(), Trap())
+    targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
     if options.replay:
         return min(1, sum(_replay(target) for target in targets))
     found = 0
