@@ -24,6 +24,12 @@ SPLIT_CHARS = 250_000
 SPLIT_CALLS = 4
 """Calls of one request that are on their way at a time: a request does not take all preprocessors for itself."""
 
+# Between replicas, gRPC takes messages of up to 4 MiB. What may come near that goes through the object store.
+MESSAGE_BYTES = 3_000_000
+CHARACTER_BYTES = 4
+MODEL_DIMENSIONS = 4096
+"""No model has more, but a `random` one, which has as many as its properties say."""
+
 Keys = list[str]
 """Of one content: itself, or the chunks that it is cut into."""
 
@@ -42,6 +48,7 @@ class TextFanOut:
         # By reference: the chunks of one content may be larger than a message may be.
         self._split = preprocessor.options(method_name="chunk_texts", _by_reference=True)
         self._encode = encoder.options(method_name="encode_texts")
+        self._encode_much = encoder.options(method_name="encode_texts", _by_reference=True)
         self._chunk = chunk
         self._max_chars = max_chars
 
@@ -87,9 +94,12 @@ class TextFanOut:
     ) -> list[Vectors]:
         prefix = config.text_prefix or ""
         texts = [prefix + key for chunks in keys for key in chunks]
+        row_bytes = 4 * _dimensions(spec)
 
         async def encoded(chunk: Sequence[str]) -> np.ndarray:
-            return answered(await to_home(self._encode, spec).remote(spec, chunk, *flags(request)))
+            size = CHARACTER_BYTES * sum(map(len, chunk)) + row_bytes * len(chunk)
+            encode = self._encode if size <= MESSAGE_BYTES else self._encode_much
+            return answered(await to_home(encode, spec).remote(spec, chunk, *flags(request)))
 
         parts = await together(
             retried("texts", lambda chunk=chunk: encoded(chunk)) for chunk in cut(texts, self._chunk)
@@ -110,6 +120,11 @@ class TextFanOut:
 
 def _is_good(key: Keys | ItemError) -> TypeGuard[Keys]:
     return not isinstance(key, ItemError)
+
+
+def _dimensions(spec: ModelSpec) -> int:
+    given = spec.properties.get("dimensions")
+    return max(given, MODEL_DIMENSIONS) if isinstance(given, int) else MODEL_DIMENSIONS
 
 
 def _batches(contents: Sequence[str]) -> list[list[str]]:

@@ -82,3 +82,16 @@ def test_many_long_texts_in_one_request(marqo: MarqoClient) -> None:
     texts = [f"{i} " * 300_000 for i in range(10, 30)]
     results = marqo.results(texts, model="random/small", properties=SMALL)
     assert [key for ((key, _),) in results] == texts
+
+
+def test_large_vectors_of_many_texts(marqo: MarqoClient) -> None:
+    properties = {"name": "wide", "dimensions": 65_536, "type": "random"}
+    results = marqo.results([str(i) for i in range(40)], model="wide", properties=properties)
+    assert {vector.shape for ((_, vector),) in results} == {(65_536,)}
+
+
+@pytest.mark.parametrize("member", ["notes", "name"])
+def test_properties_are_of_bounded_size(marqo: MarqoClient, member: str) -> None:
+    status, body = marqo.vectorise(["a"], model="random/small", properties=SMALL | {member: "x" * 5_000_000})
+    assert status == 400
+    assert "100000 are taken" in body["detail"]
