@@ -58,8 +58,8 @@ class ModelSpec:
         if size > MAX_SPEC_CHARS:
             raise RequestError(
                 Fault.REFUSED,
-                f"Invalid model properties: the model's name, properties, device and credentials have {size} characters "
-                f"together, at most {MAX_SPEC_CHARS} are taken",
+                f"Invalid model properties: the model's name, properties, device and credentials have {size} "
+                f"characters together, at most {MAX_SPEC_CHARS} are taken",
             )
         return spec
 
