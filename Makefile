@@ -1,9 +1,10 @@
 # Everything runs in .venv, which is made on first use from pyproject.toml.
 PYTHON ?= python3
 CONFIG ?= config/demo.yaml
+SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: demo test serve check bench bench-peers clean
+.PHONY: demo test serve check fuzz bench bench-peers clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
@@ -18,6 +19,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A million request bodies, 200,000 pictures, 50,000 documents; with EXECUTIONS=n, n of each.
+fuzz: .venv/ready
+	cd tests && ../$(BIN)/python -m fuzz --seed $(SEED) $(if $(EXECUTIONS),--executions $(EXECUTIONS)) --findings ../build/fuzz
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.run

@@ -140,7 +140,7 @@ class Ingress:
         self._admission = Admission(settings.max_items_in_flight, settings.max_bytes_in_flight)
         self._pipeline = Pipeline(
             ImageFanOut(preprocessor, encoder, settings.image_chunk),
-            TextFanOut(encoder, settings.text_chunk, settings.max_text_chars),
+            TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars),
             encoder,
         )
         # A secret: in the environment of the replicas, not in a config that dashboards show.

@@ -15,8 +15,9 @@ from ray import ObjectRef, serve
 from deployments.replica import Settings, assigned_cpus, be_nice
 from embedding.errors import ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.image import ImageLimits, preprocess
+from embedding.image import ImageLimits, limit_pillow, preprocess
 from embedding.image_spec import ImageSpec
+from embedding.text import SplitMethod, chunk_texts
 
 HAND_OVER_S = 5.0
 Prepared = tuple[ObjectRef | None, dict[int, ItemError]]
@@ -53,8 +54,11 @@ class Preprocessor:
         torch.set_num_threads(1)
         threads = settings.decode_threads or assigned_cpus()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Not a decoder's work: a document made to be slow must not keep pictures waiting.
+        self._splitters = ThreadPoolExecutor(1, thread_name_prefix="split")
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
+        limit_pillow(self._limits)
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()
 
     async def prepare(
@@ -76,6 +80,13 @@ class Preprocessor:
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
         pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
         return (self._stored(np.stack(pictures)) if pictures else None), errors
+
+    async def chunk_texts(
+        self, contents: Sequence[str], method: SplitMethod, length: int, overlap: int
+    ) -> list[list[str] | ItemError]:
+        """The chunks of each text: up to ten seconds of Python for a megabyte, which is why no ingress does it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._splitters, chunk_texts, contents, method, length, overlap)
 
     def _stored(self, pixels: np.ndarray) -> ObjectRef:
         """Puts pixels into the object store, and keeps them there until the ingress surely knows of them.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
+
+MESSAGE_CHARS = 4000
+"""The most that a message about a request may have: it goes into a log, and into somebody's browser."""
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Fault(Enum):
@@ -28,10 +33,13 @@ class RequestError(Exception):
 
     Args:
         fault: the kind of failure.
-        message: for people: what was wrong, with which item, what to do.
+        message: for people: what was wrong, with which item, what to do. Cut where it becomes long, and control
+            characters, which only a request can have brought, are escaped.
     """
 
     def __init__(self, fault: Fault, message: str) -> None:
+        message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], message[: MESSAGE_CHARS + 1])
+        message = message if len(message) <= MESSAGE_CHARS else f"{message[: MESSAGE_CHARS - 1]}…"
         # All arguments go to super().__init__, or the exception does not survive pickling between processes.
         super().__init__(fault, message)
         self.fault = fault

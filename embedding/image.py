@@ -26,7 +26,7 @@ from embedding.errors import MediaError
 from embedding.image_spec import ImageSpec
 from embedding.resample import Axis, columns_first, resample_window
 
-__all__ = ["ImageLimits", "ImageSpec", "preprocess", "reference_pixels", "short"]
+__all__ = ["ImageLimits", "ImageSpec", "limit_pillow", "preprocess", "reference_pixels", "short"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -97,6 +97,15 @@ def preprocess(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DE
 def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """As `preprocess`, by Pillow alone: open_clip's transform step by step."""
     return _explained(_pillow_pixels, data, spec, name, limits)
+
+
+def limit_pillow(limits: ImageLimits) -> None:
+    """Lowers Pillow's own limit, for this process, to one that all of its pictures are decoded under.
+
+    Pillow decodes some files (ICO) as it opens them, before `preprocess` can look at a size.
+    """
+    # Where Pillow warns; at twice as much it refuses.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]
 
 
 def short(name: str, limit: int = 200) -> str:

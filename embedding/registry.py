@@ -20,6 +20,8 @@ Properties = dict[str, object]
 
 DEMO_MODEL = "demo/clip"
 """The small CLIP that comes with this package; not one of Marqo's names."""
+MAX_DEPTH = 100
+"""Of maps and lists within a model's properties; those of Marqo's models have five."""
 
 
 def lookup(model_name: str) -> Properties | None:
@@ -59,8 +61,11 @@ def canonical_json(properties: Mapping[str, object]) -> str:
     """Properties as JSON with sorted keys, no spaces and no escapes beyond what JSON demands.
 
     Raises:
-        RequestError: they hold what JSON cannot express (but MessagePack can): bytes, NaN, ….
+        RequestError: they hold what JSON cannot express (but MessagePack can): bytes, NaN, …; or they are nested so
+            deeply that another process, deeper in its stack, might not be able to read them again.
     """
+    if _depth(properties, MAX_DEPTH) > MAX_DEPTH:
+        raise RequestError(Fault.REFUSED, f"Invalid model properties: they are nested more than {MAX_DEPTH} deep")
     try:
         text = json.dumps(dict(properties), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -68,6 +73,17 @@ def canonical_json(properties: Mapping[str, object]) -> str:
         message = f"Invalid model properties: they cannot be written as JSON: {error}"
         raise RequestError(Fault.REFUSED, message) from None
     return text
+
+
+def _depth(value: object, limit: int) -> int:
+    """How many maps and lists are within one another, counted to one beyond `limit`."""
+    level: list[object] = [value]
+    depth = 0
+    while level and depth <= limit:
+        containers = [item for item in level if isinstance(item, dict | list | tuple)]
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
+        depth += bool(containers)
+    return depth
 
 
 def _demo_properties() -> Properties:

@@ -28,6 +28,7 @@ _PLAIN_URL = re.compile(
     r"(https?://[^/?#@\s]+)(?:/[-a-zA-Z0-9._~!$&'()*+,;=:@%/]*)?(?:\?[-a-zA-Z0-9._~!$&'()*+,;=:@%/?]*)?"
 )
 _HOST = re.compile(r"[a-z0-9_.-]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -47,10 +48,12 @@ class Target:
 
 
 def shown(content: str) -> str:
-    """`content` as messages may repeat it: shortened, without a password, and always encodable."""
+    """`content` as messages may repeat it: shortened, on one line, without a password, and always encodable."""
     text = _PASSWORD.sub(r"\1:***@", content[: _SHOWN_CHARS * 2])
     if len(content) > _SHOWN_CHARS:
         text = f"{text[:_SHOWN_CHARS]}… ({len(content)} characters)"
+    # Line breaks would let a stranger write lines of our logs, escape sequences would steer the reader's terminal.
+    text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -19,7 +20,7 @@ from PIL import Image
 
 from embedding import jpeg as quick
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, ImageSpec, preprocess, reference_pixels, short
+from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels, short
 from embedding.resample import Axis, resample_window
 
 # Damaged files make Pillow warn. The module silences that in production; pytest's own filters come before.
@@ -326,6 +327,20 @@ def test_a_long_name_is_shortened():
 def test_programs_are_not_run():
     with pytest.raises(MediaError, match="cannot identify image file"):
         preprocess(NO_PICTURES["eps"], OPENAI, "it")
+
+
+def test_no_file_is_decoded_before_its_size_is_looked_at(monkeypatch):
+    """Pillow decodes an ICO as it opens it: here one that calls itself 16x16 and holds a PNG of 1000x1000."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    png = encoded(Image.new("1", (1000, 1000)), "PNG")
+    ico = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
+    limits = ImageLimits(max_pixels=999_999)
+    limit_pillow(limits)
+    with pytest.raises(MediaError, match="too large") as caught:
+        preprocess(ico, OPENAI, "it", limits)
+    assert "decompression bomb" in str(caught.value)
+    limit_pillow(ImageLimits(max_pixels=1_000_000))
+    assert preprocess(ico, OPENAI, "it").shape == (3, 224, 224)
 
 
 def test_too_many_pixels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from copy import deepcopy
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.errors import Fault, ItemError, RequestError
+from embedding.errors import MESSAGE_CHARS, Fault, ItemError, RequestError
 from embedding.protocol import (
     ImageConfig,
     InferenceRequest,
@@ -305,6 +306,13 @@ def test_an_error_stays_short_however_long_its_cause() -> None:
         image(downloadHeader={"x" * 10**6: 1}),
     ):
         assert len(refusal(long)) < 5_000
+
+
+def test_a_message_is_of_bounded_length_and_steers_no_terminal() -> None:
+    error = RequestError(Fault.REFUSED, "a\nb\r\x1b[31m\x00\x85" + "x" * 10**6)
+    assert error.message.startswith(r"a" + "\n" + r"b\r\x1b[31m\x00\x85xx")
+    assert len(error.message) <= MESSAGE_CHARS
+    assert pickle.loads(pickle.dumps(error)).message == error.message
 
 
 # --- Bytes ---

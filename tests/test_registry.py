@@ -135,3 +135,14 @@ def test_the_demo_model_is_described_by_its_own_config() -> None:
     localpath = Path(str(properties["localpath"]))
     assert localpath.is_absolute()
     assert localpath.name == "demo-clip.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["map", "list"])
+def test_properties_nested_too_deeply_are_refused(kind: str) -> None:
+    """Written near the limit of Python's stack, they could not be read again by a process deeper in its own."""
+    value: object = 1
+    for _ in range(98):
+        value = {"a": value} if kind == "map" else [value]
+    canonical_json({"within": [value]})
+    with pytest.raises(RequestError, match="nested more than 100 deep"):
+        canonical_json({"beyond": [[value]]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from embedding.errors import Fault, RequestError
+from embedding.url import shown
 
 _SHOWN_CHARS = 400
 
@@ -21,10 +22,10 @@ def unloadable(reason: str) -> RequestError:
 def named(error: Exception, name: str) -> RequestError:
     """Any failure to load, as the refusal of the model that the request calls `name`."""
     if not isinstance(error, RequestError):
-        return RequestError(Fault.REFUSED, f"{_PREFIX} '{name}': {described(error)}")
+        return RequestError(Fault.REFUSED, f"{_PREFIX} '{shown(name)}': {described(error)}")
     if not error.message.startswith(f"{_PREFIX}: "):
         return error
-    return RequestError(error.fault, f"{_PREFIX} '{name}': {error.message.removeprefix(f'{_PREFIX}: ')}")
+    return RequestError(error.fault, f"{_PREFIX} '{shown(name)}': {error.message.removeprefix(f'{_PREFIX}: ')}")
 
 
 def invalid(reason: str) -> RequestError:

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, Va
 
 from embedding.errors import Fault, RequestError
 from embedding.protocol import explain
+from embedding.url import shown
 
 SERVED_TYPES = ("open_clip", "hf", "hf_stella", "random")
 Vector3 = tuple[float, float, float]
@@ -237,7 +238,7 @@ def parse_properties(properties: dict[str, object]) -> Properties:
         raise RequestError(Fault.REFUSED, "Unsupported model type: cannot vectorise anything with 'no_model'")
     if not isinstance(family, str) or family not in _FAMILIES:
         served = ", ".join(SERVED_TYPES)
-        raise RequestError(Fault.REFUSED, f"Unsupported model type {family!r}; served are: {served}")
+        raise RequestError(Fault.REFUSED, f"Unsupported model type {shown(repr(family))}; served are: {served}")
     try:
         return _FAMILIES[family].model_validate(properties)
     except ValidationError as error:

@@ -11,6 +11,9 @@ from embedding.protocol import ModelConfig
 from embedding.registry import canonical_json, lookup, model_key, properties_digest
 from embedding.url import shown
 
+MAX_SPEC_CHARS = 100_000
+"""Of everything that a request says of its model: it goes along with each chunk of work."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -33,7 +36,8 @@ class ModelSpec:
         """The spec of a request's model; a name without properties is looked up in the registry.
 
         Raises:
-            RequestError: REFUSED, for an unknown name without properties or properties that are not JSON.
+            RequestError: REFUSED, for an unknown name without properties, properties that are not JSON, or more than
+                MAX_SPEC_CHARS in all.
         """
         properties = config.model_properties
         if properties is None:
@@ -44,12 +48,20 @@ class ModelSpec:
                 f"Invalid model properties: '{shown(config.model_name)}' is not in the registry: give modelProperties",
             )
         auth = config.model_auth
-        return cls(
+        spec = cls(
             name=config.model_name,
             properties_json=_as_json(properties),
             device=device,
             auth_json=None if auth is None else _revealed(auth.model_dump(exclude_none=True)),
         )
+        size = sum(len(part or "") for part in (spec.name, spec.properties_json, spec.device, spec.auth_json))
+        if size > MAX_SPEC_CHARS:
+            raise RequestError(
+                Fault.REFUSED,
+                f"Invalid model properties: the model's name, properties, device and credentials have {size} "
+                f"characters together, at most {MAX_SPEC_CHARS} are taken",
+            )
+        return spec
 
     @property
     def properties(self) -> dict[str, object]:

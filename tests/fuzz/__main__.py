@@ -1,0 +1,63 @@
+"""`python -m fuzz [requests] [images] [texts]`: runs campaigns, prints their figures, keeps what they found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fuzz import corpus
+from fuzz.bodies import Bodies
+from fuzz.campaign import Report, run
+from fuzz.images import Images
+from fuzz.target import Target, apart, minimised
+from fuzz.texts import Texts
+from fuzz.trap import Trap
+
+EXECUTIONS = {"requests": 1_000_000, "images": 200_000, "texts": 50_000}
+
+
+def main() -> int:
+    """Returns 1 if anything was found."""
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join(EXECUTIONS)}; without any, all")
+    parser.add_argument("--executions", type=int, help=f"of each target; without it, {EXECUTIONS}")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
+    parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
+    options = parser.parse_args()
+    known = (Bodies(), Images(), Texts(), Trap())
+    targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
+    if options.replay:
+        return min(1, sum(_replay(target) for target in targets))
+    found = 0
+    for target in targets:
+        report = run(target, options.executions or EXECUTIONS[target.name], options.seed, options.workers)
+        print(report, flush=True)
+        _keep(target, report, options.findings)
+        found += len(report.tally.findings)
+    return min(1, found)
+
+
+def _replay(target: Target) -> int:
+    found = 0
+    for name, data in corpus.kept(target.name).items():
+        finding = apart(target, data).finding
+        found += bool(finding)
+        print(f"{target.name}/{name}: {finding or 'good'}")
+    return found
+
+
+def _keep(target: Target, report: Report, folder: Path) -> None:
+    for index in report.tally.findings:
+        data = target.make(report.seed, index)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{target.name}-{report.seed}-{index}"
+        path.write_bytes(data)
+        print(f"  kept {path}", flush=True)
+        path.with_suffix(".small").write_bytes(minimised(target, data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
