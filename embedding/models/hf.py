@@ -101,21 +101,15 @@ def load_hf(
         Exception: whatever transformers raises for files that it cannot use.
     """
     folder = hf_folder(properties, options, weights, spec_auth(spec))
+    for path in [*_weight_files(folder), *folder.glob("2_Dense_*/*model.*")]:
+        weights.check(path)
     with _building:
         module = _read_module(folder, properties)
     module.requires_grad_(False).eval().to(device)
     dense = _read_dense(folder, properties.dimensions).to(device) if properties.type == "hf_stella" else None
     tokenizer = load_tokenizer(folder, properties, _positions(module), _vocabulary(module))
     tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
-    info = ModelInfo(
-        name=spec.name,
-        key=spec.key,
-        device=str(device),
-        dimensions=properties.dimensions,
-        image=None,
-        properties_json=spec.properties_json,
-        nbytes=sum(tensor.nbytes for tensor in tensors),
-    )
+    info = ModelInfo.of(spec, device, properties.dimensions, None, sum(tensor.nbytes for tensor in tensors))
     return HfModel(info, module, tokenizer, pooling_of(folder, properties), dense)
 
 
