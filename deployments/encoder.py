@@ -253,8 +253,8 @@ class Encoder:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""
         return self._models.eject(lambda info: _is_called(info, name, device))
 
-    async def ready(self) -> bool:
-        """Whether the device can be used; raises what keeps it from that."""
+    async def ready(self, pixels: np.ndarray | None = None) -> bool:
+        """Whether the device can be used; raises what keeps it from that. `pixels` are only taken, for a warm-up."""
         if self._device.type == "cuda":
             torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
         return True
