@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def test_without_a_limit_everything_stays(tmp_path: Path, host: ImageHost) -> No
     for name in "abcdef":
         fetch(Weights(options(tmp_path)), host, name)
     assert len(left(tmp_path)) == 6
+
+
+def test_a_folder_that_is_read_only_here_is_served_from(tmp_path: Path, host: ImageHost, weights: Weights) -> None:
+    """Nobody writes below it, not even locks: here, as the tests may run as root, since a file is in their place."""
+    path = fetch(weights, host, "a")
+    leases = tmp_path / "cache" / ".leases"
+    shutil.rmtree(leases)
+    leases.write_text("")
+    assert fetch(weights, host, "a") == path
 
 
 def test_what_is_in_use_stays_even_if_it_is_too_much(tmp_path: Path, host: ImageHost, weights: Weights) -> None:

@@ -8,8 +8,9 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 from embedding.models.failure import unloadable
 
@@ -93,19 +94,28 @@ class Disk:
 
     @contextmanager
     def _lease(self, entry: Path) -> Iterator[None]:
-        self._leases.mkdir(parents=True, exist_ok=True)
-        with self._lease_file(entry).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            os.utime(file.fileno())
+        with self._opened(entry) as file:
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                os.utime(file.fileno())
             yield
+
+    def _opened(self, entry: Path) -> AbstractContextManager[TextIO | None]:
+        """The lock file; None in a folder that is filled elsewhere and read-only here, where nothing is deleted."""
+        try:
+            self._leases.mkdir(parents=True, exist_ok=True)
+            return self._lease_file(entry).open("a")
+        except OSError:
+            return nullcontext()
 
     def _last_use(self, entry: Path) -> float:
         lease = self._lease_file(entry)
         return (lease if lease.exists() else entry).stat().st_mtime
 
     def _delete(self, entry: Path) -> bool:
-        self._leases.mkdir(parents=True, exist_ok=True)
-        with self._lease_file(entry).open("a") as file:
+        with self._opened(entry) as file:
+            if file is None:
+                return False
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
