@@ -14,12 +14,13 @@ from test_preload import config
 PATIENCE_S = 60.0
 
 
-def scraped(name: str, label: str = "") -> float:
-    """The sum of a metric over everything whose labels contain `label`; 0 if nobody has told it yet."""
+def scraped(name: str, **wanted: str) -> float:
+    """The sum of a metric over everything that has the wanted labels; 0 if nobody has told it yet."""
     (node,) = ray.nodes()
     page = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10).text
     lines = re.findall(rf"^ray_{name}{{([^}}]*)}} (\S+)$", page, re.MULTILINE)
-    return sum(float(value) for labels, value in lines if label in labels)
+    pairs = {f'{label}="{value}"' for label, value in wanted.items()}
+    return sum(float(value) for labels, value in lines if all(pair in labels for pair in pairs))
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -45,7 +46,7 @@ def test_an_ingress_goes_through_the_graph_before_anybody_asks(serve_instance: S
 
     def calls(deployment: str) -> float:
         # A replica's own counter of calls, health checks not among them.
-        return scraped("serve_deployment_request_counter_total", f'Application="warmed",deployment="{deployment}"')
+        return scraped("serve_deployment_request_counter_total", application="warmed", deployment=deployment)
 
     warmed = config(1) | {"name": "warmed", "route_prefix": "/warmed"}
     try:
