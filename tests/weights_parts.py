@@ -68,6 +68,6 @@ print(Weights(options).url(sys.argv[2]))
 
 def process(code: str, *arguments: str) -> subprocess.Popen[str]:
     root = Path(__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
