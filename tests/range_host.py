@@ -46,7 +46,7 @@ class RangeHost:
 
     def __enter__(self) -> RangeHost:
         self._over = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -65,6 +65,11 @@ class RangeHost:
     def ranges(self) -> list[str | None]:
         """What each request asked for."""
         return [request.get("range") for request in self.requests]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed or give up are what this host is for."""
 
 
 def _handler(host: RangeHost) -> type[BaseHTTPRequestHandler]:
