@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,7 @@ class RangeHost:
         modified: its Last-Modified; "" is none.
         breaks: for each coming answer, after how many bytes of its body the connection ends; then all are whole.
         stall: instead of ending the connection it is kept open and silent.
+        hold: a connection that is to end does so when this says yes.
         lie: "", "ignore" (always the whole file), "start", "total", "unit", "length", "etag", "missing" (a wrong or no
             Content-Range), "body" (other bytes than it says), "416", or an error's status.
     """
@@ -39,6 +41,7 @@ class RangeHost:
     modified: str = ""
     breaks: list[int] = field(default_factory=list)
     stall: bool = False
+    hold: Callable[[], bool] = lambda: True
     lie: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
@@ -122,8 +125,8 @@ def _handler(host: RangeHost) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body[:limit])
             self.wfile.flush()
             if limit < len(body):
-                if host.stall:
-                    host._over.wait(60)
+                while (host.stall or not host.hold()) and not host._over.wait(0.01):
+                    pass
                 self.close_connection = True
 
     return Handler
