@@ -51,7 +51,7 @@ class PreloadedModel(Settings):
 
 
 def _preload_from_environment() -> Any:
-    text = os.environ.get(PRELOAD_VARIABLE, "[]")
+    text = os.environ.get(PRELOAD_VARIABLE) or "[]"
     try:
         return json.loads(text)
     except ValueError as error:
@@ -154,7 +154,9 @@ class Encoder:
         # and the kernel gives it the core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search")
         self._exporter: asyncio.Task | None = None
-        self._preload = [ModelSpec.from_config(_config(model)) for model in settings.preload]
+        # `no_model` has nothing to load, and Marqo's own servers skip it (section 8.4).
+        wanted = [ModelSpec.from_config(_config(model)) for model in settings.preload]
+        self._preload = [spec for spec in wanted if spec.properties.get("type") != "no_model"]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the batch maxima of a new `user_config`; unknown keys are errors. Also loads what is to be preloaded,
@@ -251,8 +253,8 @@ class Encoder:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""
         return self._models.eject(lambda info: _is_called(info, name, device))
 
-    async def ready(self) -> bool:
-        """Whether the device can be used; raises what keeps it from that."""
+    async def ready(self, pixels: np.ndarray | None = None) -> bool:
+        """Whether the device can be used; raises what keeps it from that. `pixels` are only taken, for a warm-up."""
         if self._device.type == "cuda":
             torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
         return True
@@ -293,9 +295,8 @@ def _finished(rows: np.ndarray, normalized: bool) -> np.ndarray:
 
 
 def _is_called(info: ModelInfo, name: str, device: str | None) -> bool:
-    if device is not None:
-        return info.name == name and device in (info.device, info.device.partition(":")[0])
-    return name in (info.name, info.key)
+    there = device is None or device in (info.device, info.device.partition(":")[0])
+    return there and name in (info.name, info.key)
 
 
 def _device(wanted: str) -> torch.device:

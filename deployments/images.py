@@ -14,6 +14,10 @@ from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
 
+# One pixel, and the smallest that is made of it.
+BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
+BLANK_SPEC = ImageSpec((1, 1), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "squash")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageTask:
@@ -38,8 +42,14 @@ class ImageFanOut:
         # By reference even where Serve's throughput mode would send by value: pixels never pass through here.
         self._prepare = preprocessor.options(method_name="prepare", _by_reference=True)
         self._encode = encoder.options(method_name="encode_images", _by_reference=True)
+        self._ready = encoder.options(method_name="ready", _by_reference=True)
         self._chunk = chunk
         self._poison = Poison()
+
+    async def warm_up(self) -> None:
+        """Has a preprocessor prepare a picture, and an encoder take it as it would take any other."""
+        pixels, _ = await self._prepare.remote([BLANK], BLANK_SPEC, 1000, None)
+        await self._ready.remote(pixels)
 
     async def vectorise(self, task: ImageTask) -> Answers:
         """One answer for each content of the request, in order."""

@@ -49,6 +49,8 @@ STATUS: dict[Fault, tuple[int, str]] = {
 
 FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
 """A request that brings it, with any value, gets it back with the hash of all that decides its model's vectors."""
+WARM_UP_TIMEOUT_S = 20.0
+"""Below Serve's limit for one health check. While encoders are still loading, the next check tries again."""
 TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
 """If set, requests must bring this bearer token. Marqo sends none."""
 
@@ -143,8 +145,20 @@ class Ingress:
             TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars),
             encoder,
         )
+        self._cold = True
         # A secret: in the environment of the replicas, not in a config that dashboards show.
         self._token = os.environ.get(TOKEN_VARIABLE, "")
+
+    async def check_health(self) -> None:
+        """Serve's own check, which comes for the first time before the replica takes traffic: then the connections are
+        opened for which the first request would wait. Never fails: a graph that cannot be reached is for `/healthz`."""
+        if self._cold:
+            try:
+                async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+                    await self._pipeline.warm_up()
+                self._cold = False
+            except Exception as error:
+                logger.warning(f"not warmed up, first requests may be slow: {type(error).__name__}")
 
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest

@@ -31,6 +31,10 @@ class Pipeline:
         self._fingerprint = encoder.options(method_name="fingerprint")
         self._known: OrderedDict[ModelSpec, ModelInfo] = OrderedDict()
 
+    async def warm_up(self) -> None:
+        """Sends one picture as far as it gets without a model: nothing is loaded for it."""
+        await self._images.warm_up()
+
     async def vectorise(self, request: InferenceRequest) -> Answers:
         """One answer for each content, in order.
 

@@ -25,8 +25,9 @@ from embedding import jpeg
 from embedding.errors import MediaError
 from embedding.image_spec import ImageSpec
 from embedding.resample import Axis, columns_first, resample_window
+from embedding.url import shown
 
-__all__ = ["ImageLimits", "ImageSpec", "limit_pillow", "preprocess", "reference_pixels", "short"]
+__all__ = ["ImageLimits", "ImageSpec", "limit_pillow", "preprocess", "reference_pixels"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -108,11 +109,6 @@ def limit_pillow(limits: ImageLimits) -> None:
     Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]
 
 
-def short(name: str, limit: int = 200) -> str:
-    """A content's name for people: data URIs can be megabytes."""
-    return name if len(name) <= limit else f"{name[:limit]}… ({len(name)} characters)"
-
-
 def _explained(
     pixels: Callable[[bytes, ImageSpec, ImageLimits], Pixels],
     data: bytes,
@@ -124,12 +120,12 @@ def _explained(
     try:
         return pixels(data, spec, limits)
     except Exception as error:
-        raise MediaError(_reason(error, short(name))) from error
+        raise MediaError(_reason(error, shown(name))) from error
 
 
 def _reason(error: Exception, name: str) -> str:
     """Marqo's wording (protocol sheet, section 3.4) where it has one."""
-    text = short(str(error))
+    text = shown(str(error))
     if isinstance(error, UnidentifiedImageError):
         return f"cannot identify image file `{name}`"
     if isinstance(error, Image.DecompressionBombError):

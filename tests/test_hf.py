@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hub_host import HubHost
+from image_host import ImageHost
 from safetensors.torch import load_file, save_file
 from tiny_bert import TEXTS, VOCABULARY, WIDTH, archived, files_of, reference, save_bert, save_tokenizer
 
@@ -332,6 +333,43 @@ def test_damaged_files(tmp_path: Path, bert: Path, damage: str) -> None:
     message = refusal(localpath=str(folder))
     assert message.startswith("Unable to load model 'mine': ")
     assert len(message) < 1000
+
+
+def flipped(content: bytes) -> bytes:
+    half = len(content) // 2
+    return content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+
+
+def test_a_changed_bit_in_a_cached_file(tmp_path: Path, hub: HubHost, hub_options: LoadOptions) -> None:
+    """Deleted, since it was downloaded, and downloaded anew by the next request."""
+    load_model(spec(name="st/old"), CPU, hub_options)
+    (cached,) = (tmp_path / "cache").rglob("pytorch_model.bin")
+    cached.resolve().write_bytes(flipped(cached.read_bytes()))
+    message = refusal(hub_options, name="st/old")
+    assert "'pytorch_model.bin' is corrupt: the checksum of its part" in message
+    assert "deleted" in message
+    load_model(spec(name="st/old"), CPU, hub_options)
+    assert hub.transfers("pytorch_model.bin") == 2
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_in_an_archive(tmp_path: Path, bert: Path, damage: str) -> None:
+    """A tar file has no checksums of its own: what is in it tells, and the archive goes as a whole."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    if damage == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / damage)
+    content = (folder / damage).read_bytes()
+    (folder / damage).write_bytes(flipped(content) if damage == "pytorch_model.bin" else content[:-5])
+    packed = archived(folder, tmp_path / "model.tar").read_bytes()
+    options = LoadOptions(model_sources=("url",), cache_dir=tmp_path / "cache", allowed_networks="127.0.0.0/8")
+    with ImageHost({"model.tar": packed}) as host:
+        for attempt in (1, 2):
+            assert "the archive 'model.tar' is corrupt" in refusal(options, url=host.url("/ok/model.tar"))
+            assert len(host.requests) == attempt
+            assert not list((tmp_path / "cache").rglob("model.*"))
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:

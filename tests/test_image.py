@@ -20,7 +20,7 @@ from PIL import Image
 
 from embedding import jpeg as quick
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels, short
+from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels
 from embedding.resample import Axis, resample_window
 
 # Damaged files make Pillow warn. The module silences that in production; pytest's own filters come before.
@@ -321,7 +321,6 @@ def test_a_long_name_is_shortened():
     with pytest.raises(MediaError) as caught:
         preprocess(b"", OPENAI, "data:image/png;base64," + "A" * 5_000_000)
     assert len(caught.value.message) < 400
-    assert short("https://example.com/a.jpg") == "https://example.com/a.jpg"
 
 
 def test_programs_are_not_run():

@@ -180,6 +180,20 @@ def test_what_a_loaded_model_says_of_itself(checkpoint: Path, reference: torch.n
     assert json.loads(info.properties_json)["localpath"] == str(checkpoint)
 
 
+def test_null_is_as_good_as_absent(checkpoint: Path) -> None:
+    """Marqo's clients write null for what they leave out (section 1.5)."""
+    fields = ("url", "modelLocation", "jit", "precision", "tokenizer", "imagePreprocessor", "mean", "std")
+    plain, model = load(checkpoint), load(checkpoint, **dict.fromkeys(fields))
+    assert model.info.image == plain.info.image
+    assert parse_properties({"name": "x", "dimensions": 1, "size": None}) == parse_properties(
+        {"name": "x", "dimensions": 1}
+    )
+    place = {"hf": {"repoId": "a/b", "filename": None}, "s3": None, "authRequired": None}
+    properties = parse_properties({"type": "hf", "dimensions": 1, "name": None, "tokens": None, "modelLocation": place})
+    assert properties.location == {"authRequired": False, "hf": {"repoId": "a/b"}}  # type: ignore[union-attr]
+    assert properties.tokens == 128  # type: ignore[union-attr]
+
+
 def test_members_that_mean_nothing_here_are_ignored(checkpoint: Path) -> None:
     load(checkpoint, pretrained="openai", note="", notes=None, model_size=3, tritonModelName="x", text_query_prefix="q")
 
@@ -300,7 +314,7 @@ def test_a_path_is_no_pretrained_tag(checkpoint: Path, monkeypatch: pytest.Monke
 BAD_PROPERTIES: list[tuple[str, dict[str, Any]]] = [
     *(("name", {"name": value}) for value in (None, 5, [])),
     *(("dimensions", {"dimensions": value}) for value in (None, 0, -1, 1.5, "many", [])),
-    *(("size", {"size": value}) for value in (None, 0, -1, "large")),
+    *(("size", {"size": value}) for value in (0, -1, "large")),
     *(("mean", {"mean": value}) for value in ([0.5], [0.5] * 4, 0.5, ["a", "b", "c"])),
     *(("std", {"std": value}) for value in ([0.5], "x", [0, 1, 1], [1, -1, 1])),
     ("imagePreprocessor", {"imagePreprocessor": "OpenClip"}),

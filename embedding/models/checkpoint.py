@@ -1,13 +1,16 @@
-"""What kind of file a checkpoint is, told by its content, and the safe way to read it."""
+"""What kind of file a checkpoint is, told by its content, whether it is intact, and the safe way to read it.
+
+torch.save's zip archives have a checksum for each tensor, which torch's own reader does not look at: a file with a bit
+changed would load, and give other vectors. Safetensors and the pickles of torch before 1.6 have none.
+"""
 
 from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
-
-from open_clip.factory import load_state_dict
 
 from embedding.models.failure import described, unloadable
 
@@ -21,6 +24,8 @@ class BrokenCheckpoint(Exception):
 
 def checkpoint_kind(path: Path) -> Kind:
     """The kind of a file: its name may be anything that a URL ends in.
+
+    Reads all of an archive for its checksums: 0.2 s for 600 MB that are in the page cache.
 
     Raises:
         BrokenCheckpoint: neither kind, or visibly damaged.
@@ -47,10 +52,11 @@ def check_readable(path: Path, kind: Kind) -> None:
         BrokenCheckpoint: the file is.
         RequestError: REFUSED: it holds Python objects other than tensors.
     """
+    from open_clip.factory import load_state_dict
+    from safetensors.torch import load_file
+
     try:
         if kind == "safetensors":
-            from safetensors.torch import load_file
-
             load_file(path)
         else:
             load_state_dict(str(path), weights_only=True)
@@ -83,8 +89,12 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+            # All zero: it was written without checksums (torch.serialization.set_crc32_options(False)).
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise BrokenCheckpoint(f"it is cut off or damaged: {error}") from None
+    if damaged is not None:
+        raise BrokenCheckpoint(f"the checksum of its part '{damaged}' is wrong")
     parts = [name.split("/", 1)[-1] for name in names]
     if any(part.startswith("code/") or part == "constants.pkl" for part in parts):
         raise unloadable("the checkpoint is a TorchScript archive, which is a program; save its state_dict instead")

@@ -1,6 +1,7 @@
 """One file from an http(s) URL to the disk, within limits and past the destination guard.
 
-Source: protocol sheet, sections 5 and 7.1. Unlike `embedding.fetch` it streams, blocks, and keeps no connection.
+Source: protocol sheet, sections 5 and 7.1; RFC 9110, sections 8.8, 13.1.5 and 14, for going on in the middle. Unlike
+`embedding.fetch` it streams, blocks, and keeps no connection.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import aiohttp
 import certifi
@@ -25,16 +26,16 @@ from embedding.errors import MediaError, RequestError
 from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal
 from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
+from embedding.models.partial import Partial, Version
 from embedding.models.progress import Progress
 from embedding.url import Target, parse_redirect, parse_url
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _CHUNK_BYTES = 2**20
+_ATTEMPTS = 5
 _HASH = re.compile(r"sha256=([0-9a-f]{8,64})")
-
-
-class _Room(Protocol):
-    def __call__(self, nbytes: int) -> None: ...
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,43 +67,61 @@ class RemoteFile:
         return cls(target, target.url.name or "checkpoint", label, given[1] if given else sha256)
 
 
-def download(source: RemoteFile, path: Path, options: LoadOptions, check_room: _Room) -> None:
-    """Writes a URL's file to `path`, which does not exist yet. Blocks; not for event loops.
+def download(source: RemoteFile, path: Path, options: LoadOptions, check_room: Callable[[int], None]) -> None:
+    """Writes a URL's file to `path`, or the rest of it. Blocks; not for event loops.
+
+    A lost connection is made anew and the transfer goes on where it was, if the server tells versions of its files
+    apart and serves ranges; a version that has changed begins from the start. What a failure leaves at `path` is there
+    only if the next call can go on with it.
 
     Args:
         source: the URL.
-        path: where the bytes go as they arrive.
+        path: where the bytes go as they arrive; a `Partial`.
         options: limits and networks.
-        check_room: called with the size that the server announces; raises RequestError if there is no room for it.
+        check_room: called with the bytes that are to come; raises RequestError if there is no room for them.
 
     Raises:
         RequestError: REFUSED, with the reason.
         OSError: the disk is full or cannot be written.
     """
-    asyncio.run(_Download(source, path, options, check_room).run())
+    asyncio.run(_Download(source, Partial(path), options, check_room).run())
 
 
 class _Failed(Exception):
-    """The text completes "downloading URL failed: "."""
+    """The text completes "downloading URL failed: "; `for_good` if what has arrived is of no use any more."""
+
+    def __init__(self, text: str, for_good: bool = True) -> None:
+        super().__init__(text)
+        self.for_good = for_good
+
+
+class _Changed(Exception):
+    """The server does not go on with the file that has begun to arrive."""
 
 
 class _Download:
-    def __init__(self, source: RemoteFile, path: Path, options: LoadOptions, check_room: _Room) -> None:
+    def __init__(
+        self, source: RemoteFile, partial: Partial, options: LoadOptions, check_room: Callable[[int], None]
+    ) -> None:
         self._source = source
-        self._path = path
+        self._partial = partial
         self._options = options
         self._check_room = check_room
         self._guard = Guard.parse(options.allowed_networks)
         self._resolver = GuardedResolver(self._guard, SystemResolver(1))
+        self._resumable = False
 
     async def run(self) -> None:
         try:
             async with self._session() as session, asyncio.timeout(self._options.download_timeout_s):
-                await self._follow(session)
+                await self._attempts(session)
             return
         except RequestError:
+            self._partial.discard()
             raise
         except _Failed as error:
+            if error.for_good:
+                self._partial.discard()
             reason = str(error)
         except TimeoutError:
             limits = self._options
@@ -117,6 +136,19 @@ class _Download:
         finally:
             await self._resolver.close()
         raise unloadable(f"downloading {self._source.label} failed: {reason}")
+
+    async def _attempts(self, session: aiohttp.ClientSession) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._resumable = False
+            try:
+                await self._follow(session)
+                return
+            except _Changed:
+                self._partial.discard()
+            except aiohttp.ClientError:
+                if not self._resumable or attempt == _ATTEMPTS:
+                    raise
+        raise _Failed("the server does not keep to the ranges that it is asked for")
 
     async def _follow(self, session: aiohttp.ClientSession) -> None:
         target = self._source.target
@@ -138,43 +170,59 @@ class _Download:
         host = target.origin[1]
         # A redirect's target carries only the user information of its own URL: credentials stay with their host.
         headers = {"Authorization": target.authorization} if target.authorization else {}
+        kept = self._partial.kept()
+        if kept is not None:
+            headers |= {"Range": f"bytes={kept[1]}-", "If-Range": kept[0].validator}
         try:
             if is_literal(host) and not self._guard.permits(host):
                 raise Refused(host)
             async with session.get(target.url, headers=headers, allow_redirects=False) as response:
-                if response.status == 200:
-                    await self._save(response)
-                    return None
-                location = response.headers.get("Location")
-                if location is None or response.status not in _REDIRECTS:
-                    raise _Failed(f"the server answered {response.status}")
-                return location
+                return await self._read(response, kept)
         except Refused:
             raise _Failed(
                 f"its host `{host}` is not publicly routable, or resolves to an address that is not; to allow a "
                 "private network, list it in the setting allowed_networks"
             ) from None
 
-    async def _save(self, response: aiohttp.ClientResponse) -> None:
-        total = response.content_length
+    async def _read(self, response: aiohttp.ClientResponse, kept: tuple[Version, int] | None) -> str | None:
+        if response.status == 200:
+            await self._save(response, _version(response), 0)
+            return None
+        if kept is not None and response.status in (206, 416):
+            if not _goes_on(response, *kept):
+                raise _Changed
+            await self._save(response, *kept)
+            return None
+        location = response.headers.get("Location")
+        if location is None or response.status not in _REDIRECTS:
+            raise _Failed(f"the server answered {response.status}", for_good=response.status < 500)
+        return location
+
+    async def _save(self, response: aiohttp.ClientResponse, version: Version | None, offset: int) -> None:
+        total = response.content_length if version is None else version.total
         self._check_size(total or 0)
-        self._check_room(total or 0)
-        progress = Progress(self._source.label, total)
-        digest = hashlib.sha256()
-        size = 0
-        with self._path.open("xb") as file:
+        self._check_room((total or 0) - offset)
+        progress = Progress(self._source.label, total, offset)
+        self._resumable = version is not None
+        size = offset
+        with self._partial.resume(offset) if offset else self._partial.begin(version) as file:
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 size += len(chunk)
                 self._check_size(size)
-                await asyncio.to_thread(_write, file, chunk, digest.update)
+                await asyncio.to_thread(file.write, chunk)
                 progress.advance(len(chunk))
         if total is not None and size != total:
             raise _Failed(f"the server announced {total} bytes and sent {size}")
-        if not digest.hexdigest().startswith(self._source.sha256):
-            raise _Failed(
-                f"its sha256 is {digest.hexdigest()}, and {self._source.sha256} was expected; nothing was kept"
-            )
+        if self._source.sha256:
+            await asyncio.to_thread(self._check_hash)
         progress.finish()
+
+    def _check_hash(self) -> None:
+        """Of what lies on the disk, whichever download brought it."""
+        with self._partial.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(self._source.sha256):
+            raise _Failed(f"its sha256 is {found}, and {self._source.sha256} was expected; nothing was kept")
 
     def _check_size(self, nbytes: int) -> None:
         limit = self._options.max_checkpoint_bytes
@@ -206,9 +254,34 @@ class _Download:
         )
 
 
-def _write(file: BinaryIO, chunk: bytes, update: Callable[[bytes], None]) -> None:
-    file.write(chunk)
-    update(chunk)
+def _version(response: aiohttp.ClientResponse) -> Version | None:
+    """What a later request can ask for the rest of; None if the server does not say enough, or serves no ranges."""
+    total = response.content_length
+    if not total or response.headers.get("Accept-Ranges") == "none":
+        return None
+    etag = response.headers.get("ETag", "")
+    if _STRONG_ETAG.fullmatch(etag):
+        return Version(etag, total)
+    modified = response.headers.get("Last-Modified", "")
+    try:
+        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(modified)
+    except (ValueError, TypeError):
+        return None
+    # Within one second a file may change twice, and its date but once.
+    return Version(modified, total) if age.total_seconds() >= 1 else None
+
+
+def _goes_on(response: aiohttp.ClientResponse, version: Version, offset: int) -> bool:
+    """Whether an answer is exactly the rest that was asked for."""
+    given = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status != 206 or given is None:
+        return False
+    header = "ETag" if version.validator.startswith('"') else "Last-Modified"
+    return (
+        tuple(map(int, given.groups())) == (offset, version.total - 1, version.total)
+        and response.headers.get(header, version.validator) == version.validator
+        and response.content_length in (None, version.total - offset)
+    )
 
 
 def _plain(error: aiohttp.ClientError) -> str:

@@ -101,21 +101,15 @@ def load_hf(
         Exception: whatever transformers raises for files that it cannot use.
     """
     folder = hf_folder(properties, options, weights, spec_auth(spec))
+    for path in _weight_files(folder):
+        weights.check(path)
     with _building:
         module = _read_module(folder, properties)
     module.requires_grad_(False).eval().to(device)
-    dense = _read_dense(folder, properties.dimensions).to(device) if properties.type == "hf_stella" else None
+    dense = _read_dense(folder, properties.dimensions, weights).to(device) if properties.type == "hf_stella" else None
     tokenizer = load_tokenizer(folder, properties, _positions(module), _vocabulary(module))
     tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
-    info = ModelInfo(
-        name=spec.name,
-        key=spec.key,
-        device=str(device),
-        dimensions=properties.dimensions,
-        image=None,
-        properties_json=spec.properties_json,
-        nbytes=sum(tensor.nbytes for tensor in tensors),
-    )
+    info = ModelInfo.of(spec, device, properties.dimensions, None, sum(tensor.nbytes for tensor in tensors))
     return HfModel(info, module, tokenizer, pooling_of(folder, properties), dense)
 
 
@@ -236,9 +230,11 @@ def _read_module(folder: Path, properties: HfProperties) -> torch.nn.Module:
     return loaded
 
 
-def _read_dense(folder: Path, dimensions: int) -> torch.nn.Linear:
+def _read_dense(folder: Path, dimensions: int, weights: Weights) -> torch.nn.Linear:
     """stella's own projection to one of several widths. Source: the model's card."""
     place = folder / f"2_Dense_{dimensions}"
+    for path in _weight_files(place):
+        weights.check(path)
     if (place / "model.safetensors").is_file():
         state = load_file(place / "model.safetensors")
     elif (place / "pytorch_model.bin").is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -14,11 +14,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub import errors as hub_errors
 
+from embedding.models.disk import Disk
 from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
 from embedding.models.progress import HubProgress
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_LONGEST_NAME = 96  # the hub's own limit
 _CHUNK_BYTES = 2**22
 
 
@@ -36,13 +38,13 @@ class Hub:
     Args:
         options: limits.
         cache_dir: the hub's cache folder, in the layout of its own client.
-        check_room: called with a file's size; raises RequestError if there is no room for it.
+        disk: what the downloads go to.
     """
 
-    def __init__(self, options: LoadOptions, cache_dir: Path, check_room: Callable[[int], None]) -> None:
+    def __init__(self, options: LoadOptions, cache_dir: Path, disk: Disk) -> None:
         self._options = options
         self._cache_dir = cache_dir
-        self._check_room = check_room
+        self._disk = disk
 
     def first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
         """The first of several files that the repository has.
@@ -50,6 +52,10 @@ class Hub:
         Raises:
             RequestError: REFUSED, with the reason; never with the token.
         """
+        with self._disk.using(self._repository(repo_id)):
+            return self._first(repo_id, names, token)
+
+    def _first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
         files = self._files(repo_id, token)
         if files is None:
             cached = [path for name in names if (path := self._cached(repo_id, name))]
@@ -68,6 +74,10 @@ class Hub:
         Raises:
             RequestError: REFUSED, with the reason; never with the token.
         """
+        with self._disk.using(self._repository(repo_id)):
+            return self._folder(repo_id, patterns, token)
+
+    def _folder(self, repo_id: str, patterns: Sequence[str] | None, token: str | None) -> Path:
         files = self._files(repo_id, token)
         if files is None:
             return self._cached_folder(repo_id)
@@ -81,8 +91,6 @@ class Hub:
     def _files(self, repo_id: str, token: str | None) -> list[_File] | None:
         """What the repository holds; None if the hub is out of reach. One short request without repetitions, as the
         client's own would keep a caller waiting."""
-        if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
-            raise unloadable(f"'{repo_id[:100]}' is not the name of a hub repository, OWNER/NAME")
         api = HfApi(endpoint=_endpoint(), token=token)
         try:
             info = api.model_info(repo_id, files_metadata=True, timeout=self._options.connect_timeout_s)
@@ -104,7 +112,7 @@ class Hub:
         if limit and file.size > limit:
             raise unloadable(f"'{file.name}' of '{repo_id}' has {file.size} bytes, and max_checkpoint_bytes is {limit}")
         if cached is None:
-            self._check_room(file.size)
+            self._disk.check_room(file.size)
         try:
             path = Path(
                 hf_hub_download(  # type: ignore[call-overload]
@@ -128,6 +136,12 @@ class Hub:
             _check(path, file, repo_id)
         return path
 
+    def _repository(self, repo_id: str) -> Path:
+        """Its folder in the layout of the hub's own client."""
+        if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id or len(repo_id) > _LONGEST_NAME:
+            raise unloadable(f"'{repo_id[:100]}' is not the name of a hub repository, OWNER/NAME")
+        return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
+
     def _cached(self, repo_id: str, name: str) -> Path | None:
         try:
             path = hf_hub_download(repo_id, name, cache_dir=self._cache_dir, local_files_only=True)
@@ -136,7 +150,7 @@ class Hub:
         return Path(path)
 
     def _cached_folder(self, repo_id: str) -> Path:
-        root = self._cache_dir / f"models--{repo_id.replace('/', '--')}"
+        root = self._repository(repo_id)
         try:
             folder = root / "snapshots" / (root / "refs" / "main").read_text().strip()
         except OSError:

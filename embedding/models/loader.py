@@ -83,8 +83,10 @@ def load_model(
     """
     started = time.perf_counter()
     options = options or _anything()
+    weights = weights or Weights(options)
     try:
-        model = _load(spec, parse_properties(spec.properties), device, options, weights or Weights(options))
+        with weights.session():
+            model = _load(spec, parse_properties(spec.properties), device, options, weights)
         loaded = time.perf_counter()
         _warm_up(model, device, maxima)
     except Exception as error:
@@ -117,14 +119,8 @@ def estimate_bytes(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        properties = parse_properties(spec.properties)
-        if isinstance(properties, RandomProperties):
-            return 0
-        if wants_onnx(spec, properties, options):
-            return estimate_onnx(spec, properties, weights)
-        if isinstance(properties, HfProperties):
-            return estimate_hf(spec, properties, options, weights)
-        return _estimate_openclip(spec, properties, device, options, weights)
+        with weights.session():
+            return _estimate(spec, parse_properties(spec.properties), device, options, weights)
     except RequestError as error:
         raise named(error, spec.name) from None
     except Exception:
@@ -144,7 +140,7 @@ def _load(
     spec: ModelSpec, properties: Properties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> Model:
     if isinstance(properties, RandomProperties):
-        return RandomModel(_random_info(spec, properties, device), options.random_hash)
+        return RandomModel(ModelInfo.of(spec, device, properties.dimensions, None, 0), options.random_hash)
     if wants_onnx(spec, properties, options):
         return load_onnx(spec, properties, device, options, weights)
     if isinstance(properties, HfProperties):
@@ -152,16 +148,16 @@ def _load(
     return load_openclip(spec, properties, device, options, weights)
 
 
-def _random_info(spec: ModelSpec, properties: RandomProperties, device: torch.device) -> ModelInfo:
-    return ModelInfo(
-        name=spec.name,
-        key=spec.key,
-        device=str(device),
-        dimensions=properties.dimensions,
-        image=None,
-        properties_json=spec.properties_json,
-        nbytes=0,
-    )
+def _estimate(
+    spec: ModelSpec, properties: Properties, device: torch.device, options: LoadOptions, weights: Weights
+) -> int:
+    if isinstance(properties, RandomProperties):
+        return 0
+    if wants_onnx(spec, properties, options):
+        return estimate_onnx(spec, properties, weights)
+    if isinstance(properties, HfProperties):
+        return estimate_hf(spec, properties, options, weights)
+    return _estimate_openclip(spec, properties, device, options, weights)
 
 
 def _estimate_openclip(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from embedding.models.weights import Auth, Located, Weights
 logger = logging.getLogger("ray.serve")
 
 Array = npt.NDArray[Any]
+_CHUNK_BYTES = 2**22
 _NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -58,7 +59,8 @@ class Graph:
     """
 
     def __init__(self, path: Path, encoder: TritonEncoder, device: torch.device) -> None:
-        self._path = path
+        # Held open, so that they can be read for the fingerprint after the disk's limit has made them go.
+        self._files = {each.name: each.open("rb") for each in [path, *_data_files(path.parent)]}
         self._session = _session(path, device)
         self._inputs = {each.name: each for each in self._session.get_inputs()}
         outputs = [each.name for each in self._session.get_outputs()]
@@ -74,8 +76,7 @@ class Graph:
 
     def facts(self) -> dict[str, object]:
         """What decides its output, for a fingerprint: its files and what runs them."""
-        paths = [self._path, *_data_files(self._path.parent)]
-        files = {path.name: blake3().update_mmap(path).hexdigest(16) for path in paths}
+        files = {name: _digest(file) for name, file in self._files.items()}
         return {"files": files, "output": self._output, "providers": self._session.get_providers()}
 
     @property
@@ -224,7 +225,7 @@ def load_onnx(
         encoder = properties.triton_encoder(tower)
         paths[tower] = _graph_files(encoder, weights, auth)
         graphs[tower] = _graph(paths[tower], encoder, device, weights)
-    info = _info(spec, properties, device, image, [*paths["text"], *paths["image"]])
+    info = ModelInfo.of(spec, device, properties.dimensions, image, _nbytes([*paths["text"], *paths["image"]]))
     return OnnxClip(info, graphs["text"], graphs["image"], recipe.make_tokenizer())
 
 
@@ -234,7 +235,7 @@ def estimate_onnx(spec: ModelSpec, properties: OpenClipProperties | HfProperties
     files = [
         path for tower in towers for path in _graph_files(properties.triton_encoder(tower), weights, spec_auth(spec))
     ]
-    return sum(path.stat().st_size for path in files)
+    return _nbytes(files)
 
 
 def _load_text(
@@ -248,26 +249,20 @@ def _load_text(
     files = _graph_files(encoder, weights, auth)
     graph = _graph(files, encoder, device, weights)
     tokenizer = load_tokenizer(folder, properties)
-    info = _info(spec, properties, device, None, files)
+    info = ModelInfo.of(spec, device, properties.dimensions, None, _nbytes(files))
     return OnnxText(info, graph, tokenizer, pooling_of(folder, properties))
 
 
-def _info(
-    spec: ModelSpec,
-    properties: OpenClipProperties | HfProperties,
-    device: torch.device,
-    image: ImageSpec | None,
-    files: Sequence[Path],
-) -> ModelInfo:
-    return ModelInfo(
-        name=spec.name,
-        key=spec.key,
-        device=str(device),
-        dimensions=properties.dimensions,
-        image=image,
-        properties_json=spec.properties_json,
-        nbytes=sum(path.stat().st_size for path in files),
-    )
+def _digest(file: BinaryIO) -> str:
+    digest = blake3()
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest(16)
+
+
+def _nbytes(files: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def _graph_files(encoder: TritonEncoder, weights: Weights, auth: Auth | None) -> list[Path]:
@@ -287,9 +282,7 @@ def _graph(files: Sequence[Path], encoder: TritonEncoder, device: torch.device, 
         raise
     except Exception as error:
         # ONNX Runtime has a type for each kind of bad file, under a module of its own that is not public.
-        for path in files:
-            weights.discard(path)
-        raise unloadable(f"ONNX Runtime cannot use {files[0].name}: {described(error)}") from error
+        raise weights.unusable(files, f"ONNX Runtime cannot use {files[0].name}: {described(error)}") from error
 
 
 def _session(path: Path, device: torch.device) -> Any:

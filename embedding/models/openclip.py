@@ -175,15 +175,9 @@ def _load(
         tokenizer = recipe.make_tokenizer()
     except Exception as error:
         raise unloadable(f"its tokenizer cannot be used: {described(error)}") from None
-    info = ModelInfo(
-        name=spec.name,
-        key=spec.key,
-        device=str(device),
-        dimensions=properties.dimensions,
-        image=recipe.image or _own_preprocessing(module),
-        properties_json=spec.properties_json,
-        nbytes=sum(t.nbytes for t in (*module.parameters(), *module.buffers())),
-    )
+    nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    image = recipe.image or _own_preprocessing(module)
+    info = ModelInfo.of(spec, device, properties.dimensions, image, nbytes)
     return OpenClipModel(info, module, tokenizer, precision)
 
 
@@ -200,8 +194,8 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
                 + described(error)
             ) from None
     except BrokenCheckpoint as error:
-        deleted = " It was deleted, and will be downloaded anew." if weights.discard(recipe.weights) else ""
-        raise unloadable(f"the checkpoint '{recipe.weights.name}' is corrupt: {error}.{deleted}") from None
+        reason = f"the checkpoint '{recipe.weights.name}' is corrupt: {error}"
+        raise weights.unusable([recipe.weights], reason) from None
 
 
 def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> torch.nn.Module:

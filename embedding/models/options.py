@@ -39,6 +39,9 @@ class LoadOptions(BaseModel):
         cache_dir: where downloads are kept; shared by the replicas of a node. Default: the environment's
             MARQO_MODEL_CACHE_PATH, else a folder of the user's own. Hub files go to its folder `hub`, or to the Hugging
             Face cache if HF_HOME or HF_HUB_CACHE is set.
+        max_cache_bytes: of all downloads in `cache_dir` together, the least recently used of which go first; 0 is no
+            limit. What a process of this node is downloading or loading stays, even if that is more. A Hugging Face
+            cache elsewhere is not counted.
         allowed_networks: comma-separated networks that "url" downloads may connect to although they are not public.
         trust_remote_code: whether a repository's own Python code may run. It has all rights of this process.
         random_hash: seeds the `random` models; "md5" for indexes made before Marqo 2.25.
@@ -60,6 +63,7 @@ class LoadOptions(BaseModel):
     model_sources: tuple[Source, ...] = ("registry", "hub")
     path_roots: tuple[Path, ...] = ()
     cache_dir: Path = Field(default_factory=_default_cache_dir)
+    max_cache_bytes: NonNegativeInt = 0
     allowed_networks: str = ""
     trust_remote_code: bool = False
     random_hash: HashName = "blake3"

@@ -20,16 +20,17 @@ class Progress:
     Args:
         what: its name for people; never with credentials.
         total: its size in bytes, or None if nobody says.
+        done: bytes that an earlier attempt has left.
     """
 
-    def __init__(self, what: str, total: int | None) -> None:
+    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
         self._what = what
         self._total = total
-        self._done = 0
+        self._done = done
         self._finished = False
         self._started = self._logged = time.monotonic()
         size = "unknown size" if total is None else f"{total / _MIB:.1f} MiB"
-        logger.info(f"downloading {what} ({size})")
+        logger.info(f"downloading {what} ({size}{f', from {done / _MIB:.1f} MiB on' if done else ''})")
 
     def advance(self, nbytes: int) -> None:
         """Counts bytes that have arrived."""

@@ -33,6 +33,12 @@ class _Properties(BaseModel):
         extra="ignore", frozen=True, hide_input_in_errors=True, populate_by_name=True, protected_namespaces=()
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        """Marqo's clients write null for what they leave out (section 1.5)."""
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
 
 class S3Location(_Properties):
     """An object in S3."""

@@ -102,6 +102,11 @@ class ModelInfo:
     properties_json: str
     nbytes: int
 
+    @classmethod
+    def of(cls, spec: ModelSpec, device: object, dimensions: int, image: ImageSpec | None, nbytes: int) -> ModelInfo:
+        """The info of a model that was loaded for `spec`."""
+        return cls(spec.name, spec.key, str(device), dimensions, image, spec.properties_json, nbytes)
+
 
 def _as_json(properties: dict[str, object]) -> str:
     try:

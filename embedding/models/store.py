@@ -1,32 +1,32 @@
-"""The folder of downloaded files: shared by all processes of a node, and never with half a file in it."""
+"""Downloaded files by key: shared by all processes of a node, and never with half a file among them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
 from filelock import FileLock, Timeout
 
+from embedding.models.disk import Disk
 from embedding.models.failure import is_full, unloadable
-
-_PARTIAL = ".part"
-_SPARE_BYTES = 64 * 2**20
+from embedding.models.partial import Partial
 
 
 class Store:
-    """Files by key. A file appears under its name when it is complete, by a rename; before that it is `NAME.part`.
+    """A file appears under its name when it is complete, by a rename; before that it is `NAME.part`.
 
     Args:
         root: the folder; made when it is first needed.
         patience_s: seconds to wait while another process or thread makes the same file.
+        disk: what `root` lies on.
     """
 
-    def __init__(self, root: Path, patience_s: float) -> None:
+    def __init__(self, root: Path, patience_s: float, disk: Disk) -> None:
         self._root = root.expanduser().absolute()
         self._patience_s = patience_s
+        self._disk = disk
 
     def get(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
         """The file or folder `name` of `key`, made by `write` if it is not there yet.
@@ -34,40 +34,40 @@ class Store:
         Args:
             key: says what it is, in full: two different contents never share a key.
             name: its base name, for people and for libraries that look at suffixes.
-            write: fills a path that does not exist yet. What a failed or killed one leaves is thrown away.
+            write: fills a path. It finds what a failed or killed one has left there if that came with a note, see
+                `Partial`; all else is thrown away.
 
         Raises:
             RequestError: REFUSED: the disk is full, the folder cannot be written, or `write` raised it.
         """
         folder = self._root / blake3(key.encode()).hexdigest(16)
         final = folder / name
-        if final.exists():
-            return final
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{name}.lock", timeout=self._patience_s):
-                if not final.exists():
-                    _make(final, write)
+            with self._disk.using(folder):
+                if final.exists():
+                    return final
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder / f".{name}.lock", timeout=self._patience_s):
+                    if not final.exists():
+                        _make(final, write)
+                self._disk.prune()
         except Timeout:
             raise unloadable(f"another process has been downloading '{name}' for {self._patience_s:.0f} s") from None
         except OSError as error:
             raise self._failure(name, error) from None
         return final
 
-    def owns(self, path: Path) -> bool:
-        """Whether the file is one of the store's, and so may be deleted."""
-        return path.is_relative_to(self._root)
+    def forget(self, path: Path) -> bool:
+        """Deletes what `get` gave, or the folder that it gave if `path` lies in one.
 
-    def check_room(self, nbytes: int) -> None:
-        """Refuses a download that cannot fit.
-
-        Raises:
-            RequestError: REFUSED, with both numbers.
+        Returns:
+            Whether it is one of the store's.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._root).free
-        if nbytes + _SPARE_BYTES > free:
-            raise unloadable(f"the disk of cache_dir is full: {nbytes} bytes are needed, and {free} are free")
+        if not path.is_relative_to(self._root):
+            return False
+        folder, name, *_ = path.relative_to(self._root).parts
+        Partial(self._root / folder / name).discard()
+        return True
 
     def _failure(self, name: str, error: OSError) -> Exception:
         if is_full(error):
@@ -76,14 +76,17 @@ class Store:
 
 
 def _make(final: Path, write: Callable[[Path], None]) -> None:
-    partial = final.with_name(final.name + _PARTIAL)
-    _remove(partial)  # of a process that was killed
+    partial = Partial(final.with_name(f"{final.name}.part"))
+    partial.tidy()  # of a process that was killed
     try:
-        write(partial)
-        _flush(partial)
-        partial.replace(final)
+        write(partial.path)
+        _flush(partial.path)
+        partial.path.replace(final)
+    except OSError:
+        partial.discard()
+        raise
     finally:
-        _remove(partial)
+        partial.tidy()
 
 
 def _flush(path: Path) -> None:
@@ -91,10 +94,3 @@ def _flush(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from embedding.errors import RequestError
 from embedding.models import hub, s3
 from embedding.models.archive import BrokenArchive, content_root, unpack
+from embedding.models.checkpoint import BrokenCheckpoint, Kind, checkpoint_kind
+from embedding.models.disk import Disk
 from embedding.models.download import RemoteFile, download
 from embedding.models.failure import invalid, unloadable
 from embedding.models.hub import Hub
@@ -47,10 +51,15 @@ class Weights:
 
     def __init__(self, options: LoadOptions) -> None:
         self._options = options
-        self._store = Store(options.cache_dir / "files", options.download_timeout_s)
+        self._disk = Disk(options.cache_dir, options.max_cache_bytes)
+        self._store = Store(options.cache_dir / "files", options.download_timeout_s, self._disk)
         self._hub_cache = _hub_cache(options)
-        self._hub = Hub(options, self._hub_cache, self._store.check_room)
+        self._hub = Hub(options, self._hub_cache, self._disk)
         self._roots = tuple(root.expanduser().resolve() for root in options.path_roots)
+
+    def session(self) -> AbstractContextManager[None]:
+        """What this thread is given within the context stays on the disk until its end, whatever `max_cache_bytes`."""
+        return self._disk.session()
 
     def checkpoint(self, properties: Located, auth: Auth | None = None) -> Path:
         """The file that `localpath`, `url` or `modelLocation` means.
@@ -130,19 +139,30 @@ class Weights:
             path = self._one_of(group, source, auth)
         return path.parent
 
-    def discard(self, path: Path) -> bool:
-        """Deletes a file that turned out corrupt if it was downloaded; an operator's own file is left alone.
-
-        Returns:
-            Whether it was deleted.
+    def unusable(self, paths: Sequence[Path], reason: str) -> RequestError:
+        """The refusal of files that turned out to be damaged. They are deleted if they were downloaded, so that the
+        next request fetches them anew; an operator's own files are left alone.
         """
+        deleted = [self._discard(path) for path in paths]
+        end = "; it was deleted, and will be downloaded anew" if any(deleted) else ""
+        return unloadable(f"{reason}{end}")
+
+    def check(self, path: Path) -> Kind:
+        """The kind of a checkpoint.
+
+        Raises:
+            RequestError: REFUSED: it is damaged (see `unusable`), or no checkpoint.
+        """
+        try:
+            return checkpoint_kind(path)
+        except BrokenCheckpoint as error:
+            raise self.unusable([path], f"the checkpoint '{path.name}' is corrupt: {error}") from None
+
+    def _discard(self, path: Path) -> bool:
         if path.is_relative_to(self._hub_cache):
             hub.forget(path)
-        elif self._store.owns(path):
-            path.unlink(missing_ok=True)
-        else:
-            return False
-        return True
+            return True
+        return self._store.forget(path)
 
     def check_hub(self, name: str) -> None:
         """Refuses a hub model that the operator does not allow.
@@ -161,7 +181,7 @@ class Weights:
             self._check("url", "its url")
         source = RemoteFile.parse(url, sha256)
         return self._store.get(
-            url, source.name, lambda path: download(source, path, self._options, self._store.check_room)
+            url, source.name, lambda path: download(source, path, self._options, self._disk.check_room)
         )
 
     def _s3(self, bucket: str, key: str, auth: Auth | None, group: str = "") -> Path:
@@ -169,7 +189,7 @@ class Weights:
         options, credentials = self._options, (auth or {}).get("s3")
 
         def write(path: Path) -> None:
-            s3.download_object(bucket, key, credentials, path, options, self._store.check_room)
+            s3.download_object(bucket, key, credentials, path, options, self._disk.check_room)
 
         identity = group or f"{s3.endpoint()} {s3.s3_label(bucket, key)}"
         return self._store.get(identity, PurePosixPath(key).name or "checkpoint", write)
@@ -186,7 +206,7 @@ class Weights:
         return self._store.get(
             f"{s3.endpoint()} {group}",
             parsed.name,
-            lambda path: download(parsed, path, self._options, self._store.check_room),
+            lambda path: download(parsed, path, self._options, self._disk.check_room),
         )
 
     def _path(self, given: str, folder: bool = False) -> Path:
@@ -212,12 +232,16 @@ class Weights:
         status = archive.stat()
         limit = self._options.max_checkpoint_bytes
         key = f"unpacked {archive} {status.st_size} {status.st_mtime_ns}"
+
+        def write(folder: Path) -> None:
+            unpack(archive, folder, limit, self._disk.check_room)
+            for path in [*folder.rglob("pytorch_model*.bin"), *folder.rglob("model*.safetensors")]:
+                checkpoint_kind(path)
+
         try:
-            folder = self._store.get(key, "content", lambda path: unpack(archive, path, limit, self._store.check_room))
-        except BrokenArchive as error:
-            deleted = "; it was deleted" if self.discard(archive) else ""
-            raise unloadable(f"the archive '{archive.name}' is corrupt ({error}){deleted}") from None
-        return content_root(folder)
+            return content_root(self._store.get(key, "content", write))
+        except (BrokenArchive, BrokenCheckpoint) as error:
+            raise self.unusable([archive], f"the archive '{archive.name}' is corrupt ({error})") from None
 
     def _check(self, source: Source, what: str) -> None:
         if source not in self._options.model_sources:

@@ -1,0 +1,82 @@
+"""Models that a replica loads before it takes traffic: from the config or from Marqo's variable (section 8.4)."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Serve
+from marqo_client import MarqoClient
+from pydantic import ValidationError
+
+from deployments.encoder import PRELOAD_VARIABLE, EncoderSettings, PreloadedModel
+
+MINE = {"model": "mine", "modelProperties": {"type": "random", "dimensions": 7}}
+
+
+def test_the_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRELOAD_VARIABLE, json.dumps(["demo/clip", MINE]))
+    assert EncoderSettings().preload == ("demo/clip", PreloadedModel.model_validate(MINE))
+    assert EncoderSettings(preload=()).preload == ()
+    for nothing in ("", "[]"):
+        monkeypatch.setenv(PRELOAD_VARIABLE, nothing)
+        assert EncoderSettings().preload == ()
+    monkeypatch.delenv(PRELOAD_VARIABLE)
+    assert EncoderSettings().preload == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[",
+        "demo/clip",
+        '"demo/clip"',
+        "{}",
+        "[5]",
+        "[null]",
+        '[{"model": "mine"}]',
+        '[{"modelProperties": {}}]',
+        '[{"model": "mine", "modelProperties": "random"}]',
+    ],
+)
+def test_a_malformed_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(PRELOAD_VARIABLE, value)
+    with pytest.raises(ValidationError, match="preload"):
+        EncoderSettings()
+
+
+def config(replicas: int, **encoder: Any) -> dict[str, Any]:
+    share = {"num_cpus": 0.1}
+    return {
+        "name": "preloaded",
+        "route_prefix": "/preloaded",
+        "import_path": "graph:build_app",
+        "args": {"encoder": {"device": "cpu", "preload": ["random/small", MINE, "no_model"]}},
+        "deployments": [
+            {"name": "Ingress", "ray_actor_options": share},
+            {"name": "Preprocessor", "ray_actor_options": share},
+            {"name": "Encoder", "num_replicas": replicas, "ray_actor_options": share, **encoder},
+        ],
+    }
+
+
+def loaded() -> list[list[str]]:
+    """What each replica holds."""
+    from ray import serve
+
+    encoders = serve.get_deployment_handle("Encoder", "preloaded")
+    if not encoders.is_initialized:
+        encoders._init(_run_router_in_separate_loop=True)  # as in conftest's `handle`
+    return [sorted(info.name for info in infos) for infos in encoders.broadcast("models").results(timeout_s=30)]
+
+
+def test_every_replica_has_them_before_it_takes_traffic(serve_instance: Serve) -> None:
+    """`no_model` has nothing to load, and is no error."""
+    try:
+        serve_instance.deploy(config(1))
+        client = MarqoClient(serve_instance.url + "/preloaded")
+        listed = client.get("/models").json()["models"]
+        assert sorted(model["model_name"] for model in listed) == ["mine", "random/small"]
+        serve_instance.deploy(config(3))
+        assert loaded() == [["mine", "random/small"]] * 3
+    finally:
+        serve_instance.deploy()

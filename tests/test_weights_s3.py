@@ -1,0 +1,121 @@
+"""Objects in S3, from moto's server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import requests
+from image_host import ImageHost
+from moto.server import ThreadedMotoServer
+from weights_parts import CONTENT, SECRET, TOKEN, left, options, properties, refusal
+
+from embedding.models.weights import Weights
+
+
+@pytest.fixture
+def host() -> Iterator[ImageHost]:
+    with ImageHost({"model.pt": CONTENT}) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address, port = server.get_host_and_port()
+    yield f"http://{address}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client with all rights, and an environment without credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="admin", aws_secret_access_key="admin")
+    client.create_bucket(Bucket="weights")
+    client.put_object(Bucket="weights", Key="deep/model.pt", Body=CONTENT)
+    client.put_object(Bucket="weights", Key="public.pt", Body=CONTENT, ACL="public-read")
+    return client
+
+
+def s3_properties(key: str = "deep/model.pt", **more: Any) -> dict[str, Any]:
+    return {"modelLocation": {"s3": {"Bucket": "weights", "Key": key}, **more}}
+
+
+ADMIN = {"s3": {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": SECRET}}
+
+
+def test_s3(tmp_path: Path, s3: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+    path = Weights(options(tmp_path)).checkpoint(properties(**s3_properties(authRequired=True)), ADMIN)
+    assert path.read_bytes() == CONTENT
+    assert path.name == "model.pt"
+    assert "downloaded s3://weights/deep/model.pt" in caplog.text
+
+
+def test_s3_without_credentials_is_not_signed(tmp_path: Path, s3: Any) -> None:
+    assert Weights(options(tmp_path)).checkpoint(properties(**s3_properties("public.pt"))).read_bytes() == CONTENT
+
+
+def test_s3_that_requires_credentials(tmp_path: Path, s3: Any) -> None:
+    for auth in (None, {"hf": {"token": TOKEN}}):
+        assert "no modelAuth for s3" in refusal(Weights(options(tmp_path)), auth, **s3_properties(authRequired=True))
+
+
+def test_s3_failures(tmp_path: Path, s3: Any) -> None:
+    weights = Weights(options(tmp_path))
+    assert "404 (NoSuchKey)" in refusal(weights, ADMIN, **s3_properties("none.pt"))
+    for bucket, reason in (("nobody-has-it", "404 (NoSuchBucket)"), ("arn:aws:s3:::x", "not a bucket's name")):
+        location = {"modelLocation": {"s3": {"Bucket": bucket, "Key": "x"}}}
+        assert reason in refusal(weights, ADMIN, **location)
+    limited = Weights(options(tmp_path, max_checkpoint_bytes=1000))
+    assert "max_checkpoint_bytes is 1000" in refusal(limited, ADMIN, **s3_properties())
+    assert left(tmp_path) == []
+
+
+def test_s3_out_of_reach(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert "EndpointConnectionError" in refusal(Weights(options(tmp_path)), ADMIN, **s3_properties())
+
+
+def test_wrong_s3_credentials_never_reach_a_log(
+    tmp_path: Path, s3: Any, s3_server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "ray.serve")
+    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"0", timeout=5)
+    try:
+        message = refusal(Weights(options(tmp_path)), ADMIN, **s3_properties())
+    finally:
+        requests.post(f"{s3_server}/moto-api/reset-auth", data=b"inf", timeout=5)
+    assert "403 (InvalidAccessKeyId)" in message
+    assert SECRET not in f"{message}{caplog.text}"
+    assert "AKIAADMIN" not in f"{message}{caplog.text}"
+
+
+def test_sources_that_belong_together(tmp_path: Path, host: ImageHost, s3: Any) -> None:
+    """The files of an ONNX export: a graph finds its data under its base name, beside itself."""
+    for name in ("model.onnx", "model.onnx.data"):
+        host.files[name] = name.encode()
+        s3.put_object(Bucket="weights", Key=f"clip/{name}", Body=name.encode())
+    weights = Weights(options(tmp_path))
+    groups = [
+        [host.url("/ok/model.onnx"), host.url("/ok/model.onnx.data?x=1")],
+        ["s3://weights/clip/model.onnx", host.url("/ok/model.onnx.data")],
+        ["s3://weights/clip/model.onnx", "s3://weights/clip/model.onnx.data"],
+    ]
+    folders = [weights.folder(group, ADMIN) for group in groups]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        for name in ("model.onnx", "model.onnx.data"):
+            assert (folder / name).read_bytes() == name.encode()
+            assert not (folder / name).is_symlink()
