@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gather import Answers, answered, cut, flags, strict, together
+from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
 from deployments.retry import retried
 from deployments.routing import to_home
 from embedding.errors import ItemError
@@ -45,7 +45,7 @@ class TextFanOut:
         texts = [prefix + key for chunks in keys for key in chunks]
 
         async def encoded(chunk: Sequence[str]) -> np.ndarray:
-            return answered(await to_home(self._encode, spec).remote(spec, chunk, *flags(request)))
+            return answered(await reply_to(to_home(self._encode, spec).remote(spec, chunk, *flags(request))))
 
         parts = await together(
             retried("texts", lambda chunk=chunk: encoded(chunk)) for chunk in cut(texts, self._chunk)
