@@ -18,7 +18,7 @@ MEASURES = ("rss", "anonymous", "descriptors", "threads")
 """Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""
 GCS = re.compile(r"--gcs-address=(\S+)")
 Sample = dict[str, Any]
-"""`{"at": seconds, "groups": {group: {measure: value}}, "objects": number, "object bytes": number}`."""
+"""`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number}`."""
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
 
     def watch() -> None:
         while not stop.wait(max(0.0, started + len(samples) * every_s - time.monotonic())):
-            samples.append({"at": time.monotonic() - started, "groups": held(pid), **_store(nodes)})
+            samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes)})
 
     with _attached(pid) as nodes:
         thread = threading.Thread(target=watch, name="watch")

@@ -61,9 +61,7 @@ class ImageFanOut:
     async def _encoded(self, task: ImageTask, contents: Sequence[str]) -> Answers:
         try:
             pixels, errors = await reply_to(
-                self._prepare.remote(
-                    contents, task.image, task.config.download_timeout_ms, task.config.download_header
-                )
+                self._prepare.remote(contents, task.image, task.config.download_timeout_ms, task.config.download_header)
             )
         except Exception as error:
             if not is_lost(error):

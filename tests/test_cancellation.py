@@ -110,9 +110,7 @@ def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoC
     assert_quiet(client, host)
 
 
-def test_a_cancelled_handle_call_ends_its_downloads(
-    clients: tuple[MarqoClient, MarqoClient], host: ImageHost
-) -> None:
+def test_a_cancelled_handle_call_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
     from ray import serve
 
     handle = serve.get_app_handle(APP)

@@ -42,6 +42,7 @@ class Holders:
         self._url = url
         self._options = FetchOptions(timeout_ms)
         self.release = asyncio.Event()
+        self._changed = asyncio.Event()
         self.holding = 0
         self.most = 0
 
@@ -49,6 +50,7 @@ class Holders:
         async with self._fetcher.holding(self._url, self._options) as data:
             self.holding += len(data)
             self.most = max(self.most, self.holding)
+            self._changed.set()
             await self.release.wait()
             self.holding -= len(data)
         return len(data)
@@ -56,7 +58,8 @@ class Holders:
     async def until(self, nbytes: int) -> None:
         async with asyncio.timeout(3):
             while self.holding < nbytes:
-                await asyncio.sleep(0.01)
+                self._changed.clear()
+                await self._changed.wait()
 
 
 @pytest.mark.parametrize("path", ["/ok/large", "/chunked/large"])
