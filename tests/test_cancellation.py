@@ -2,11 +2,13 @@
 
 import contextlib
 import http.client
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import msgpack
 import numpy as np
 import psutil
@@ -36,8 +38,19 @@ def clients(serve_instance: Serve) -> Iterator[tuple[MarqoClient, MarqoClient]]:
     """An application with time, and one that gives requests up after 1.5 seconds."""
     hasty = application_config("hasty", request_timeout_s=DEADLINE_S)
     serve_instance.deploy(application_config(APP), hasty)
+    # For a second or two after a deployment the HAProxy of before still answers, and does not pass a hang-up on.
+    until(lambda: routed(APP) and routed("hasty"))
     yield MarqoClient(f"{serve_instance.url}/{APP}"), MarqoClient(f"{serve_instance.url}/hasty")
     serve_instance.deploy()
+
+
+def routed(app: str) -> bool:
+    """Whether HAProxy sends requests straight to the application's ingress."""
+    address = f"http://127.0.0.1:{os.environ['RAY_SERVE_HAPROXY_STATS_PORT']}/stats;csv"
+    with contextlib.suppress(httpx.TransportError):
+        servers = [line.split(",") for line in httpx.get(address).text.splitlines() if f"_{app}-Ingress" in line]
+        return any("UP" in field for server in servers for field in server)
+    return False
 
 
 @pytest.fixture
