@@ -60,7 +60,10 @@ def measure(quick: bool) -> dict[str, Any]:
             models=known_models,
         )
         known = _vectors(world)
-        with watching(server.pid, max(1.0, seconds / 240)) as samples, multiprocessing.get_context("spawn").Pool(1) as pool:
+        with (
+            watching(server.pid, max(1.0, seconds / 240)) as samples,
+            multiprocessing.get_context("spawn").Pool(1) as pool,
+        ):
             done, wrong = pool.apply(traffic.run, (world, known, CLIENTS, seconds))
     started = samples[0]["at"]
     for sample in samples:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.requests import ClientDisconnect
 
 from deployments.admission import Admission, Share
 from deployments.images import ImageFanOut
@@ -118,17 +119,22 @@ async def _read(request: Request, limit: int, share: Share) -> bytes:
     body = bytearray()
     total = 0
     refusal: RequestError | None = None
-    async for part in request.stream():
-        total += len(part)
-        if total > limit:
-            raise RequestError(Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests")
-        if refusal is None:
-            try:
-                share.add(len(part))
-                body += part
-            except RequestError as error:
-                refusal = error
-                body.clear()
+    try:
+        async for part in request.stream():
+            total += len(part)
+            if total > limit:
+                raise RequestError(
+                    Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests"
+                )
+            if refusal is None:
+                try:
+                    share.add(len(part))
+                    body += part
+                except RequestError as error:
+                    refusal = error
+                    body.clear()
+    except ClientDisconnect:
+        raise RequestError(Fault.MALFORMED, "The client hung up before the request body was complete") from None
     if refusal is not None:
         raise refusal
     return bytes(body)
