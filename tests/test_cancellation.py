@@ -81,7 +81,7 @@ def hanging(host: ImageHost, count: int = 64) -> list[str]:
 
 
 def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
-    """Downloads end, and those that waited are never begun: what is asked for from then on is all that the host sees."""
+    """Downloads end, and those that waited are never begun: the host sees only what is asked for from then on."""
     assert host.wait_for("in_flight", 0, timeout=1.5)
     # A chunk may start downloads in the moment between another's cancellation and its own.
     client.results([host.url("/ok/a.jpg")], "image")
