@@ -75,6 +75,8 @@ def kind(process: psutil.Process) -> str:
 @contextlib.contextmanager
 def _attached(pid: int) -> Iterator[list[tuple[str, int]]]:
     """Joins the server's cluster, for its store's figures: addresses of the nodes."""
+    # It puts Ray's settings for a machine of its own into the environment, where Ray looks when it is imported.
+    from deployments import launch  # noqa: F401, I001
     import ray
 
     lines = [" ".join(process.cmdline()) for process in descendants(pid) if process.name() == "raylet"]
