@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batching, latency, pipeline, report, shapes, stages, transport
+from benchmarks import batching, latency, overload, pipeline, report, shapes, stages, transport
 
-OURS = (transport, stages, pipeline, latency, batching, shapes)
+OURS = (transport, stages, pipeline, latency, batching, shapes, overload)
 
 
 def run(benchmarks: Sequence[Any]) -> None:
@@ -34,10 +34,10 @@ def run(benchmarks: Sequence[Any]) -> None:
 
 def everything() -> list[Any]:
     """All benchmarks that RESULTS.md may hold, in its order."""
-    from benchmarks import gpu
+    from benchmarks import gpu, soak
     from benchmarks.peers.comparison import SMALL, VIT_B_32
 
-    return [*OURS, SMALL, VIT_B_32, gpu]
+    return [*OURS, soak, SMALL, VIT_B_32, gpu]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Shape:
         image_chunk: pictures in one call.
         max_image_batch: most pictures in one forward pass.
         device: of the encoders.
+        ingress: further settings of the ingress.
     """
 
     preprocessors: int = 1
@@ -38,6 +39,7 @@ class Shape:
     image_chunk: int = 32
     max_image_batch: int = 32
     device: str = "cpu"
+    ingress: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     (application,) = config["applications"]
     arguments = application["args"]
-    arguments.setdefault("ingress", {})["image_chunk"] = shape.image_chunk
+    arguments["ingress"] = {"image_chunk": shape.image_chunk, **shape.ingress}
     arguments["preprocessor"]["decode_threads"] = shape.decode_threads
     arguments["encoder"] |= {
         "device": shape.device,

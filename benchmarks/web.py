@@ -38,7 +38,7 @@ def web(paths: Sequence[Path]) -> Iterator[list[str]]:
     """Serves files of one folder while the context lasts; yields their URLs, in order."""
     (folder,) = {path.parent for path in paths}
     nginx = shutil.which("nginx")
-    with _nginx(nginx, folder) if nginx else _image_host(folder) as port:
+    with _nginx(nginx, folder) if nginx else misbehaving(folder) as port:
         yield [f"http://127.0.0.1:{port}/ok/{path.name}" for path in paths]
 
 
@@ -53,7 +53,8 @@ def _nginx(program: str, folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _image_host(folder: Path) -> Iterator[int]:
+def misbehaving(folder: Path) -> Iterator[int]:
+    """The tests' image host with the files of a folder, and all of its bad manners; yields its port."""
     command = [sys.executable, "-m", "benchmarks.web", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     try:

@@ -7,39 +7,52 @@ from embedding.errors import Fault, RequestError
 
 
 class Admission:
-    """Counts contents and bytes in flight.
+    """Counts one kind of thing that is in flight.
 
     Args:
-        max_items: contents in flight.
-        max_bytes: bytes of request bodies in flight.
+        most: how much of it may be, over all requests.
+        what: its name, for people.
     """
 
-    def __init__(self, max_items: int, max_bytes: int) -> None:
-        self._max_items = max_items
-        self._max_bytes = max_bytes
-        self.items = 0
-        self.nbytes = 0
+    def __init__(self, most: int, what: str) -> None:
+        self.most = most
+        self.what = what
+        self.held = 0
 
     @contextmanager
-    def admit(self, items: int, nbytes: int) -> Iterator[None]:
-        """Holds a request's share for as long as the context lasts.
+    def share(self) -> Iterator["Share"]:
+        """One request's share, of nothing yet, held for as long as the context lasts."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.held
+
+
+class Share:
+    """What one request holds.
+
+    Args:
+        admission: where it counts.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.held = 0
+
+    def add(self, count: int) -> None:
+        """Holds `count` more.
 
         A request that is larger than all that may be held is taken when nothing else is in flight.
 
         Raises:
             RequestError: OVERLOADED.
         """
-        full = self.items + items > self._max_items or self.nbytes + nbytes > self._max_bytes
-        if full and self.items:
+        held, most, what = self._admission.held, self._admission.most, self._admission.what
+        if held + count > most and held > self.held:
             raise RequestError(
                 Fault.OVERLOADED,
-                f"The server is busy with {self.items} contents ({self.nbytes} bytes) and takes no more "
-                f"than {self._max_items} ({self._max_bytes} bytes) at a time; try again in a moment",
+                f"The server is busy with {held} {what} and takes no more than {most} at a time; try again in a moment",
             )
-        self.items += items
-        self.nbytes += nbytes
-        try:
-            yield
-        finally:
-            self.items -= items
-            self.nbytes -= nbytes
+        self._admission.held += count
+        self.held += count

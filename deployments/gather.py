@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+from ray.serve.handle import DeploymentResponse
+
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.protocol import InferenceRequest, Vectors
 
@@ -25,6 +27,19 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def reply_to(call: DeploymentResponse) -> Any:
+    """The answer to a call, which is cancelled together with its caller.
+
+    Serve does so itself when a client hangs up, but not when a time limit or the failure of another chunk ends the
+    wait: calls by reference would go on then.
+    """
+    try:
+        return await call
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
 
 
 def answered(answer: Any) -> Any:

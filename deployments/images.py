@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gather import Answers, answered, cut, flags, strict, together
+from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
 from deployments.poison import Poison
 from deployments.retry import is_lost, retried
 from deployments.routing import to_home
@@ -70,8 +70,8 @@ class ImageFanOut:
 
     async def _encoded(self, task: ImageTask, contents: Sequence[str]) -> Answers:
         try:
-            pixels, errors = await self._prepare.remote(
-                contents, task.image, task.config.download_timeout_ms, task.config.download_header
+            pixels, errors = await reply_to(
+                self._prepare.remote(contents, task.image, task.config.download_timeout_ms, task.config.download_header)
             )
         except Exception as error:
             if not is_lost(error):
@@ -79,7 +79,8 @@ class ImageFanOut:
             return await self._after_loss(task, contents)
         rows: Iterable[np.ndarray] = ()
         if pixels is not None:
-            rows = answered(await to_home(self._encode, task.spec).remote(task.spec, pixels, *flags(task.request)))
+            encoding = to_home(self._encode, task.spec).remote(task.spec, pixels, *flags(task.request))
+            rows = answered(await reply_to(encoding))
         good = iter(rows)
         return strict(task.request, [errors.get(i) or [(content, next(good))] for i, content in enumerate(contents)])
 

@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from pydantic import PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.requests import ClientDisconnect
 
-from deployments.admission import Admission
+from deployments.admission import Admission, Share
 from deployments.images import ImageFanOut
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
@@ -66,8 +67,11 @@ class IngressSettings(Settings):
         max_contents: contents of one request.
         max_body_bytes: bytes of one request's body.
         max_text_chars: characters of one text; a longer one is its own error.
-        max_items_in_flight: contents that one replica works on at a time; beyond, requests get a 503 at once.
-        max_bytes_in_flight: bytes of request bodies likewise.
+        max_items_in_flight: contents that one replica works on at a time; beyond, requests get a 503 at once. Divided
+            by the contents that the graph embeds in a second, it is the longest that anybody waits.
+        max_searches_in_flight: contents of searches likewise; they have a count of their own, so that indexing does
+            not keep them out.
+        max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive.
         request_timeout_s: after which a request is given up with a 503.
         health_timeout_s: how long `/healthz` waits for an encoder before it says that the graph cannot embed.
     """
@@ -77,7 +81,10 @@ class IngressSettings(Settings):
     max_contents: PositiveInt = 16_384
     max_body_bytes: PositiveInt = 256 * 2**20
     max_text_chars: PositiveInt = 1_000_000
-    max_items_in_flight: PositiveInt = 16_384
+    # One Marqo container sends eight requests of 128 contents at a time, and gives a refused one up: two of them fit.
+    # On two CPU cores that is ten seconds of work.
+    max_items_in_flight: PositiveInt = 2048
+    max_searches_in_flight: PositiveInt = 512
     max_bytes_in_flight: PositiveInt = 512 * 2**20
     request_timeout_s: PositiveFloat = 290.0
     health_timeout_s: PositiveFloat = 5.0
@@ -105,13 +112,33 @@ def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
     return listed
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, counted as it arrives, whatever its Content-Length says."""
+async def _read(request: Request, limit: int, share: Share) -> bytes:
+    """The body, counted as it arrives, whatever its Content-Length says.
+
+    A body for which there is no room is read to its end all the same, and forgotten: most clients look for an answer
+    only when they have sent everything.
+    """
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise RequestError(Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests")
+    total = 0
+    refusal: RequestError | None = None
+    try:
+        async for part in request.stream():
+            total += len(part)
+            if total > limit:
+                raise RequestError(
+                    Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests"
+                )
+            if refusal is None:
+                try:
+                    share.add(len(part))
+                    body += part
+                except RequestError as error:
+                    refusal = error
+                    body.clear()
+    except ClientDisconnect:
+        raise RequestError(Fault.MALFORMED, "The client hung up before the request body was complete") from None
+    if refusal is not None:
+        raise refusal
     return bytes(body)
 
 
@@ -124,8 +151,9 @@ def _error_response(error: RequestError, request: Request) -> Response:
     return JSONResponse({"detail": detail}, status_code=status, headers=headers)
 
 
-# It asks Ray for no CPU: it waits most of the time, and the bare graph must come up on two cores.
-@serve.deployment(max_ongoing_requests=256, health_check_period_s=10, ray_actor_options={"num_cpus": 0})
+# It asks Ray for no CPU: it waits most of the time, and the bare graph must come up on two cores. Serve lets requests
+# beyond `max_ongoing_requests` wait without end, so the number is out of reach: ours refuse before.
+@serve.deployment(max_ongoing_requests=100_000, health_check_period_s=10, ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Ingress:
     """Validates requests, has them vectorised, and writes replies.
@@ -139,7 +167,9 @@ class Ingress:
     def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, settings: IngressSettings) -> None:
         self._encoder = encoder
         self._settings = settings
-        self._admission = Admission(settings.max_items_in_flight, settings.max_bytes_in_flight)
+        self._bulk = Admission(settings.max_items_in_flight, "contents")
+        self._searches = Admission(settings.max_searches_in_flight, "contents of searches")
+        self._bytes = Admission(settings.max_bytes_in_flight, "bytes of requests")
         self._pipeline = Pipeline(
             ImageFanOut(preprocessor, encoder, settings.image_chunk),
             TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars),
@@ -174,16 +204,17 @@ class Ingress:
         Raises:
             RequestError: the request is invalid, or its model cannot be had.
         """
-        return await self._answers(parse_request(request), 0)
+        return await self._answers(parse_request(request))
 
-    async def _answers(self, request: InferenceRequest, nbytes: int) -> list[Vectors | ItemError]:
+    async def _answers(self, request: InferenceRequest) -> list[Vectors | ItemError]:
         if len(request.contents) > self._settings.max_contents:
             raise RequestError(
                 Fault.TOO_LARGE,
                 f"contents: {len(request.contents)} items in one request, at most {self._settings.max_contents} "
                 "are taken; send several requests",
             )
-        with self._admission.admit(len(request.contents), nbytes):
+        with (self._searches if request.use_inference_cache else self._bulk).share() as share:
+            share.add(max(1, len(request.contents)))
             try:
                 async with asyncio.timeout(self._settings.request_timeout_s):
                     return await self._pipeline.vectorise(request)
@@ -252,9 +283,9 @@ class Ingress:
         """Section 1.2 of the sheet: MessagePack in and out, whatever `Accept` says of errors."""
         try:
             self._check_headers(request)
-            body = await _read(request, self._settings.max_body_bytes)
-            decoded = decode_request(body)
-            results = await self._answers(decoded, len(body))
+            with self._bytes.share() as share:
+                decoded = decode_request(await _read(request, self._settings.max_body_bytes, share))
+                results = await self._answers(decoded)
             headers = {}
             if FINGERPRINT_HEADER in request.headers:
                 headers[FINGERPRINT_HEADER] = await self._pipeline.fingerprint(decoded)

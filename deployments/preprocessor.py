@@ -103,8 +103,9 @@ class Preprocessor:
 
     async def _picture(self, content: str, spec: ImageSpec, options: FetchOptions) -> np.ndarray | ItemError:
         try:
-            data = await self._fetcher.fetch(content, options)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._decoders, preprocess, data, spec, content, self._limits)
+            # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
+            async with self._fetcher.holding(content, options) as data:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._decoders, preprocess, data, spec, content, self._limits)
         except MediaError as error:
             return ItemError(error.message)

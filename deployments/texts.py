@@ -8,7 +8,7 @@ from typing import TypeGuard
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gather import Answers, answered, cut, flags, strict, together
+from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
 from deployments.retry import retried
 from deployments.routing import to_home
 from embedding.errors import ItemError
@@ -79,7 +79,7 @@ class TextFanOut:
         async def split(batch: Sequence[str]) -> list[Keys | ItemError]:
             nonlocal characters
             async with turn:
-                part = await retried("chunking", lambda: self._split.remote(batch, *windows))
+                part = await retried("chunking", lambda: reply_to(self._split.remote(batch, *windows)))
             for i, key in enumerate(part):
                 characters += 0 if isinstance(key, ItemError) else sum(map(len, key))
                 if characters > MAX_CHUNK_CHARACTERS:
@@ -99,7 +99,7 @@ class TextFanOut:
         async def encoded(chunk: Sequence[str]) -> np.ndarray:
             size = CHARACTER_BYTES * sum(map(len, chunk)) + row_bytes * len(chunk)
             encode = self._encode if size <= MESSAGE_BYTES else self._encode_much
-            return answered(await to_home(encode, spec).remote(spec, chunk, *flags(request)))
+            return answered(await reply_to(to_home(encode, spec).remote(spec, chunk, *flags(request))))
 
         parts = await together(
             retried("texts", lambda chunk=chunk: encoded(chunk)) for chunk in cut(texts, self._chunk)

@@ -14,7 +14,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -28,6 +29,7 @@ from embedding import guard
 from embedding.breaker import Breaker
 from embedding.errors import MediaError
 from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal, refusal
+from embedding.room import Room, Share
 from embedding.url import Target, parse_redirect, parse_url, shown
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ DEFAULT_TIMEOUT_MS = 3000
 _DATA_URI = "data:image/"
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _RETRY_PAUSE_S = 0.05
+# Room for the start of a body of unknown length: nearly all pictures are smaller.
+_FIRST_BYTES = 2**20
 # A shorter wait than this says more about the caller's time limit than about the host.
 _PATIENCE_S = 1.0
 
@@ -71,6 +75,8 @@ class FetchSettings:
         allowed_networks: networks that are not public and may be fetched from all the same, comma-separated CIDRs;
             unless given, the value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
         max_bytes: of one content, as transferred; also of a data URI once decoded.
+        max_bytes_in_flight: of all downloads together, from before a body is read until it is decoded; who needs more
+            than is left waits, within its time limit.
         max_redirects: that one download may follow.
         max_timeout_ms: what a request may ask for at most, in milliseconds.
         max_concurrency: transfers at a time.
@@ -89,6 +95,7 @@ class FetchSettings:
 
     allowed_networks: str = field(default_factory=lambda: os.environ.get(guard.VARIABLE, ""))
     max_bytes: int = 64 * 2**20
+    max_bytes_in_flight: int = 512 * 2**20
     max_redirects: int = 10
     max_timeout_ms: int = 60_000
     max_concurrency: int = 256
@@ -143,11 +150,18 @@ class Fetcher:
         self._resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
         self._breaker = Breaker(settings.breaker_failures or 2**63, settings.breaker_pause_s)
         self._slots = _Slots(settings.max_concurrency, settings.max_per_host)
+        self._room = Room(settings.max_bytes_in_flight)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
     async def fetch(self, content: str, options: FetchOptions) -> bytes:
-        """The bytes that `content` stands for.
+        """The bytes that `content` stands for, as `holding` gives them, but not counted any longer."""
+        async with self.holding(content, options) as data:
+            return data
+
+    @asynccontextmanager
+    async def holding(self, content: str, options: FetchOptions) -> AsyncIterator[bytes]:
+        """The bytes that `content` stands for, counted as in flight for as long as the context lasts.
 
         Waiting for a free slot is not held against the time limit: it starts with the first connection.
 
@@ -155,19 +169,27 @@ class Fetcher:
             MediaError: whatever went wrong; the message names the content.
         """
         if content.startswith(_DATA_URI):
-            return decode_data_uri(content, self._settings.max_bytes)
+            yield decode_data_uri(content, self._settings.max_bytes)
+            return
+        share = self._room.share()
+        try:
+            yield await self._fetched(content, options, share)
+        finally:
+            share.release()
+
+    async def _fetched(self, content: str, options: FetchOptions, share: Share) -> bytes:
         target = parse_url(content)
         timeout_ms = options.timeout_ms if options.timeout_ms > 0 else DEFAULT_TIMEOUT_MS
         timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
         try:
             headers = request_headers(options.headers, self._settings.max_header_bytes)
-            return await self._download(target, headers, timeout_ms / 1000)
+            return await self._download(target, headers, timeout_ms / 1000, share)
         except Refused as error:
             message = f"media url `{shown(content)}` was refused: {error}"
         except _BadStatus as error:
             message = f"media url `{shown(content)}` returned {error}"
         except TimeoutError:
-            message = _failure(content, f"it was not complete after {timeout_ms} ms")
+            message = _failure(content, _late(timeout_ms, share))
         except _Failed as error:
             message = _failure(content, str(error))
         except (aiohttp.ClientError, OSError) as error:
@@ -185,7 +207,7 @@ class Fetcher:
             await self._session.close()
         await self._resolver.close()
 
-    async def _download(self, target: Target, headers: CIMultiDict[str], seconds: float) -> bytes:
+    async def _download(self, target: Target, headers: CIMultiDict[str], seconds: float, share: Share) -> bytes:
         async with asyncio.timeout(None) as limit:
             for _ in range(self._settings.max_redirects + 1):
                 host = target.url.host_port_subcomponent or ""
@@ -193,7 +215,7 @@ class Fetcher:
                 try:
                     if limit.when() is None:
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    reply = await self._try_host(host, target, headers)
+                    reply = await self._try_host(host, target, headers, share)
                 finally:
                     self._slots.release(host)
                 if isinstance(reply, bytes):
@@ -203,7 +225,7 @@ class Fetcher:
                 target = following
         raise _Failed(f"more than {self._settings.max_redirects} redirects")
 
-    async def _try_host(self, host: str, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+    async def _try_host(self, host: str, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
         """One hop, with the breaker told how it went."""
         refused = self._breaker.refusal(host)
         if refused is not None:
@@ -211,10 +233,11 @@ class Fetcher:
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
-            reply = await self._get_with_retry(target, headers)
+            reply = await self._get_with_retry(target, headers, share)
         except asyncio.CancelledError:
-            # The time limit, or the caller went away: either way the host kept someone waiting, long or not.
-            if clock() - started >= _PATIENCE_S:
+            # The time limit, or the caller went away: either way the host kept someone waiting, long or not;
+            # unless it was our lack of room.
+            if clock() - started >= _PATIENCE_S and not share.waiting:
                 self._breaker.failed(host, "no complete answer in time")
             else:
                 self._breaker.abandoned(host)
@@ -231,21 +254,21 @@ class Fetcher:
         self._breaker.succeeded(host)
         return reply
 
-    async def _get_with_retry(self, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+    async def _get_with_retry(self, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
         """One hop; a connection that cannot be made is tried once more.
 
         A connection that breaks before the answer, as an idle one does that the server has closed, is tried
         once more by aiohttp itself.
         """
         try:
-            return await self._get(target, headers)
+            return await self._get(target, headers, share)
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError):
             raise
         except aiohttp.ClientConnectorError:
             await asyncio.sleep(_RETRY_PAUSE_S)
-            return await self._get(target, headers)
+            return await self._get(target, headers, share)
 
-    async def _get(self, target: Target, headers: CIMultiDict[str]) -> bytes | str:
+    async def _get(self, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
         """The body of a 200 reply as bytes, or the location of a redirect as a string."""
         host = target.origin[1]
         if is_literal(host) and not self._permits(host):
@@ -256,7 +279,7 @@ class Fetcher:
         response = await self._open_session().get(target.url, headers=headers, allow_redirects=False)
         try:
             if response.status == 200:
-                return await _read(response, self._settings.max_bytes)
+                return await _read(response, self._settings.max_bytes, share)
             location = response.headers.get("Location")
             if location is None or response.status not in _REDIRECTS:
                 raise _BadStatus(response.status)
@@ -303,17 +326,20 @@ def _new_session(
     )
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def _read(response: aiohttp.ClientResponse, max_bytes: int, share: Share) -> bytes:
     """The whole body; counted as it arrives, since a Content-Length may be absent or a lie."""
-    total = response.content_length or 0
-    if total > max_bytes:
-        raise _Failed(f"it has {total} bytes, and {max_bytes} are allowed")
+    length = response.content_length
+    if length is not None and length > max_bytes:
+        raise _Failed(f"it has {length} bytes, and {max_bytes} are allowed")
+    await share.grow(min(max_bytes, _FIRST_BYTES) if length is None else length)
     chunks = []
     total = 0
     while chunk := await response.content.readany():
         total += len(chunk)
         if total > max_bytes:
             raise _Failed(f"it has more than the {max_bytes} bytes that are allowed")
+        if total > share.nbytes:
+            await share.grow(max_bytes)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -377,6 +403,12 @@ def _headers_after_redirect(headers: CIMultiDict[str], old: Target, new: Target)
     for name in _BOUND_HEADERS:
         kept.popall(name, None)
     return kept
+
+
+def _late(timeout_ms: int, share: Share) -> str:
+    if share.waiting:
+        return f"there was no room for {share.waiting} more bytes within {timeout_ms} ms; try again in a moment"
+    return f"it was not complete after {timeout_ms} ms"
 
 
 def _failure(content: str, reason: str) -> str:

@@ -1,0 +1,193 @@
+"""An offered load: requests that come at their rate whatever the server does, each judged when its answer is there.
+
+The generator is a process of its own; what it costs is told, since it shares the machine with the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx
+import msgpack
+import numpy as np
+
+from benchmarks.target import Target
+
+TIMEOUT_S = 60.0
+TOLERANCE = 1e-4
+"""Largest deviation of a right vector's component: batches of another size round differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request that can be sent again and again.
+
+    Args:
+        kind: its name in the results.
+        target: where it goes and how its reply is read.
+        body: what is sent.
+        vectors: what must come back, float32 (n, dimensions).
+    """
+
+    kind: str
+    target: Target
+    body: bytes
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one request; times in seconds since the start of its phase.
+
+    Args:
+        kind: of its `Ask`.
+        contents: that it asked for.
+        due: when it was to be sent.
+        done: when its answer was complete.
+        verdict: "right", "refused" (a 503 as it should be), or what is wrong with it.
+    """
+
+    kind: str
+    contents: int
+    due: float
+    done: float
+    verdict: str
+
+    @property
+    def latency(self) -> float:
+        """Seconds from when it was due: waiting in line counts."""
+        return self.done - self.due
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Args:
+    name: for reports.
+    rate: requests per second.
+    seconds: how long.
+    """
+
+    name: str
+    rate: float
+    seconds: float
+
+
+def asked(kind: str, target: Target, contents: Sequence[str]) -> Ask:
+    """A request with the vectors that the server gives for it now, while it has nothing else to do."""
+    body = target.pack(contents)
+    reply = httpx.post(target.url, content=body, headers=dict(target.headers), timeout=TIMEOUT_S)
+    return Ask(kind, target, body, target.unpack(reply.content))
+
+
+def offer(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Goes through the phases without a pause between them, with the asks in turn.
+
+    Returns:
+        For each phase its name, `started` (time.monotonic), rate, seconds, `outcomes`, and `cores`: CPU seconds of the
+        generator per second.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run_phases, (asks, phases))
+
+
+def closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
+    """Requests per second that clients get answered who each wait for one answer before they send the next request.
+
+    Raises:
+        ValueError: an answer was not right.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run_closed, (asks, clients, seconds))
+
+
+def _run_phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    return asyncio.run(_phases(asks, phases))
+
+
+async def _phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    turn = itertools.cycle(asks)
+    results: list[dict[str, Any]] = []
+    waiting = []
+    async with session() as http:
+        for phase in phases:
+            started, cpu = time.monotonic(), _cpu_seconds()
+            tasks = []
+            for i in range(int(phase.rate * phase.seconds)):
+                await asyncio.sleep(max(0.0, started + i / phase.rate - time.monotonic()))
+                tasks.append(asyncio.create_task(judged(http, next(turn), started, i / phase.rate)))
+            await asyncio.sleep(max(0.0, started + phase.seconds - time.monotonic()))
+            took = time.monotonic() - started
+            cores = (_cpu_seconds() - cpu) / took
+            about = {"name": phase.name, "started": started, "rate": phase.rate}
+            results.append({**about, "seconds": took, "cores": cores})
+            waiting.append(tasks)
+        for result, tasks in zip(results, waiting, strict=True):
+            result["outcomes"] = list(await asyncio.gather(*tasks))
+    return results
+
+
+def _run_closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
+    return asyncio.run(_closed(asks, clients, seconds))
+
+
+async def _closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
+    turn = itertools.cycle(asks)
+    outcomes: list[Outcome] = []
+    started = time.monotonic()
+
+    async def client(http: aiohttp.ClientSession) -> None:
+        while True:
+            outcomes.append(await judged(http, next(turn), started, time.monotonic() - started))
+
+    async with session() as http, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client(http)) for _ in range(clients)]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+    wrong = {outcome.verdict for outcome in outcomes} - {"right"}
+    if wrong:
+        raise ValueError(f"answers at the sustainable rate are not right: {wrong}")
+    # The first third only warms up.
+    return sum(outcome.done > seconds / 3 for outcome in outcomes) / (seconds * 2 / 3)
+
+
+async def judged(http: aiohttp.ClientSession, ask: Ask, started: float, due: float) -> Outcome:
+    """Sends a request and judges its answer."""
+    try:
+        async with http.post(ask.target.url, data=ask.body, headers=ask.target.headers) as response:
+            verdict = _verdict(ask, response.status, response.headers, await response.read())
+    except Exception as error:
+        verdict = f"{type(error).__name__}: {error}"
+    return Outcome(ask.kind, len(ask.vectors), due, time.monotonic() - started, verdict)
+
+
+def _verdict(ask: Ask, status: int, headers: Mapping[str, str], reply: bytes) -> str:
+    if status == 503:
+        prompt = int(headers.get("Retry-After", 0)) >= 1 and "busy" in msgpack.unpackb(reply)["detail"]
+        return "refused" if prompt else f"503 without Retry-After or detail: {reply[:200]!r}"
+    if status != 200:
+        return f"{status}: {reply[:200]!r}"
+    rows = ask.target.unpack(reply)
+    if rows.shape != ask.vectors.shape:
+        return "another number of vectors"
+    deviation = float(np.abs(rows - ask.vectors).max())
+    return "right" if deviation <= TOLERANCE else f"a wrong vector, off by {deviation:.2g}"
+
+
+def session() -> aiohttp.ClientSession:
+    """As many connections as it takes."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,228 @@
+"""Five times what the server can do, for three minutes: what it still does, what the refused get, and what is left.
+
+The load: a request of 32 pictures by URL and a search for a text in turn. The sustainable rate is what four clients
+get who wait for each answer. Then an open loop offers 80 % of that rate, 5 times that rate, and 80 % again, without a
+pause. Contents count only if their vectors are right.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import models, pictures
+from benchmarks.load import BATCH, once
+from benchmarks.offered import Ask, Outcome, Phase, asked, closed, offer
+from benchmarks.server import Shape, described, graph
+from benchmarks.stages import QUERY
+from benchmarks.target import Target, marqo
+from benchmarks.watch import Sample, total, watching
+from benchmarks.web import web
+
+NAME = "overload"
+TITLE = "Five times the sustainable rate, then normal load again: contents per second, rightly answered"
+OVERLOAD, NORMAL = 5.0, 0.8
+CLIENTS = 4
+SHAPE = Shape(ingress={"max_items_in_flight": CLIENTS * BATCH, "max_searches_in_flight": 2 * CLIENTS})
+"""Half a second of work at a time: it keeps the pipeline full, and what waits when the overload ends is soon done. The
+default is ten seconds of work, since Marqo gives up a batch that is refused."""
+WINDOW_S = 5.0
+"""Goodput is counted in windows of this length; the first second of a phase still answers what came before it."""
+RECOVERED_S = 3.0
+SLOWER = 1.5
+"""Recovered is the start of three seconds without a refusal whose median latency, by kind of request, is at most this
+many times the median from before."""
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """The rates, what became of the requests of each phase, and the server's memory meanwhile."""
+    normal, over, calibration = (8.0, 20.0, 9.0) if quick else (30.0, 180.0, 30.0)
+    checkpoint = models.small_clip()
+    with web(pictures.normal()) as urls, graph(SHAPE) as server:
+        bulk = marqo(server.url, checkpoint.properties)
+        search = marqo(server.url, checkpoint.properties, "language", search=True)
+        once(bulk, urls)
+        asks = _asks(bulk, search, urls)
+        sustainable = closed(asks, CLIENTS, calibration)
+        phases = [
+            Phase("before", NORMAL * sustainable, normal),
+            Phase("overload", OVERLOAD * sustainable, over),
+            Phase("after", NORMAL * sustainable, normal),
+        ]
+        with watching(server.pid, 1.0) as samples:
+            offered = offer(asks, phases)
+    began = offered[0]["started"]
+    for phase in offered:
+        phase["started"] -= began
+    before, _, after = (phase["outcomes"] for phase in offered)
+    contents = statistics.mean(len(one.vectors) for one in asks)
+    return {
+        "shape": described(SHAPE),
+        "contents per second": sustainable * contents,
+        "phases": [_digest(phase, sustainable * contents) for phase in offered],
+        "recovery s": _recovery(before, after),
+        "memory": [_memory(sample, began) for sample in samples],
+    }
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """A table: header first."""
+    phases = result["phases"]
+
+    def line(name: str, key: str, digits: int = 0, scale: float = 1.0) -> list[str]:
+        return [name, *(_figure(phase[key], digits, scale) for phase in phases)]
+
+    memory = result["memory"]
+    table = [
+        ["", *(phase["name"] for phase in phases)],
+        line("offered, % of the sustainable rate", "offered", 0, 100),
+        line("goodput, % of the sustainable rate", "goodput", 0, 100),
+        line("… its worst 5 seconds, %", "worst goodput", 0, 100),
+        line("… pictures per second", "pictures per second"),
+        line("… searches per second", "searches per second", 1),
+        line("refused: 503 with Retry-After and detail", "refused"),
+        line("any other failure, or a wrong vector", "wrong"),
+        line("refusal, p50 ms", "refused p50", 1, 1000),
+        line("refusal, p99 ms", "refused p99", 1, 1000),
+        line("accepted, 32 pictures, p50 ms", "pictures p50", 0, 1000),
+        line("accepted, 32 pictures, p99 ms", "pictures p99", 0, 1000),
+        line("accepted search, p50 ms", "search p50", 0, 1000),
+        line("accepted search, p99 ms", "search p99", 0, 1000),
+        line("CPU of the load generator, cores of 2", "cores", 2),
+    ]
+    spans = [(phase["started"], phase["started"] + phase["seconds"]) for phase in phases]
+    for name, key in (("memory of all processes, MiB", "anonymous"), ("object store, MiB", "object bytes")):
+        table.append([name, *(_span(memory, key, *span) for span in spans)])
+    third = phases[1]["seconds"] / 3
+    start, end = spans[1]
+    for name, span in (("first", (start, start + third)), ("last", (end - third, end))):
+        table.append([f"… its {name} third, MiB", "", _span(memory, "anonymous", *span), ""])
+    table.append(["recovered after the overload, s", "", "", _figure(result["recovery s"], 1)])
+    table.append([f"(sustainable: {result['contents per second']:.0f} contents per second)", "", "", ""])
+    return table
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Figures of the summary."""
+    over = result["phases"][1]
+    figures = {
+        "overload_goodput": over["goodput"],
+        "overload_worst_goodput": over["worst goodput"],
+        "overload_refusal_p99_ms": over["refused p99"] and 1000 * over["refused p99"],
+        "overload_wrong": sum(phase["wrong"] for phase in result["phases"]),
+        "overload_recovery_s": result["recovery s"],
+    }
+    return {name: [figure] for name, figure in figures.items() if figure is not None}
+
+
+def draw(result: Mapping[str, Any], axes: Any) -> None:
+    """Goodput over time, and memory beside it."""
+    for phase in result["phases"]:
+        starts = [phase["started"] + i for i in range(len(phase["answered by second"]))]
+        axes.step(starts, phase["answered by second"], where="post", label=phase["name"])
+    axes.axhline(0.9 * result["contents per second"], linestyle=":", color="grey", label="90 % of sustainable")
+    axes.set_ylim(0)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("contents per second, answered rightly")
+    axes.legend(loc="lower left")
+    beside = axes.twinx()
+    beside.plot(
+        [one["at"] for one in result["memory"]], [one["anonymous"] / 2**20 for one in result["memory"]], color="black"
+    )
+    beside.set_ylim(0)
+    beside.set_ylabel("memory of all serving processes, MiB (black)")
+
+
+def _asks(bulk: Target, search: Target, urls: Sequence[str]) -> list[Ask]:
+    """Pictures and a search in turn, with the vectors that the idle server gives for them."""
+    asks = []
+    for i in range(16):
+        start = 4 * i % len(urls)
+        asks.append(asked("pictures", bulk, [*urls[start:], *urls[:start]][:BATCH]))
+        asks.append(asked("search", search, [QUERY.format(i)]))
+    return asks
+
+
+def _digest(phase: Mapping[str, Any], sustainable: float) -> dict[str, Any]:
+    outcomes: list[Outcome] = phase["outcomes"]
+    seconds = phase["seconds"]
+    # What came before the phase is answered in its beginning, what comes at its end after it: neither is counted.
+    right = [one for one in outcomes if one.verdict == "right" and one.done <= seconds]
+    by_second = [0] * int(seconds)
+    for one in right:
+        if one.done < len(by_second):
+            by_second[int(one.done)] += one.contents
+    width = int(WINDOW_S)
+    windows = [sum(by_second[i : i + width]) / width for i in range(1, len(by_second) - width + 1)]
+    others = [one.verdict for one in outcomes if one.verdict not in ("right", "refused")]
+    digest = {
+        "name": phase["name"],
+        "started": phase["started"],
+        "seconds": seconds,
+        "cores": phase["cores"],
+        "offered": sum(one.contents for one in outcomes) / seconds / sustainable,
+        "goodput": statistics.mean(by_second[1:]) / sustainable,
+        "worst goodput": min(windows) / sustainable if windows else None,
+        "pictures per second": sum(one.contents for one in right if one.kind == "pictures") / seconds,
+        "searches per second": sum(one.contents for one in right if one.kind == "search") / seconds,
+        "refused": sum(one.verdict == "refused" for one in outcomes),
+        "wrong": len(others),
+        "what was wrong": sorted(set(others))[:10],
+        "answered by second": by_second,
+    }
+    for name, chosen in (
+        ("refused", [one for one in outcomes if one.verdict == "refused"]),
+        ("pictures", [one for one in outcomes if one.verdict == "right" and one.kind == "pictures"]),
+        ("search", [one for one in outcomes if one.verdict == "right" and one.kind == "search"]),
+    ):
+        latencies = sorted(one.latency for one in chosen)
+        for percent in (50, 99):
+            digest[f"{name} p{percent}"] = latencies[len(latencies) * percent // 100] if latencies else None
+    return digest
+
+
+def _recovery(before: Sequence[Outcome], after: Sequence[Outcome]) -> float | None:
+    """Seconds of normal load until all is as it was; None if it never was."""
+    limits = {kind: SLOWER * statistics.median(_latencies(before, kind)) for kind in ("pictures", "search")}
+    end = max(one.due for one in after)
+    tenths = 0
+    while (start := tenths / 10) + RECOVERED_S <= end:
+        window = [one for one in after if start <= one.due < start + RECOVERED_S]
+        calm = all(one.verdict == "right" for one in window)
+        # The first second of the window by itself: three seconds would hide a slow start.
+        first = [one for one in window if one.due < start + 1]
+        if calm and all(
+            _is_quick(first, kind, limit) and _is_quick(window, kind, limit) for kind, limit in limits.items()
+        ):
+            return start
+        tenths += 1
+    return None
+
+
+def _is_quick(outcomes: Sequence[Outcome], kind: str, limit: float) -> bool:
+    latencies = _latencies(outcomes, kind)
+    return bool(latencies) and statistics.median(latencies) <= limit
+
+
+def _latencies(outcomes: Sequence[Outcome], kind: str) -> list[float]:
+    return [one.latency for one in outcomes if one.kind == kind and one.verdict == "right"]
+
+
+def _memory(sample: Sample, started: float) -> dict[str, float]:
+    return {
+        "at": sample["at"] - started,
+        "rss": total(sample, "rss"),
+        "anonymous": total(sample, "anonymous"),
+        "object bytes": sample["object bytes"],
+        "objects": sample["objects"],
+    }
+
+
+def _span(memory: Sequence[Mapping[str, float]], key: str, start: float, end: float) -> str:
+    values = [one[key] for one in memory if start <= one["at"] < end]
+    return f"{statistics.median(values) / 2**20:.0f}" if values else "–"
+
+
+def _figure(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "–" if value is None else f"{scale * value:.{digits}f}"

@@ -1,0 +1,98 @@
+"""What a running server holds, over time: memory, descriptors and threads of its processes, objects in Ray's store."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psutil
+
+from benchmarks.cpu import ray_group
+from benchmarks.process import descendants
+
+MEASURES = ("rss", "anonymous", "descriptors", "threads")
+"""Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""
+GCS = re.compile(r"--gcs-address=(\S+)")
+Sample = dict[str, Any]
+"""`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number}`."""
+
+
+@contextlib.contextmanager
+def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
+    """Samples a server and all of its descendants while the context lasts; the list grows meanwhile.
+
+    Args:
+        pid: the server's first process.
+        every_s: seconds from one sample to the next.
+    """
+    samples: list[Sample] = []
+    stop = threading.Event()
+    started = time.monotonic()
+
+    def watch() -> None:
+        while not stop.wait(max(0.0, started + len(samples) * every_s - time.monotonic())):
+            samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes)})
+
+    with _attached(pid) as nodes:
+        thread = threading.Thread(target=watch, name="watch")
+        thread.start()
+        try:
+            yield samples
+        finally:
+            stop.set()
+            thread.join()
+
+
+def held(pid: int) -> dict[str, dict[str, int]]:
+    """What the processes of each group hold at the moment; a group is a deployment, `proxy`, or the rest of Ray."""
+    groups: dict[str, dict[str, int]] = {}
+    for process in descendants(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            memory = process.memory_info()
+            values = (memory.rss, memory.rss - memory.shared, process.num_fds(), process.num_threads())
+            group = groups.setdefault(kind(process), dict.fromkeys(("processes", *MEASURES), 0))
+            group["processes"] += 1
+            for measure, value in zip(MEASURES, values, strict=True):
+                group[measure] += value
+    return groups
+
+
+def total(sample: Mapping[str, Any], measure: str) -> int:
+    """A measure over all groups."""
+    return sum(group[measure] for group in sample["groups"].values())
+
+
+def kind(process: psutil.Process) -> str:
+    """The group of a process. The raylet and the GCS are apart from the small processes around them."""
+    name = process.name()
+    return name if name in ("raylet", "gcs_server", "haproxy") else ray_group(process)
+
+
+@contextlib.contextmanager
+def _attached(pid: int) -> Iterator[list[tuple[str, int]]]:
+    """Joins the server's cluster, for its store's figures: addresses of the nodes."""
+    # It puts Ray's settings for a machine of its own into the environment, where Ray looks when it is imported.
+    from deployments import launch  # noqa: F401, I001
+    import ray
+
+    lines = [" ".join(process.cmdline()) for process in descendants(pid) if process.name() == "raylet"]
+    (address,) = {match[1] for line in lines if (match := GCS.search(line))}
+    ray.init(address, namespace="serve", log_to_driver=False)
+    try:
+        yield [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]
+    finally:
+        ray.shutdown()
+
+
+def _store(nodes: list[tuple[str, int]]) -> dict[str, int]:
+    from ray._private.internal_api import node_stats
+
+    stats = [node_stats(*node, include_memory_info=False).store_stats for node in nodes]
+    return {
+        "objects": sum(one.num_local_objects for one in stats),
+        "object bytes": sum(one.object_store_bytes_used for one in stats),
+    }

@@ -1,0 +1,152 @@
+"""How much one ingress takes at a time, and what the others are told: at once, and cheaply."""
+
+import contextlib
+import http.client
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import pytest
+from conftest import Serve
+from image_host import ImageHost
+from marqo_client import MSGPACK, MarqoClient
+from test_cancellation import until
+from test_faults import sturdy_config
+
+from deployments.admission import Admission
+from embedding.errors import Fault, RequestError
+
+MEBIBYTE = 2**20
+
+
+def test_shares_are_counted_and_given_back() -> None:
+    admission = Admission(10, "contents")
+    with admission.share() as first:
+        first.add(6)
+        with admission.share() as second:
+            second.add(4)
+            assert admission.held == 10
+            with pytest.raises(RequestError) as refused:
+                second.add(1)
+            assert refused.value.fault is Fault.OVERLOADED
+            assert "busy with 10 contents" in refused.value.message
+        assert admission.held == 6
+    assert admission.held == 0
+
+
+def test_what_is_larger_than_all_is_taken_alone() -> None:
+    admission = Admission(10, "contents")
+    with admission.share() as alone, admission.share() as other:
+        alone.add(8)
+        alone.add(8)
+        with pytest.raises(RequestError):
+            other.add(1)
+    with admission.share() as other:
+        other.add(1)
+
+
+def test_a_failure_gives_the_share_back() -> None:
+    admission = Admission(10, "contents")
+    with contextlib.suppress(ZeroDivisionError), admission.share() as share:
+        share.add(10)
+        raise ZeroDivisionError
+    assert admission.held == 0
+
+
+@pytest.fixture(scope="module")
+def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
+    """Takes 8 contents, 4 contents of searches and 1 MiB at a time."""
+    limits = {"max_items_in_flight": 8, "max_searches_in_flight": 4, "max_bytes_in_flight": MEBIBYTE}
+    serve_instance.deploy(sturdy_config(name="narrow", replicas=1, **limits))
+    client = MarqoClient(serve_instance.url + "/narrow")
+    assert client.results(["warm"])
+    yield client
+    serve_instance.deploy()
+
+
+@contextlib.contextmanager
+def busy(client: MarqoClient, host: ImageHost, **members: Any) -> Iterator[None]:
+    """Eight contents are in flight while the context lasts, for four seconds."""
+    before = host.in_flight
+    slow = [host.url(f"/ok/{i}.jpg?delay=4") for i in range(8)]
+    with ThreadPoolExecutor(1) as pool:
+        preprocessing = {"downloadTimeoutMs": 10_000}
+        request = pool.submit(client.vectorise, slow, "image", preprocessing=preprocessing, **members)
+        assert host.wait_for("in_flight", before + 8)
+        yield
+        status, _ = request.result()
+        assert status == 200
+
+
+def refusal(reply: Any) -> str:
+    assert reply.status_code == 503
+    assert int(reply.headers["retry-after"]) >= 1
+    return msgpack.unpackb(reply.content)["detail"]
+
+
+def body(contents: list[str], search: bool = False) -> bytes:
+    return msgpack.packb(
+        {
+            "modality": "language",
+            "contents": contents,
+            "modelConfig": {"modelName": "demo/clip"},
+            "preprocessingConfig": {"modality": "language"},
+            "useInferenceCache": search,
+        }
+    )
+
+
+def test_indexing_keeps_no_search_out(narrow: MarqoClient, image_host: ImageHost) -> None:
+    with busy(narrow, image_host):
+        assert "busy with 8 contents" in refusal(narrow.post(body(["one more"])))
+        assert narrow.post(body(["a search"], search=True)).status_code == 200
+    assert narrow.post(body(["one more"])).status_code == 200
+
+
+def test_searches_keep_no_indexing_out(narrow: MarqoClient, image_host: ImageHost) -> None:
+    with busy(narrow, image_host, useInferenceCache=True):
+        assert "busy with 8 contents of searches" in refusal(narrow.post(body(["a search"], search=True)))
+        assert narrow.post(body(["one more"])).status_code == 200
+
+
+def test_hundreds_of_refusals_at_once_are_prompt(narrow: MarqoClient, image_host: ImageHost) -> None:
+    """More requests than Serve's own limit on ongoing ones used to be: those beyond it hung."""
+    with busy(narrow, image_host), ThreadPoolExecutor(64) as pool:
+        started = time.monotonic()
+        replies = list(pool.map(lambda _: narrow.post(body(["one more"])), range(300)))
+        took = time.monotonic() - started
+        # Whoever comes after the four seconds is answered.
+        assert sum(reply.status_code == 503 for reply in replies) > 64
+        assert all("busy" in refusal(reply) for reply in replies if reply.status_code != 200)
+        assert took < 10
+
+
+def test_hundreds_of_requests_wait_together(narrow: MarqoClient, image_host: ImageHost) -> None:
+    """Serve itself would let all beyond `max_ongoing_requests` wait, without end and without a word."""
+    host = urlsplit(narrow.url)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection(host.netloc)))
+            connection.putrequest("POST", host.path + "/vectorise")
+            connection.putheader("Content-Type", MSGPACK)
+            connection.putheader("Content-Length", "1000")
+            connection.endheaders(b"the beginning of a body")
+        started = time.monotonic()
+        assert narrow.post(body(["one more"])).status_code == 200
+        assert time.monotonic() - started < 5
+
+
+def test_bodies_are_counted_as_they_arrive_and_refusals_are_read(narrow: MarqoClient, image_host: ImageHost) -> None:
+    host = urlsplit(narrow.url)
+    with contextlib.closing(http.client.HTTPConnection(host.netloc)) as connection:
+        connection.putrequest("POST", host.path + "/vectorise")
+        connection.putheader("Content-Type", MSGPACK)
+        connection.putheader("Content-Length", str(MEBIBYTE))
+        connection.endheaders(bytes(600_000))
+        large = body(["a" * 500_000])
+        until(lambda: narrow.post(large).status_code == 503)
+        assert "bytes of requests" in refusal(narrow.post(large))
+    until(lambda: narrow.post(large).status_code == 200)
