@@ -3,7 +3,7 @@ PYTHON ?= python3
 CONFIG ?= config/demo.yaml
 BIN := .venv/bin
 
-.PHONY: demo test serve check bench bench-peers clean
+.PHONY: demo test serve check bench bench-peers chaos clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
@@ -24,6 +24,9 @@ bench: .venv/ready
 
 bench-peers: .venv/ready
 	$(BIN)/python -m benchmarks.peers
+
+chaos: .venv/ready
+	$(BIN)/python -m benchmarks.chaos
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("error: Python 3.11 or 3.12 is needed, not %d.%d; say make PYTHON=python3.11" % v)'
