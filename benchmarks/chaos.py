@@ -103,8 +103,8 @@ class _Events:
             "encoder killed": partial(self._replica, "Encoder"),
             "preprocessor killed": partial(self._replica, "Preprocessor"),
             "ingress killed": partial(self._replica, "Ingress"),
-            "HAProxy killed": self._front_door,
-            "proxy actor killed": self._proxy_actor,
+            "HAProxy killed": partial(self._front_door, self._victims.front_doors),
+            "proxy actor killed": partial(self._front_door, self._victims.proxy_actors),
             "worker node killed": self._node,
             "user_config changed": self._user_config,
             "args changed, replicas replaced": self._args,
@@ -113,21 +113,9 @@ class _Events:
     def _replica(self, deployment: str) -> dict[str, Any]:
         return self._observed(lambda: kill(self._victims.replicas(deployment)[0]), self._complete)
 
-    def _front_door(self) -> dict[str, Any]:
+    def _front_door(self, part: Callable[[], list[int]]) -> dict[str, Any]:
         old = self._victims.front_doors()
-        return self._observed(lambda: kill(*old), lambda: bool(set(self._victims.front_doors()) - set(old)))
-
-    def _proxy_actor(self) -> dict[str, Any]:
-        actors, doors = self._victims.proxy_actors(), self._victims.front_doors()
-
-        def replaced() -> bool:
-            """The next actor's HAProxy is there, and the orphan has gone."""
-            front_doors = self._victims.front_doors()
-            return bool(set(self._victims.proxy_actors()) - set(actors) and front_doors) and not set(doors) & set(
-                front_doors
-            )
-
-        return self._observed(lambda: kill(*actors), replaced)
+        return self._observed(lambda: kill(*part()), lambda: bool(set(self._victims.front_doors()) - set(old)))
 
     def _node(self) -> dict[str, Any]:
         node = Node(gcs_address(self._server.pid))

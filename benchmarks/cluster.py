@@ -55,7 +55,7 @@ class Victims:
     """The processes of one server.
 
     Args:
-        pid: its first process; what did not start below it is never touched, but for HAProxy on its port.
+        pid: its first process; what did not start below it is never touched.
         url: where it answers.
         app: the application whose replicas are meant.
     """
@@ -74,18 +74,15 @@ class Victims:
         return self._called("HAProxyManager")
 
     def front_doors(self) -> list[int]:
-        """HAProxy processes with the server's port, oldest first: the last one listens, others drain.
-
-        One whose actor has died is nobody's descendant any more.
-        """
-        doors = [p for p in psutil.process_iter() if self._is_door(_words(p))]
+        """HAProxy processes, oldest first: the last one listens, others drain."""
+        doors = [p for p in descendants(self._pid) if self._is_door(_words(p))]
         return [p.pid for p in sorted(doors, key=psutil.Process.create_time)]
 
     def _is_door(self, words: list[str]) -> bool:
+        """Whether it has the server's own port, and not that of another node."""
         if not words or Path(words[0]).name != "haproxy" or "-f" not in words:
             return False
-        config = Path(words[words.index("-f") + 1])
-        return config.exists() and f":{self._port}\n" in config.read_text()
+        return f":{self._port}\n" in Path(words[words.index("-f") + 1]).read_text()
 
     def _called(self, title: str) -> list[int]:
         return [p.pid for p in descendants(self._pid) if title in " ".join(_words(p))]

@@ -89,23 +89,12 @@ def test_a_killed_ingress_costs_nobody_an_answer(load: KnownAnswers, victims: Vi
     assert failures(load.replies) == []
 
 
-def test_a_killed_proxy_actor_costs_nobody_an_answer(load: KnownAnswers, victims: Victims) -> None:
-    """HAProxy goes on without the actor that supervises it, and hands over to the next one's."""
-    actors, doors = victims.proxy_actors(), victims.front_doors()
-    kill(*actors)
-    assert set(doors) <= set(victims.front_doors())
-
-    def taken_over() -> bool:
-        now = victims.front_doors()
-        return len(now) == 1 and not set(now) & set(doors)
-
-    wait_until(taken_over, "the next front door alone", LIMIT_S)
-    wait_for_right_answers(load)
-    assert failures(load.replies) == []
-
-
-def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims: Victims) -> None:
-    kill(*victims.front_doors())
+@pytest.mark.parametrize("part", ["front_doors", "proxy_actors"])
+def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims: Victims, part: str) -> None:
+    """Ray ends HAProxy together with the actor that supervises it."""
+    doors = victims.front_doors()
+    kill(*getattr(victims, part)())
+    wait_until(lambda: set(victims.front_doors()) - set(doors), "another front door", LIMIT_S)
     wait_for_right_answers(load)
     assert set(counts(load.replies)) <= {"sent", "right", "lost", "refused"}, failures(load.replies)
     assert counts(load.replies).get("lost", 0) <= 4  # what each client had in flight
