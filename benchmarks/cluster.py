@@ -115,7 +115,15 @@ class Node:
         log = OUT / "logs" / "node.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         # On one machine the nodes share an address, so the worker's front door needs a port of its own.
-        environment = {"RAY_AUTH_MODE": "token", "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port())}
+        # `deployments/launch.py` tells Ray that there is one node only; loopback is what it is after.
+        environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        }
+        import ray
+
+        before = len(_alive(ray.nodes()))
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [*_ray(), "start", f"--address={address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
@@ -125,6 +133,11 @@ class Node:
                 env={**os.environ, **environment},
             )  # fmt: skip
         self.pid = self._process.pid
+        try:
+            wait_until(lambda: len(_alive(ray.nodes())) > before, "the node to join", NODE_START_S)
+        except TimeoutError:
+            stop(self._process)
+            raise TimeoutError(f"the node did not join: {log.read_text()[-1000:]}") from None
 
     def kill(self) -> None:
         """All of its processes, at once."""
@@ -152,6 +165,10 @@ def wait_until(condition: Any, what: str, timeout_s: float) -> None:
 def deploy(client: Any, config: Mapping[str, Any]) -> None:
     """Deploys a changed config and waits until it runs, as an operator's `serve deploy` and `serve status` would."""
     launch.deploy(client, config)
+
+
+def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [node for node in nodes if node["Alive"]]
 
 
 def _ray() -> list[str]:
