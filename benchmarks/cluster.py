@@ -159,7 +159,7 @@ def wait_until(condition: Any, what: str, timeout_s: float) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s in vain for {what}")
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def deploy(client: Any, config: Mapping[str, Any]) -> None:
