@@ -30,11 +30,11 @@ NODE_START_S = 60.0
 @contextlib.contextmanager
 def attached(pid: int) -> Iterator[Any]:
     """Connects this process to the Ray that runs below process `pid`; yields Serve's client."""
-    # The server's `ray.init` has turned it on; Ray reads it when it is imported.
-    os.environ["RAY_AUTH_MODE"] = "token"
     import ray
+    from ray._private.authentication.authentication_token_setup import _enable_token_auth
     from ray.serve.context import _get_global_client
 
+    _enable_token_auth()  # as the server's own `ray.init` has done
     ray.init(address=gcs_address(pid), namespace="serve", log_to_driver=False)
     try:
         yield _get_global_client()
