@@ -52,7 +52,7 @@ def measure(quick: bool) -> dict[str, Any]:
         ]
         with KnownAnswers(questions, CLIENTS, PERIOD_S) as load:
             events = _Events(server, client, load)
-            runs = {event: [run() for _ in range(times)] for event, run in events.all().items()}
+            runs = {event: [_told(event, run()) for _ in range(times)] for event, run in events.all().items()}
     return {"shape": described(SHAPE), "clients": CLIENTS, "period s": PERIOD_S, "events": runs}
 
 
@@ -187,6 +187,12 @@ class _Events:
             if latest and all(reply.outcome == "right" and reply.seconds <= normal for reply in latest):
                 return latest
         raise TimeoutError(f"no calm within {LIMIT_S:.0f} s: {failures(self._load.since(since))[-5:]}")
+
+
+def _told(event: str, run: dict[str, Any]) -> dict[str, Any]:
+    """Says what came of it: the whole takes half an hour."""
+    print(f"{event}: {run['counts']}, recovery {run['recovery s']} s, restored {run['restored s']} s", flush=True)
+    return run
 
 
 def _normal(replies: Sequence[Reply]) -> float:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks import OUT
+from benchmarks import OUT, ROOT
 from benchmarks.process import descendants, free_port, stop
 from deployments import launch
 
@@ -115,22 +115,15 @@ class Node:
         log = OUT / "logs" / "node.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         # On one machine the nodes share an address, so the worker's front door needs a port of its own.
-        # `deployments/launch.py` tells Ray that there is one node only; loopback is what it is after.
-        environment = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port()),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-        }
+        environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port())}
         import ray
 
         before = len(_alive(ray.nodes()))
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [*_ray(), "start", f"--address={address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
-                 "--object-store-memory=200000000", f"--dashboard-agent-listen-port={free_port()}",
-                 "--disable-usage-stats", "--block"],
+                [sys.executable, "-m", "benchmarks.node", address, str(cpus)],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, **environment},
+                cwd=ROOT, env={**os.environ, **environment},
             )  # fmt: skip
         self.pid = self._process.pid
         try:
@@ -169,10 +162,6 @@ def deploy(client: Any, config: Mapping[str, Any]) -> None:
 
 def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"]]
-
-
-def _ray() -> list[str]:
-    return [str(Path(sys.executable).with_name("ray"))]
 
 
 def _words(process: psutil.Process) -> list[str]:
