@@ -4,7 +4,7 @@ CONFIG ?= config/demo.yaml
 SEED ?= 1
 BIN := .venv/bin
 
-.PHONY: demo test serve check fuzz bench bench-peers soak clean
+.PHONY: demo test serve check fuzz bench bench-peers chaos soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
@@ -32,6 +32,9 @@ bench-peers: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
+
+chaos: .venv/ready
+	$(BIN)/python -m benchmarks.chaos
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("error: Python 3.11 or 3.12 is needed, not %d.%d; say make PYTHON=python3.11" % v)'

@@ -34,10 +34,10 @@ def run(benchmarks: Sequence[Any]) -> None:
 
 def everything() -> list[Any]:
     """All benchmarks that RESULTS.md may hold, in its order."""
-    from benchmarks import gpu, soak
+    from benchmarks import chaos, gpu, soak
     from benchmarks.peers.comparison import SMALL, VIT_B_32
 
-    return [*OURS, soak, SMALL, VIT_B_32, gpu]
+    return [*OURS, SMALL, VIT_B_32, gpu, soak, chaos]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Shape:
     """How big the graph is. No autoscaling: a benchmark measures one shape at a time.
 
     Args:
+        ingresses: replicas.
         preprocessors: replicas.
         decode_threads: of each preprocessor.
         encoders: replicas.
@@ -32,6 +33,7 @@ class Shape:
         ingress: further settings of the ingress.
     """
 
+    ingresses: int = 1
     preprocessors: int = 1
     decode_threads: int = 2
     encoders: int = 1
@@ -47,10 +49,12 @@ class Running:
     """Args:
     url: where it answers.
     pid: its first process.
+    config: its Serve config, as it was written down.
     """
 
     url: str
     pid: int
+    config: Path
 
     def meter(self) -> CpuMeter:
         """CPU of all of its processes, by deployment."""
@@ -70,7 +74,7 @@ def graph(shape: Shape | None = None, environment: Mapping[str, str] | None = No
     path = _written(_config(shape or Shape(), port), port)
     command = [sys.executable, "-m", "deployments.launch", str(path)]
     with server("graph", command, f"{url}/healthz", environment, ready_word="ready: ") as pid:
-        yield Running(url, pid)
+        yield Running(url, pid, path)
 
 
 def described(shape: Shape | None = None) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
         "preload": [],
         "architectures": [str(FOLDER)],
     }
-    replicas = {"Ingress": 1, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
+    replicas = {"Ingress": shape.ingresses, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)
         deployment["num_replicas"] = replicas[deployment["name"]]

@@ -33,22 +33,28 @@ class Target:
 
 def marqo(server: str, properties: Mapping[str, Any], modality: str = "image", search: bool = False) -> Target:
     """Our server, asked as Marqo asks: indexing sends `useInferenceCache` false, searching sends true."""
+    model = {"modelName": properties["name"], "modelProperties": dict(properties)}
+    return _marqo(server, model, modality, search)
+
+
+def registered(server: str, name: str, modality: str = "image") -> Target:
+    """The same for a model of the registry, without properties."""
+    return _marqo(server, {"modelName": name, "modelProperties": None}, modality, search=False)
+
+
+def _marqo(server: str, model: Mapping[str, Any], modality: str, search: bool) -> Target:
     kind = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
-    pack = partial(_pack_marqo, properties=dict(properties), modality=modality, search=search)
+    pack = partial(_pack_marqo, model=model, modality=modality, search=search)
     return Target(f"{server}/vectorise", pack, _unpack_marqo, kind)
 
 
-def _pack_marqo(contents: Sequence[str], properties: Mapping[str, Any], modality: str, search: bool) -> bytes:
+def _pack_marqo(contents: Sequence[str], model: Mapping[str, Any], modality: str, search: bool) -> bytes:
     body: bytes = msgpack.packb(
         {
             "modality": modality,
             "contents": list(contents),
             "device": None,
-            "embeddingModelConfig": {
-                "modelName": properties["name"],
-                "modelProperties": properties,
-                "normalizeEmbeddings": True,
-            },
+            "embeddingModelConfig": {**model, "normalizeEmbeddings": True},
             "preprocessingConfig": {"modality": modality},
             "useInferenceCache": search,
             "returnIndividualError": not search,

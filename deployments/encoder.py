@@ -253,11 +253,13 @@ class Encoder:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""
         return self._models.eject(lambda info: _is_called(info, name, device))
 
-    async def ready(self, pixels: np.ndarray | None = None) -> bool:
-        """Whether the device can be used; raises what keeps it from that. `pixels` are only taken, for a warm-up."""
+    async def touch(self, pixels: np.ndarray) -> None:
+        """Takes pixels and does nothing with them: an ingress opens its connections with it."""
+
+    async def check_health(self) -> None:
+        """Raises what keeps the device from being used. Serve asks now and then, and replaces a replica that raises."""
         if self._device.type == "cuda":
             torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
-        return True
 
     def _load(self, spec: ModelSpec) -> Model:
         device = torch.device(spec.device or "cpu")

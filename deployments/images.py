@@ -42,14 +42,14 @@ class ImageFanOut:
         # By reference even where Serve's throughput mode would send by value: pixels never pass through here.
         self._prepare = preprocessor.options(method_name="prepare", _by_reference=True)
         self._encode = encoder.options(method_name="encode_images", _by_reference=True)
-        self._ready = encoder.options(method_name="ready", _by_reference=True)
+        self._touch = encoder.options(method_name="touch", _by_reference=True)
         self._chunk = chunk
         self._poison = Poison()
 
     async def warm_up(self) -> None:
         """Has a preprocessor prepare a picture, and an encoder take it as it would take any other."""
         pixels, _ = await self._prepare.remote([BLANK], BLANK_SPEC, 1000, None)
-        await self._ready.remote(pixels)
+        await self._touch.remote(pixels)
 
     async def vectorise(self, task: ImageTask) -> Answers:
         """One answer for each content of the request, in order."""

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import ClientDisconnect
 
 from deployments.admission import Admission, Share
+from deployments.health import trouble
 from deployments.images import ImageFanOut
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
@@ -73,7 +74,7 @@ class IngressSettings(Settings):
             not keep them out.
         max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive.
         request_timeout_s: after which a request is given up with a 503.
-        health_timeout_s: how long `/healthz` waits for an encoder before it says that the graph cannot embed.
+        health_timeout_s: how long `/healthz` waits for a silent replica before it says that the graph cannot embed.
     """
 
     image_chunk: PositiveInt = 32
@@ -166,6 +167,7 @@ class Ingress:
 
     def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, settings: IngressSettings) -> None:
         self._encoder = encoder
+        self._preprocessor = preprocessor
         self._settings = settings
         self._bulk = Admission(settings.max_items_in_flight, "contents")
         self._searches = Admission(settings.max_searches_in_flight, "contents of searches")
@@ -315,13 +317,10 @@ class Ingress:
 
     @api.get("/healthz")
     async def get_healthz(self) -> Response:
-        """Whether an encoder answers: without one the graph cannot embed."""
-        try:
-            await asyncio.wait_for(self._encoder.ready.remote(), self._settings.health_timeout_s)
-        except Exception as error:
-            reason = f"no encoder is ready: {type(error).__name__}"
-            return JSONResponse({"detail": reason}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        """Whether the graph can embed now: a busy one can. See deployments/health.py."""
+        needed = {"encoder": self._encoder, "preprocessor": self._preprocessor}
+        reason = await trouble(needed, self._settings.health_timeout_s)
+        return JSONResponse({"status": "ok"} if reason is None else {"detail": reason}, 200 if reason is None else 503)
 
     @api.get("/models")
     async def get_models(self, detailed: bool | None = None) -> dict[str, list[dict[str, str]]]:

@@ -55,6 +55,14 @@ def _haproxy_environment() -> dict[str, str]:
         "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        # To it HAProxy turns while no ingress runs. On Ray's fixed port two servers would answer each other's requests.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        # A request whose ingress died before it answered goes to another one: encoding twice changes nothing. For that
+        # HAProxy keeps the request until the answer starts, as far as it fits into a buffer (16 KiB by default).
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
+        # Three failures in a row replace a dead front door: after three seconds instead of thirty.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
 
 

@@ -1,0 +1,171 @@
+"""A running server seen from outside: its processes, which can be killed, its replicas, and further nodes for it.
+
+The caller must be connected to the server's Ray (`attached`), as `running` of deployments/launch.py leaves it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from benchmarks import OUT, ROOT
+from benchmarks.process import descendants, free_port, stop
+from deployments import launch
+
+APP = "marqo"
+DEPLOYMENTS = ("Ingress", "Preprocessor", "Encoder")
+NODE_START_S = 60.0
+
+
+@contextlib.contextmanager
+def attached(pid: int) -> Iterator[Any]:
+    """Connects this process to the Ray that runs below process `pid`; yields Serve's client."""
+    import ray
+    from ray._private.authentication.authentication_token_setup import _enable_token_auth
+    from ray.serve.context import _get_global_client
+
+    _enable_token_auth()  # as the server's own `ray.init` has done
+    ray.init(address=gcs_address(pid), namespace="serve", log_to_driver=False)
+    try:
+        yield _get_global_client()
+    finally:
+        ray.shutdown()
+
+
+def gcs_address(pid: int) -> str:
+    """Where the Ray below a process is joined."""
+    for process in descendants(pid):
+        for word in _words(process):
+            if word.startswith("--gcs-address="):
+                return word.partition("=")[2]
+    raise LookupError(f"no raylet runs below process {pid}")
+
+
+class Victims:
+    """The processes of one server.
+
+    Args:
+        pid: its first process; what did not start below it is never touched.
+        url: where it answers.
+        app: the application whose replicas are meant.
+    """
+
+    def __init__(self, pid: int, url: str, app: str = APP) -> None:
+        self._pid = pid
+        self._port = urlsplit(url).port
+        self._app = app
+
+    def replicas(self, deployment: str) -> list[int]:
+        """Processes of a deployment's replicas, those that are starting too."""
+        return self._called(f"ServeReplica:{self._app}:{deployment}")
+
+    def proxy_actors(self) -> list[int]:
+        """Serve's actors that supervise HAProxy."""
+        return self._called("HAProxyManager")
+
+    def front_doors(self) -> list[int]:
+        """HAProxy processes, oldest first: the last one listens, others drain."""
+        doors = [p for p in descendants(self._pid) if self._is_door(_words(p))]
+        return [p.pid for p in sorted(doors, key=psutil.Process.create_time)]
+
+    def _is_door(self, words: list[str]) -> bool:
+        """Whether it has the server's own port, and not that of another node."""
+        if not words or Path(words[0]).name != "haproxy" or "-f" not in words:
+            return False
+        return f":{self._port}\n" in Path(words[words.index("-f") + 1]).read_text()
+
+    def _called(self, title: str) -> list[int]:
+        return [p.pid for p in descendants(self._pid) if title in " ".join(_words(p))]
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def running(deployment: str, app: str = APP) -> int:
+    """Replicas that take requests, as Serve's controller sees it."""
+    from ray import serve
+
+    states = serve.status().applications[app].deployments[deployment].replica_states
+    return sum(count for state, count in states.items() if str(getattr(state, "value", state)) == "RUNNING")
+
+
+class Node:
+    """A worker node on this machine: a raylet of its own, with all that it starts.
+
+    Args:
+        address: of the cluster.
+        cpus: that it offers.
+    """
+
+    def __init__(self, address: str, cpus: int = 2) -> None:
+        log = OUT / "logs" / "node.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # On one machine the nodes share an address, so the worker's front door needs a port of its own.
+        environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port())}
+        import ray
+
+        before = len(_alive(ray.nodes()))
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.node", address, str(cpus)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=ROOT, env={**os.environ, **environment},
+            )  # fmt: skip
+        self.pid = self._process.pid
+        try:
+            wait_until(lambda: len(_alive(ray.nodes())) > before, "the node to join", NODE_START_S)
+        except TimeoutError:
+            stop(self._process)
+            raise TimeoutError(f"the node did not join: {log.read_text()[-1000:]}") from None
+
+    def kill(self) -> None:
+        """All of its processes, at once."""
+        kill(*(process.pid for process in descendants(self.pid)))
+        self._process.wait()
+
+    def stop(self) -> None:
+        """As an operator would."""
+        stop(self._process)
+
+
+def wait_until(condition: Any, what: str, timeout_s: float) -> None:
+    """Polls.
+
+    Raises:
+        TimeoutError: it did not come to that.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:.0f} s in vain for {what}")
+        time.sleep(0.25)
+
+
+def deploy(client: Any, config: Mapping[str, Any]) -> None:
+    """Deploys a changed config and waits until it runs, as an operator's `serve deploy` and `serve status` would."""
+    launch.deploy(client, config)
+
+
+def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [node for node in nodes if node["Alive"]]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
