@@ -32,7 +32,7 @@ CLIENTS = 4
 
 def measure(quick: bool) -> dict[str, Any]:
     """Every shape in turn, round after round: `{"shapes": {name: [{"rate", "cpu ms"}, ...]}}`."""
-    rounds, seconds = (1, 4.0) if quick else (3, 8.0)
+    rounds, seconds = (1, 4.0) if quick else (2, 6.0)
     checkpoint, paths = models.small_clip(), pictures.normal()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in SHAPES}
     with web(paths) as urls:

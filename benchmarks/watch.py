@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,12 +10,12 @@ from typing import Any
 
 import psutil
 
+from benchmarks.cluster import attached
 from benchmarks.cpu import ray_group
 from benchmarks.process import descendants
 
 MEASURES = ("rss", "anonymous", "descriptors", "threads")
 """Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""
-GCS = re.compile(r"--gcs-address=(\S+)")
 Sample = dict[str, Any]
 """`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number}`."""
 
@@ -37,7 +36,10 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
         while not stop.wait(max(0.0, started + len(samples) * every_s - time.monotonic())):
             samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes)})
 
-    with _attached(pid) as nodes:
+    with attached(pid):
+        import ray
+
+        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]
         thread = threading.Thread(target=watch, name="watch")
         thread.start()
         try:
@@ -70,22 +72,6 @@ def kind(process: psutil.Process) -> str:
     """The group of a process. The raylet and the GCS are apart from the small processes around them."""
     name = process.name()
     return name if name in ("raylet", "gcs_server", "haproxy") else ray_group(process)
-
-
-@contextlib.contextmanager
-def _attached(pid: int) -> Iterator[list[tuple[str, int]]]:
-    """Joins the server's cluster, for its store's figures: addresses of the nodes."""
-    # It puts Ray's settings for a machine of its own into the environment, where Ray looks when it is imported.
-    from deployments import launch  # noqa: F401, I001
-    import ray
-
-    lines = [" ".join(process.cmdline()) for process in descendants(pid) if process.name() == "raylet"]
-    (address,) = {match[1] for line in lines if (match := GCS.search(line))}
-    ray.init(address, namespace="serve", log_to_driver=False)
-    try:
-        yield [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]
-    finally:
-        ray.shutdown()
 
 
 def _store(nodes: list[tuple[str, int]]) -> dict[str, int]:

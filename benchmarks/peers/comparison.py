@@ -52,7 +52,7 @@ def comparison(
 def _measure(checkpoint: Checkpoint, rounds: int, seconds: float) -> dict[str, Any]:
     paths = pictures.normal()
     with web(paths) as urls:
-        tried = _tried(checkpoint, urls, seconds / 2)
+        tried = _tried(checkpoint, urls, min(5.0, seconds / 2))
         best = sorted(tried, key=tried.__getitem__, reverse=True)[:FINALISTS]
         entrants = [(name, SERVERS[name], CLIENTS) for name in SERVERS]
         entrants += [(_with_clients(name, clients), BENTOML[name], clients) for name, clients in best]
@@ -159,4 +159,4 @@ def _draw(result: Mapping[str, Any], axes: Any) -> None:
 
 
 SMALL = comparison("peers", "", models.small_clip, rounds=3, seconds=10.0)
-VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", models.vit_b_32, rounds=3, seconds=24.0)
+VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", models.vit_b_32, rounds=2, seconds=24.0)
