@@ -15,14 +15,14 @@ from conftest import Serve
 from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
 from pictures import jpeg, photo
+from ray import serve
+from ray.serve.handle import DeploymentHandle
 from test_faults import replica_pids, sturdy_config
 
 APP = "cancelled"
 AT_A_TIME = 4
 DEADLINE_S = 1.5
-UNRELIABLE = pytest.mark.xfail(
-    strict=False, reason="somewhere between HAProxy and Serve 2.60 some hang-ups are lost; see docs/RELIABILITY.md"
-)
+HANG_UPS = 6
 HEADERS = {"Content-Type": MSGPACK, "Accept": MSGPACK}
 
 
@@ -71,6 +71,13 @@ def hang_up_after(client: MarqoClient, body: dict[str, Any], condition: Callable
         until(condition)
 
 
+def app_handle() -> DeploymentHandle:
+    handle = serve.get_app_handle(APP)
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=True)
+    return handle
+
+
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -95,11 +102,16 @@ def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
     assert [request.path for request in host.requests[begun:]] == ["/ok/a.jpg?again"]
 
 
-@UNRELIABLE
-def test_a_client_that_hangs_up_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
+def test_most_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, MarqoClient]) -> None:
+    """Not all: the news of a hang-up is lost at times between HAProxy and Serve (docs/RELIABILITY.md)."""
     client, _ = clients
-    hang_up_after(client, request(hanging(host)), lambda: host.in_flight == AT_A_TIME)
-    assert_quiet(client, host)
+    ended = 0
+    for _ in range(HANG_UPS):
+        with ImageHost({}) as host:
+            hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), lambda host=host: host.in_flight == AT_A_TIME)
+            ended += host.wait_for("in_flight", 0, timeout=1.5)
+            until(lambda host=host: client.results(["still there"]) and host.in_flight == 0)
+    assert ended >= HANG_UPS / 2
 
 
 def test_a_request_whose_time_is_up_ends_its_downloads(
@@ -122,19 +134,14 @@ def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoC
 
 
 def test_a_cancelled_handle_call_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
-    from ray import serve
-
-    handle = serve.get_app_handle(APP)
-    handle._init(_run_router_in_separate_loop=True)
-    call = handle.vectorise.remote(request(hanging(host)))
+    call = app_handle().vectorise.remote(request(hanging(host)))
     assert host.wait_for("in_flight", AT_A_TIME)
     call.cancel()
     assert_quiet(clients[0], host)
 
 
-@UNRELIABLE
-def test_a_client_that_hangs_up_costs_no_forwards(clients: tuple[MarqoClient, MarqoClient]) -> None:
-    """The encoder's CPU time tells: all of the request, against the same request whose client goes at once."""
+def test_a_cancelled_handle_call_costs_no_forwards(clients: tuple[MarqoClient, MarqoClient]) -> None:
+    """The encoder's CPU time tells: all of the request, against the same request that is cancelled soon."""
     client, _ = clients
     (pid,) = replica_pids("Encoder", APP)
     encoder = psutil.Process(pid)
@@ -149,7 +156,9 @@ def test_a_client_that_hangs_up_costs_no_forwards(clients: tuple[MarqoClient, Ma
     client.results(texts)
     whole = spent() - before
     before = spent()
-    hang_up_after(client, request(texts, "language"), lambda: spent() - before > 0.1 * whole)
+    call = app_handle().vectorise.remote(request(texts, "language"))
+    until(lambda: spent() - before > 0.1 * whole)
+    call.cancel()
     until(lambda: client.vectorise(["one more"])[0] == 200)
     settled = spent()
     until(lambda: still(spent))
