@@ -26,7 +26,7 @@ class Shape:
         preprocessors: replicas.
         decode_threads: of each preprocessor.
         encoders: replicas.
-        encoder_threads: torch threads of each encoder; None = one for each CPU that it was given.
+        encoder_threads: torch threads of each encoder; None = one for each core.
         image_chunk: pictures in one call.
         max_image_batch: most pictures in one forward pass.
         device: of the encoders.
@@ -37,7 +37,7 @@ class Shape:
     preprocessors: int = 1
     decode_threads: int = 2
     encoders: int = 1
-    encoder_threads: int | None = 1
+    encoder_threads: int | None = None
     image_chunk: int = 32
     max_image_batch: int = 32
     device: str = "cpu"

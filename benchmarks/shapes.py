@@ -25,7 +25,7 @@ SHAPES = {
     "3 decode threads": Shape(decode_threads=3),
     "2 preprocessors, 1 decode thread each": Shape(preprocessors=2, decode_threads=1),
     "2 encoders": Shape(encoders=2),
-    "2 encoder threads": Shape(encoder_threads=2),
+    "1 encoder thread": Shape(encoder_threads=1),
 }
 CLIENTS = 4
 

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
+from deployments.cores import Cores
 from deployments.metrics import EncoderMetrics
-from deployments.replica import Settings, assigned_cpus
+from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
@@ -63,7 +64,8 @@ class EncoderSettings(Settings):
 
     Args:
         device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
-        threads: CPU threads of a forward pass; null is one for each CPU that the replica was given.
+        threads: CPU threads of a forward pass; null is one for each core of the machine, whatever Ray was asked for: a
+            large model would leave cores idle otherwise. Say less where several encoders share a machine.
         model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
         preload: models to load before a replica takes traffic, as registry names or with their properties; unless
             given, the value of MARQO_MODELS_TO_PRELOAD.
@@ -133,7 +135,7 @@ class Encoder:
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._device = _device(settings.device)
-        torch.set_num_threads(settings.threads or assigned_cpus())
+        self._cores = Cores(settings.threads or os.cpu_count() or 1)
         for folder in settings.architectures:
             add_architectures(folder)
         self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
@@ -149,10 +151,10 @@ class Encoder:
         )
         self._metrics = EncoderMetrics()
         self._maxima = _maxima(BatchSettings())
-        self._bulk = self._device_queue("device")
+        self._bulk = self._device_queue("device", urgent=False)
         # A GPU runs one batch at a time. CPU cores can be shared: there a search starts while a batch of pictures runs,
         # and the kernel gives it the core.
-        self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search")
+        self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search", urgent=True)
         self._exporter: asyncio.Task | None = None
         # `no_model` has nothing to load, and Marqo's own servers skip it (section 8.4).
         wanted = [ModelSpec.from_config(_config(model)) for model in settings.preload]
@@ -228,14 +230,17 @@ class Encoder:
     def _put(self, job: Job) -> asyncio.Future:
         return (self._urgent if job.urgent else self._bulk).put(job)
 
-    def _device_queue(self, name: str) -> DeviceQueue:
+    def _device_queue(self, name: str, urgent: bool) -> DeviceQueue:
         executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-        return DeviceQueue(self._forward, executor, lane_of=lambda group: group[0], max_items=self._maxima)
+        return DeviceQueue(
+            functools.partial(self._forward, urgent), executor, lane_of=lambda group: group[0], max_items=self._maxima
+        )
 
-    def _forward(self, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
+    def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
         """One forward pass over several jobs, cut apart again."""
         lane, model = group
-        rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
+        with self._cores.taken(urgent):
+            rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
         self._metrics.batch(lane, len(rows))
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])
