@@ -11,6 +11,7 @@ class Room:
 
     Who needs more than is left waits, first come, first served; who already holds some goes before those who hold
     none, since only those who finish give room back. What is larger than all of it is taken when nothing else is held.
+    And one at a time may grow beyond the limit: otherwise many that have begun could wait for each other.
 
     Args:
         nbytes: that may be held together.
@@ -48,7 +49,8 @@ class Room:
         self._admit()
 
     def _fits(self, nbytes: int, held: int) -> bool:
-        return self.held + nbytes <= self._nbytes or self.held == held
+        grows = held > 0 and self.held <= self._nbytes
+        return grows or self.held + nbytes <= self._nbytes or self.held == held
 
     def _admit(self) -> None:
         while self._line:

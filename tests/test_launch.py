@@ -110,9 +110,12 @@ def listening_beyond_loopback(pid: int) -> list[str]:
     """
 
     def listens_beyond(process: psutil.Process) -> bool:
-        listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        beyond = [c for c in listening if c.laddr.ip not in LOOPBACK]
-        return len(beyond) > int("ServeReplica" in " ".join(process.cmdline()))
+        try:
+            connections, title = process.net_connections("inet"), " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            return False  # one of those that live for a moment only
+        beyond = [c for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.ip not in LOOPBACK]
+        return len(beyond) > int("ServeReplica" in title)
 
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return [process.name() for process in processes if listens_beyond(process)]

@@ -78,6 +78,26 @@ def test_no_more_than_the_budget_is_held(host: ImageHost, path: str) -> None:
     assert most <= ROOM
 
 
+def test_those_who_have_begun_never_wait_for_each_other() -> None:
+    """Each holds a start, together all there is, and needs more."""
+
+    async def crowd() -> int:
+        room = Room(6)
+
+        async def download() -> None:
+            share = room.share()
+            await share.grow(1)
+            await asyncio.sleep(0)
+            await share.grow(2)
+            share.release()
+
+        async with asyncio.timeout(3):
+            await asyncio.gather(*(download() for _ in range(6)))
+        return room.held
+
+    assert asyncio.run(crowd()) == 0
+
+
 def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: ImageHost) -> None:
     async def crowd() -> tuple[str, bytes]:
         async with fetching(breaker_failures=1) as fetcher:
