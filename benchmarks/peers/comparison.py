@@ -129,7 +129,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
         cpu = statistics.median(one[name]["cpu ms"] for one in rounds)
         ratio = statistics.median(one["ours"]["rate"] / one[name]["rate"] for one in rounds)
         table.append([name, f"{statistics.median(rates):.0f}", spread, f"{cpu:.1f}", f"{ratio:.2f}"])
-    if tried := result["tried"].values():
+    if tried := result.get("tried", {}).values():  # a record of before had none
         table.append(
             [f"({len(tried)} configurations of BentoML tried)", "", f"{min(tried):.0f} - {max(tried):.0f}", "", ""]
         )
