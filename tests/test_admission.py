@@ -13,7 +13,6 @@ import pytest
 from conftest import Serve
 from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
-from test_cancellation import until
 from test_faults import sturdy_config
 
 from deployments.admission import Admission
@@ -137,17 +136,3 @@ def test_hundreds_of_requests_wait_together(narrow: MarqoClient, image_host: Ima
         started = time.monotonic()
         assert narrow.post(body(["one more"])).status_code == 200
         assert time.monotonic() - started < 5
-
-
-def test_bodies_are_counted_as_they_arrive_and_refusals_are_read(narrow: MarqoClient, image_host: ImageHost) -> None:
-    host = urlsplit(narrow.url)
-    with contextlib.closing(http.client.HTTPConnection(host.netloc)) as connection:
-        connection.putrequest("POST", host.path + "/vectorise")
-        connection.putheader("Content-Type", MSGPACK)
-        connection.putheader("Content-Length", str(MEBIBYTE))
-        # HAProxy may keep a quarter of a MiB of it, to ask again.
-        connection.endheaders(bytes(900_000))
-        large = body(["a" * 500_000])
-        until(lambda: narrow.post(large).status_code == 503)
-        assert "bytes of requests" in refusal(narrow.post(large))
-    until(lambda: narrow.post(large).status_code == 200)
