@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from embedding.errors import Fault, ItemError, RequestError
+from embedding.values import check_values
 
 MSGPACK = "application/msgpack"
 SHOWN_PROBLEMS = 10
@@ -181,14 +182,17 @@ def decode_request(body: bytes) -> InferenceRequest:
     """Reads one request body.
 
     Raises:
-        RequestError: MALFORMED if the bytes are not exactly one MessagePack object, INVALID if that object breaks
-            the schema; the message names each offending field.
+        RequestError: MALFORMED if the bytes are not exactly one MessagePack object, TOO_LARGE if it is of too many
+            values, INVALID if it breaks the schema; the message names each offending field.
     """
     if not body:
         raise RequestError(Fault.INVALID, "The request body is missing: field required")
     try:
+        check_values(body)
         with collector_paused():
             value = msgpack.unpackb(body, strict_map_key=False)
+    except RequestError:
+        raise
     except Exception as error:
         # msgpack raises half a dozen unrelated types, TypeError for an unhashable key among them.
         reason = str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -25,6 +26,7 @@ from embedding.protocol import (
     parse_request,
 )
 from embedding.url import parse_url
+from embedding.values import check_values
 from fuzz import bytewise
 from fuzz.target import Finding
 
@@ -189,6 +191,7 @@ class Bodies:
         """Twice: as a body over HTTP, and, with what only Python can express, as the argument of a handle call."""
         outcome = _understood(decode_request, data)
         try:
+            check_values(data)
             with collector_paused():
                 value = msgpack.unpackb(
                     data, strict_map_key=False, ext_hook=_from_python, object_hook=msgpack_numpy.decode
@@ -263,7 +266,12 @@ def _readable(reply: bytes) -> None:
 
 def _from_python(code: int, data: bytes) -> Any:
     """Values that MessagePack does not know, for extension types from PYTHON on."""
-    size = len(data)
+    return _only_python(code, min(len(data), 8)) if PYTHON <= code < PYTHON + 8 else msgpack.ExtType(code, data)
+
+
+@cache
+def _only_python(code: int, size: int) -> Any:
+    """Made once each: a body can hold thousands of them, and their memory is the fuzzer's, not the server's."""
     match code - PYTHON:
         case 0:
             return 10 ** (100 * size + 5000)
@@ -281,7 +289,7 @@ def _from_python(code: int, data: bytes) -> Any:
             return ("tuple", object(), 1j, b"bytes", ...)
         case 7:
             return {None: 1, 2: 3, "\udfff": b"x", (1, 2): object}
-    return msgpack.ExtType(code, data)
+    raise ValueError(code)
 
 
 def _nested(depth: int, kind: Any) -> Any:
@@ -336,8 +344,8 @@ def _copied(rng: Random, value: Any) -> Any:
         return value
     try:
         return msgpack.unpackb(_packed(rng, value), strict_map_key=False, raw=False)
-    except msgpack.exceptions.StackError:
-        return None  # deeper than can be read again
+    except ValueError:
+        return None  # too deep to be written, or deeper than can be read again
 
 
 def _places(value: Any) -> Any:
