@@ -1,0 +1,107 @@
+"""Downloads from a real server on loopback, with made-up names, and the errors that they end in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from image_host import ImageHost
+
+from embedding.errors import MediaError
+from embedding.fetch import Fetcher, FetchOptions, FetchSettings
+
+PICTURE = bytes(range(256)) * 400
+DOWNLOAD = "error when downloading the media url"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ImageHost]:
+    with ImageHost({"a.jpg": PICTURE, "größe {1}.jpg": b"quoted", "b.jpg": b"b"}) as host:
+        yield host
+
+
+@pytest.fixture
+def host(server: ImageHost) -> ImageHost:
+    """The server with its records emptied."""
+    assert server.wait_for("open_connections", 0)
+    server.requests.clear()
+    server.connections = server.peak = 0
+    return server
+
+
+class Names(AbstractResolver):
+    """Made-up names, as no DNS can be reached here. The guard stands before it as before the real one."""
+
+    def __init__(self, names: Mapping[str, str | list[str]]) -> None:
+        self.names = dict(names)
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        found = self.names.get(host)
+        if found is None:
+            raise OSError(f"{host} is not known")
+        addresses = [found] if isinstance(found, str) else found
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in addresses
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def fetching(resolver: AbstractResolver | None = None, **settings: Any) -> AsyncIterator[Fetcher]:
+    fetcher = Fetcher(FetchSettings(**{"allowed_networks": "127.0.0.0/8", **settings}), resolver)
+    try:
+        yield fetcher
+    finally:
+        await fetcher.close()
+
+
+def fetch(
+    *contents: str,
+    timeout_ms: int = 3000,
+    headers: Mapping[str, str] | None = None,
+    resolver: AbstractResolver | None = None,
+    **settings: Any,
+) -> list[bytes]:
+    """Fetches one after the other with one fetcher."""
+
+    async def all_of_them() -> list[bytes]:
+        async with fetching(resolver, **settings) as fetcher:
+            return [await fetcher.fetch(content, FetchOptions(timeout_ms, headers)) for content in contents]
+
+    return asyncio.run(all_of_them())
+
+
+def failure(content: str, **options: Any) -> str:
+    with pytest.raises(MediaError) as caught:
+        fetch(content, **options)
+    return caught.value.message
+
+
+async def failure_of(fetcher: Fetcher, content: str, timeout_ms: int = 3000) -> str:
+    with pytest.raises(MediaError) as caught:
+        await fetcher.fetch(content, FetchOptions(timeout_ms))
+    return caught.value.message
+
+
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def answer_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nup")
+    writer.close()
