@@ -97,3 +97,14 @@ def application(serve_instance: Serve) -> Iterator[Callable[[dict[str, Any]], Ma
 
     yield deploy_beside
     serve_instance.deploy()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For models so small that the threads of a forward pass would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from loopback import Handler, Loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1024
@@ -40,7 +39,7 @@ class HubRequest:
 
 
 @dataclass
-class HubHost:
+class HubHost(Loopback):
     """Serves `repositories` (name to files) from threads of its own while the `with` block lasts.
 
     Args:
@@ -56,99 +55,89 @@ class HubHost:
     corrupt: set[str] = field(default_factory=set)
     requests: list[HubRequest] = field(default_factory=list)
 
-    def __enter__(self) -> HubHost:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def handler(self) -> type[Handler]:
+        return _Handler
 
     @property
     def url(self) -> str:
         """What HF_ENDPOINT must be."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.address
 
     def transfers(self, filename: str) -> int:
         """How often a file's content was asked for."""
         return sum(request.method == "GET" and request.path.endswith(f"/{filename}") for request in self.requests)
 
 
-def _handler(hub: HubHost) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(Handler):
+    @property
+    def hub(self) -> HubHost:
+        return self.server.host
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    def do_HEAD(self) -> None:
+        self._answer()
 
-        def do_HEAD(self) -> None:
-            self._answer()
+    def do_GET(self) -> None:
+        self._answer()
 
-        def do_GET(self) -> None:
-            self._answer()
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        authorization = self.headers.get("Authorization")
+        self.hub.requests.append(HubRequest(self.command, path, authorization))
+        if path.startswith("/api/models/"):
+            self._describe(path.removeprefix("/api/models/").partition("/revision/")[0], authorization)
+            return
+        repository, _, rest = path.strip("/").partition("/resolve/")
+        self._file(repository, rest.partition("/")[2], authorization)
 
-        def _answer(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            authorization = self.headers.get("Authorization")
-            hub.requests.append(HubRequest(self.command, path, authorization))
-            if path.startswith("/api/models/"):
-                self._describe(path.removeprefix("/api/models/").partition("/revision/")[0], authorization)
-                return
-            repository, _, rest = path.strip("/").partition("/resolve/")
-            self._file(repository, rest.partition("/")[2], authorization)
+    def _describe(self, repository: str, authorization: str | None) -> None:
+        files = self.hub.repositories.get(repository)
+        if files is None:
+            self._refuse(404 if authorization else 401, "RepoNotFound")
+            return
+        siblings = [_sibling(name, content) for name, content in files.items()]
+        gated = "manual" if repository in self.hub.gated else False
+        described = {"id": repository, "sha": COMMIT, "private": False, "gated": gated, "siblings": siblings}
+        self._send(200, json.dumps(described).encode(), {"Content-Type": "application/json"})
 
-        def _describe(self, repository: str, authorization: str | None) -> None:
-            files = hub.repositories.get(repository)
-            if files is None:
-                self._refuse(404 if authorization else 401, "RepoNotFound")
-                return
-            siblings = [_sibling(name, content) for name, content in files.items()]
-            gated = "manual" if repository in hub.gated else False
-            described = {"id": repository, "sha": COMMIT, "private": False, "gated": gated, "siblings": siblings}
-            self._send(200, json.dumps(described).encode(), {"Content-Type": "application/json"})
+    def _file(self, repository: str, name: str, authorization: str | None) -> None:
+        files = self.hub.repositories.get(repository)
+        token = self.hub.gated.get(repository)
+        if files is None:
+            self._refuse(404 if authorization else 401, "RepoNotFound")
+        elif token is not None and authorization != f"Bearer {token}":
+            self._refuse(403 if authorization else 401, "GatedRepo")
+        elif name not in files:
+            self._refuse(404, "EntryNotFound")
+        else:
+            self._content(name, files[name])
 
-        def _file(self, repository: str, name: str, authorization: str | None) -> None:
-            files = hub.repositories.get(repository)
-            token = hub.gated.get(repository)
-            if files is None:
-                self._refuse(404 if authorization else 401, "RepoNotFound")
-            elif token is not None and authorization != f"Bearer {token}":
-                self._refuse(403 if authorization else 401, "GatedRepo")
-            elif name not in files:
-                self._refuse(404, "EntryNotFound")
-            else:
-                self._content(name, files[name])
+    def _content(self, name: str, content: bytes) -> None:
+        headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if name in self.hub.corrupt:
+            content = bytes([content[0] ^ 255]) + content[1:]
+        if name in self.hub.cut and self.command == "GET":
+            self._send(200, content[: len(content) // 2], headers, length=len(content))
+            self.close_connection = True
+            return
+        self._from_where_it_was(content, headers)
 
-        def _content(self, name: str, content: bytes) -> None:
-            headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if name in hub.corrupt:
-                content = bytes([content[0] ^ 255]) + content[1:]
-            if name in hub.cut and self.command == "GET":
-                self._send(200, content[: len(content) // 2], headers, length=len(content))
-                self.close_connection = True
-                return
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206 if start else 200, content[start:], headers)
+    def _from_where_it_was(self, content: bytes, headers: dict[str, str]) -> None:
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers)
 
-        def _refuse(self, status: int, code: str) -> None:
-            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
 
-        def _send(self, status: int, body: bytes, headers: Mapping[str, str], length: int | None = None) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-    return Handler
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str], length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
 
 def _sibling(name: str, content: bytes) -> dict[str, Any]:

@@ -225,70 +225,92 @@ class _Connection(asyncio.Protocol):
         await asyncio.sleep(float(query.get("delay", 0)))
         _, what, *rest = parts.path.split("/", 2)
         name = rest[0] if rest else ""
-        files = self._host.files
         match what:
-            case "ok":
-                self._finish(_reply_file(files, name))
-            case "once":
-                self._finish(_reply_file(files, name), close=True)
-            case "chunked":
-                self._finish(_CHUNKED + _chunk(files[name]) + _chunk(b""))
-            case "close":
-                self._finish(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + files[name], close=True)
-            case "status":
-                self._finish(_reply(b"", name))
-            case "redirect":
-                count = int(name)
-                self._finish(_redirect(f"/redirect/{count - 1}") if count else _reply(SMALL_BODY))
-            case "redirect-to":
-                self._finish(_redirect(query["url"], query.get("code", "302")))
-            case "location-missing":
-                self._finish(_reply(b"", "302"))
-            case "html":
-                self._finish(_reply(b"<!doctype html><title>not a picture</title>", extra="Content-Type: text/html"))
-            case "empty":
-                self._finish(_reply(b""))
-            case "cookie":
-                self._finish(_reply(SMALL_BODY, extra="Set-Cookie: session=1; Path=/"))
             case "drip":
-                self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-                while True:
-                    self._write(b"x")
-                    await asyncio.sleep(float(query.get("every", 1)))
+                await self._drip(float(query.get("every", 1)))
             case "endless":
-                self._write(_CHUNKED)
-                chunk = _chunk(bytes(65536))
-                while True:
-                    self._write(chunk)
-                    await self._writable.wait()
-                    await asyncio.sleep(0)
+                await self._flood()
             case "hang":
                 await asyncio.sleep(_FOREVER_S)
-            case "cut":
-                self._finish(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + SMALL_BODY, close=True)
-            case "cut-chunked":
-                self._finish(_CHUNKED + _chunk(SMALL_BODY), close=True)
-            case "reset":
-                assert self._transport is not None
-                self._host.in_flight -= 1
-                self._transport.abort()
             case "lie-length":
                 self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000000\r\n\r\n" + SMALL_BODY)
                 await asyncio.sleep(_FOREVER_S)
-            case "lie-short":
-                self._finish(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + SMALL_BODY)
-            case "bad-chunk":
-                self._finish(_CHUNKED + b"zz\r\nab\r\n")
-            case "garbage":
-                self._finish(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", close=True)
-            case "huge-headers":
-                self._finish(_reply(SMALL_BODY, extra="X-Huge: " + "a" * 2**20), close=True)
-            case "many-headers":
-                self._finish(_reply(SMALL_BODY, extra=_MANY_HEADERS), close=True)
-            case "gzip-bomb":
-                self._finish(_reply(_gzip_bomb(), extra="Content-Encoding: gzip"))
+            case "reset":
+                self._reset()
             case _:
-                self._finish(_reply(b"", "404"))
+                self._finish(_asked_for(self._host.files, what, name, query), close=what in _CLOSING)
+
+    async def _drip(self, every: float) -> None:
+        self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            self._write(b"x")
+            await asyncio.sleep(every)
+
+    async def _flood(self) -> None:
+        self._write(_CHUNKED)
+        chunk = _chunk(bytes(65536))
+        while True:
+            self._write(chunk)
+            await self._writable.wait()
+            await asyncio.sleep(0)
+
+    def _reset(self) -> None:
+        assert self._transport is not None
+        self._host.in_flight -= 1
+        self._transport.abort()
+
+
+_CLOSING = frozenset(("once", "close", "cut", "cut-chunked", "garbage", "huge-headers", "many-headers"))
+"""After these replies the connection is closed."""
+
+
+def _asked_for(files: Mapping[str, bytes], what: str, name: str, query: Mapping[str, str]) -> bytes:
+    """Replies that depend on the request."""
+    match what:
+        case "ok" | "once":
+            return _reply_file(files, name)
+        case "chunked":
+            return _CHUNKED + _chunk(files[name]) + _chunk(b"")
+        case "close":
+            return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + files[name]
+        case "status":
+            return _reply(b"", name)
+        case "redirect":
+            count = int(name)
+            return _redirect(f"/redirect/{count - 1}") if count else _reply(SMALL_BODY)
+        case "redirect-to":
+            return _redirect(query["url"], query.get("code", "302"))
+    return _odd(what)
+
+
+def _odd(what: str) -> bytes:
+    """Replies that are always the same; 404 for what is not known."""
+    match what:
+        case "location-missing":
+            return _reply(b"", "302")
+        case "html":
+            return _reply(b"<!doctype html><title>not a picture</title>", extra="Content-Type: text/html")
+        case "empty":
+            return _reply(b"")
+        case "cookie":
+            return _reply(SMALL_BODY, extra="Set-Cookie: session=1; Path=/")
+        case "cut":
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + SMALL_BODY
+        case "cut-chunked":
+            return _CHUNKED + _chunk(SMALL_BODY)
+        case "lie-short":
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + SMALL_BODY
+        case "bad-chunk":
+            return _CHUNKED + b"zz\r\nab\r\n"
+        case "garbage":
+            return b"SSH-2.0-OpenSSH_9.2\r\n\r\n"
+        case "huge-headers":
+            return _reply(SMALL_BODY, extra="X-Huge: " + "a" * 2**20)
+        case "many-headers":
+            return _reply(SMALL_BODY, extra=_MANY_HEADERS)
+        case "gzip-bomb":
+            return _reply(_gzip_bomb(), extra="Content-Encoding: gzip")
+    return _reply(b"", "404")
 
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -14,15 +14,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+
+from loopback import Handler, Loopback
 
 OLD = formatdate(1_600_000_000, usegmt=True)
 
 
 @dataclass
-class RangeHost:
+class RangeHost(Loopback):
     """Serves `content` under every path, from threads of its own, while the `with` block lasts.
 
     Args:
@@ -47,86 +47,81 @@ class RangeHost:
     sent: list[int] = field(default_factory=list)
     """Bytes of each answer's body that were to be sent."""
 
-    def __enter__(self) -> RangeHost:
-        self._over = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-        return self
+    def __post_init__(self) -> None:
+        self.over = threading.Event()
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._over.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def handler(self) -> type[Handler]:
+        return _Handler
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.over.set()
+        super().__exit__(*error)
 
     def url(self, path: str = "/model.pt") -> str:
         """The address of the file."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
+        return f"{self.address}{path}"
 
     def ranges(self) -> list[str | None]:
         """What each request asked for."""
         return [request.get("range") for request in self.requests]
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that are killed or give up are what this host is for."""
+class _Handler(Handler):
+    @property
+    def host(self) -> RangeHost:
+        return self.server.host
 
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.host.requests.append(headers)
+        whole, lie = self.host.content, self.host.lie
+        start = int(headers["range"].removeprefix("bytes=").rstrip("-")) if "range" in headers else None
+        same = headers.get("if-range") in (self.host.etag or self.host.modified, None)
+        if start is None or not same or lie == "ignore":
+            self._send(200, whole, {})
+        elif lie.isdigit():
+            self._send(int(lie), b"", {})
+        else:
+            self._send(206, *_part(whole, start, lie))
 
-def _handler(host: RangeHost) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        own = {"ETag": self.host.etag, "Last-Modified": self.host.modified} | headers
+        for name, value in own.items():
+            if value:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self._send_body(body)
 
-        def log_message(self, *_: Any) -> None:
+    def _send_body(self, body: bytes) -> None:
+        limit = self.host.breaks.pop(0) if self.host.breaks else len(body)
+        self.host.sent.append(min(limit, len(body)))
+        self.wfile.write(body[:limit])
+        self.wfile.flush()
+        if limit < len(body):
+            self._wait_for_the_end()
+            self.close_connection = True
+
+    def _wait_for_the_end(self) -> None:
+        while (self.host.stall or not self.host.hold()) and not self.host.over.wait(0.01):
             pass
 
-        def do_GET(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            host.requests.append(headers)
-            whole = host.content
-            start = int(headers["range"].removeprefix("bytes=").rstrip("-")) if "range" in headers else None
-            same = headers.get("if-range") in (host.etag or host.modified, None)
-            if start is None or not same or host.lie == "ignore":
-                self._send(200, whole, {})
-            elif host.lie.isdigit():
-                self._send(int(host.lie), b"", {})
-            else:
-                self._send_range(whole, start)
 
-        def _send_range(self, whole: bytes, start: int) -> None:
-            first = start + (host.lie == "start")
-            total = len(whole) + (host.lie == "total")
-            unit = "chunks" if host.lie == "unit" else "bytes"
-            headers = {"Content-Range": f"{unit} {first}-{len(whole) - 1}/{total}"}
-            body = whole[start:]
-            match host.lie:
-                case "missing":
-                    headers = {}
-                case "length":
-                    body = body[:-10]
-                case "etag":
-                    headers["ETag"] = '"another"'
-                case "body":
-                    body = body[::-1]
-            self._send(206, body, headers)
-
-        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            own = {"ETag": host.etag, "Last-Modified": host.modified} | headers
-            for name, value in own.items():
-                if value:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            limit = host.breaks.pop(0) if host.breaks else len(body)
-            host.sent.append(min(limit, len(body)))
-            self.wfile.write(body[:limit])
-            self.wfile.flush()
-            if limit < len(body):
-                while (host.stall or not host.hold()) and not host._over.wait(0.01):
-                    pass
-                self.close_connection = True
-
-    return Handler
+def _part(whole: bytes, start: int, lie: str) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a part, or what a liar makes of them."""
+    first = start + (lie == "start")
+    total = len(whole) + (lie == "total")
+    unit = "chunks" if lie == "unit" else "bytes"
+    headers = {"Content-Range": f"{unit} {first}-{len(whole) - 1}/{total}"}
+    body = whole[start:]
+    match lie:
+        case "missing":
+            headers = {}
+        case "length":
+            body = body[:-10]
+        case "etag":
+            headers["ETag"] = '"another"'
+        case "body":
+            body = body[::-1]
+    return body, headers

@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,15 +27,6 @@ TINY = {
     "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
 MODELS, CLIENTS = 20, 8
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For models so small that the threads of a forward pass would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -59,15 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer = {"state": {i: {"exp_avg": w.clone(), "exp_avg_sq": w} for i, w in enumerate(weights.values())}}
         torch.save({"epoch": 3, "state_dict": weights, "optimizer": optimizer}, folder / f"{name}-training.pt")
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For models so small that the threads of a forward pass would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def spec(**properties: Any) -> ModelSpec:

@@ -10,17 +10,7 @@ import pytest
 import torch
 from hub_host import HubHost
 from image_host import ImageHost
-from openclip_parts import (  # noqa: F401
-    OTHER,
-    SIZE,
-    check,
-    folder,
-    host,
-    hub,
-    load,
-    options,
-    refusal,
-)
+from openclip_parts import OTHER, SIZE, check, folder, host, hub, load, options, refusal  # noqa: F401
 
 from embedding.models.options import LoadOptions
 

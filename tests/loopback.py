@@ -1,0 +1,54 @@
+"""What the hosts of tests have in common: an HTTP server on loopback, in threads of its own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class Loopback:
+    """Answers while the `with` block lasts, as `handler` says."""
+
+    def handler(self) -> type[Handler]:
+        """What answers the requests."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def address(self) -> str:
+        """Scheme, host and port."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, host: Any) -> None:
+        self.host = host
+        super().__init__(("127.0.0.1", 0), host.handler())
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Clients that are killed or give up are what some of the tests are about.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Keeps connections, and logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
