@@ -13,6 +13,7 @@ import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer, canonicalize_text, get_clean_fn, whitespace_clean
@@ -126,37 +127,52 @@ def merge(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[
     # have become part of the one before them are empty too: no pair with them has a rank.
     parts = [*symbols, ""]
     after, before = [*range(1, end + 1), end], list(range(-1, end))
-    ranked: list[int] = []
-    places: dict[int, list[int]] = {}
-
-    def note(place: int) -> None:
-        rank = ranks.get((parts[place], parts[after[place]]))
-        if rank is None:
-            return
-        if rank in places:
-            places[rank].append(place)
-        else:
-            places[rank] = [place]
-            heapq.heappush(ranked, rank)
-
-    for place in range(end):
-        note(place)
+    places = _places_by_rank(symbols, ranks)
+    ranked = sorted(places)
     while ranked:
         rank = heapq.heappop(ranked)
-        joined = []
-        for place in sorted(places.pop(rank)):
-            second = after[place]
-            if ranks.get((parts[place], parts[second])) != rank:
-                continue  # one of the two has become part of another symbol
-            parts[place] += parts[second]
-            parts[second] = ""
-            after[place] = after[second]
-            before[after[second]] = place
-            joined.append(place)
-        for place in joined:
-            note(before[place])
-            note(place)
+        for place in _joined(parts, (after, before), sorted(places.pop(rank)), ranks, rank):
+            for left in before[place], place:
+                new = ranks.get((parts[left], parts[after[left]]))
+                if new is None:
+                    continue
+                if new not in places:
+                    places[new] = []
+                    heapq.heappush(ranked, new)
+                places[new].append(left)
     return [part for part in parts if part]
+
+
+def _places_by_rank(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> dict[int, list[int]]:
+    """Where there are pairs of each rank."""
+    places: dict[int, list[int]] = {}
+    for place, pair in enumerate(pairwise(symbols)):
+        rank = ranks.get(pair)
+        if rank is not None:
+            places.setdefault(rank, []).append(place)
+    return places
+
+
+def _joined(
+    parts: list[str],
+    links: tuple[list[int], list[int]],
+    places: list[int],
+    ranks: Mapping[tuple[str, str], int],
+    rank: int,
+) -> list[int]:
+    """One pass: joins the pairs at these places, and tells at which there still was one of that rank."""
+    after, before = links
+    joined = []
+    for place in places:
+        second = after[place]
+        if ranks.get((parts[place], parts[second])) != rank:
+            continue  # one of the two has become part of another symbol
+        parts[place] += parts[second]
+        parts[second] = ""
+        after[place] = after[second]
+        before[after[second]] = place
+        joined.append(place)
+    return joined
 
 
 def head(text: str, count: int) -> str:
