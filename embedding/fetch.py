@@ -6,12 +6,9 @@ Source: protocol sheet, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import errno
 import logging
 import os
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,9 +24,12 @@ from multidict import CIMultiDict
 
 from embedding import guard
 from embedding.breaker import Breaker
+from embedding.data_uri import DATA_URI, decode_data_uri
 from embedding.errors import MediaError
 from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal, refusal
+from embedding.headers import BadHeaders, headers_after_redirect, request_headers
 from embedding.room import Room, Share
+from embedding.slots import Slots
 from embedding.url import Target, parse_redirect, parse_url, shown
 
 logger = logging.getLogger(__name__)
@@ -37,34 +37,12 @@ logger = logging.getLogger(__name__)
 DEFAULT_TIMEOUT_MS = 3000
 """Protocol sheet, section 2.3."""
 
-_DATA_URI = "data:image/"
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _RETRY_PAUSE_S = 0.05
 # Room for the start of a body of unknown length: nearly all pictures are smaller.
 _FIRST_BYTES = 2**20
 # A shorter wait than this says more about the caller's time limit than about the host.
 _PATIENCE_S = 1.0
-
-_USER_AGENT = "Marqobot/1.0"
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
-# Ours to decide, as they frame the messages on a connection that later requests share: with a Content-Length
-# on a GET the server would swallow the start of the next request.
-_CONNECTION_HEADERS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-# For the eyes of one host only.
-_BOUND_HEADERS = ("Authorization", "Proxy-Authorization", "Cookie", "Host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +127,7 @@ class Fetcher:
         self._permits = lru_cache(4096)(guard.permits)
         self._resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
         self._breaker = Breaker(settings.breaker_failures or 2**63, settings.breaker_pause_s)
-        self._slots = _Slots(settings.max_concurrency, settings.max_per_host)
+        self._slots = Slots(settings.max_concurrency, settings.max_per_host)
         self._room = Room(settings.max_bytes_in_flight)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -168,7 +146,7 @@ class Fetcher:
         Raises:
             MediaError: whatever went wrong; the message names the content.
         """
-        if content.startswith(_DATA_URI):
+        if content.startswith(DATA_URI):
             yield decode_data_uri(content, self._settings.max_bytes)
             return
         share = self._room.share()
@@ -190,7 +168,7 @@ class Fetcher:
             message = f"media url `{shown(content)}` returned {error}"
         except TimeoutError:
             message = _failure(content, _late(timeout_ms, share))
-        except _Failed as error:
+        except (_Failed, BadHeaders) as error:
             message = _failure(content, str(error))
         except (aiohttp.ClientError, OSError) as error:
             message = _failure(content, _reason(error))
@@ -221,7 +199,7 @@ class Fetcher:
                 if isinstance(reply, bytes):
                     return reply
                 following = parse_redirect(target.url, reply)
-                headers = _headers_after_redirect(headers, target, following)
+                headers = headers_after_redirect(headers, target, following)
                 target = following
         raise _Failed(f"more than {self._settings.max_redirects} redirects")
 
@@ -306,7 +284,7 @@ def _new_session(
         return socket.socket(family, kind, protocol)
 
     connector = aiohttp.TCPConnector(
-        limit=0,  # _Slots limits, before the clock of an item starts
+        limit=0,  # Slots limits, before the clock of an item starts
         resolver=resolver,
         socket_factory=open_socket,
         ttl_dns_cache=settings.dns_cache_s,
@@ -344,67 +322,6 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int, share: Share) 
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def decode_data_uri(content: str, max_bytes: int) -> bytes:
-    """The payload of a base64 data URI: what follows the first `base64,`, or nothing without one.
-
-    Lenient, as the protocol wants it: characters outside the alphabet are skipped.
-
-    Raises:
-        MediaError: not ASCII, wrongly padded, or more than `max_bytes` once decoded.
-    """
-    payload = content.partition("base64,")[2]
-    # Line breaks and the like may make the text longer than 4/3 of the bytes, but not without bound.
-    if len(payload) > 2 * max_bytes:
-        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
-    try:
-        data = base64.b64decode(payload)
-    except (ValueError, binascii.Error) as error:
-        raise MediaError(f"Invalid base64 data in the data uri `{_head(content)}`: {error}") from error
-    if len(data) > max_bytes:
-        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
-    return data
-
-
-def _head(content: str) -> str:
-    return shown(content[:40]) + ("…" if len(content) > 40 else "")
-
-
-_DEFAULT_HEADERS = CIMultiDict({"User-Agent": _USER_AGENT})
-
-
-def request_headers(extra: Mapping[str, str] | None, max_bytes: int) -> CIMultiDict[str]:
-    """The headers of the first request: ours, with `extra` merged over them.
-
-    A key replaces ours only if its case is the same; any other is sent as well (protocol sheet, section 4.3).
-    Headers that govern the connection are left out.
-
-    Raises:
-        _Failed: a header is malformed, or together they exceed `max_bytes`. Values are not repeated.
-    """
-    if not extra:
-        return _DEFAULT_HEADERS
-    if sum(len(name) + len(value) + 4 for name, value in extra.items()) > max_bytes:
-        raise _Failed(f"the download headers have more than the {max_bytes} bytes that are allowed")
-    headers = CIMultiDict[str]()
-    for name, value in {"User-Agent": _USER_AGENT, **extra}.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise _Failed(f"the download header `{shown(name)!r}` is malformed")
-        if name.lower() not in _CONNECTION_HEADERS:
-            headers.add(next((known for known in headers if known.lower() == name.lower()), name), value)
-    return headers
-
-
-def _headers_after_redirect(headers: CIMultiDict[str], old: Target, new: Target) -> CIMultiDict[str]:
-    """Credentials stay with their scheme, host and port, or follow the host from http to https."""
-    upgrade = (old.origin[0], old.origin[2], new.origin[0], new.origin[2]) == ("http", 80, "https", 443)
-    if new.origin == old.origin or (upgrade and new.origin[1] == old.origin[1]):
-        return headers
-    kept = headers.copy()
-    for name in _BOUND_HEADERS:
-        kept.popall(name, None)
-    return kept
-
-
 def _late(timeout_ms: int, share: Share) -> str:
     if share.waiting:
         return f"there was no room for {share.waiting} more bytes within {timeout_ms} ms; try again in a moment"
@@ -434,45 +351,3 @@ def _reason(error: Exception) -> str:
             return os.strerror(number)
         case _:
             return "the connection failed"
-
-
-@dataclass(slots=True)
-class _HostSlots:
-    free: asyncio.Semaphore
-    users: int = 0
-
-
-class _Slots:
-    """How many transfers may run: in all, and per host. Who waits for a busy host takes no slot of others."""
-
-    def __init__(self, total: int, per_host: int) -> None:
-        self._total = asyncio.Semaphore(total)
-        self._per_host = per_host
-        self._hosts: dict[str, _HostSlots] = {}
-
-    async def acquire(self, host: str) -> None:
-        slots = self._hosts.get(host)
-        if slots is None:
-            slots = self._hosts[host] = _HostSlots(asyncio.Semaphore(self._per_host))
-        slots.users += 1
-        try:
-            await slots.free.acquire()
-            try:
-                await self._total.acquire()
-            except BaseException:
-                slots.free.release()
-                raise
-        except BaseException:
-            self._leave(host, slots)
-            raise
-
-    def release(self, host: str) -> None:
-        slots = self._hosts[host]
-        self._total.release()
-        slots.free.release()
-        self._leave(host, slots)
-
-    def _leave(self, host: str, slots: _HostSlots) -> None:
-        slots.users -= 1
-        if not slots.users:
-            del self._hosts[host]

@@ -10,8 +10,8 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
+from embedding.data_uri import decode_data_uri
 from embedding.errors import Fault, ItemError, MediaError, RequestError
-from embedding.fetch import decode_data_uri
 from embedding.models.properties import OpenClipProperties, parse_properties
 from embedding.models.spec import ModelSpec
 from embedding.protocol import (
