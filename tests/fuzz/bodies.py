@@ -121,8 +121,9 @@ def _readable(reply: bytes) -> None:
 
 
 def _array(value: dict[Any, Any]) -> Any:
-    """msgpack-numpy's arrays, but for those of objects: it reads a pickle for them, which may do anything."""
-    return value if value.get(b"kind", value.get("kind")) in (b"O", "O") else msgpack_numpy.decode(value)
+    """msgpack-numpy's arrays, but for those of objects: it takes bytes for a pickle or even for pointers."""
+    described = [value.get(key) for key in ("kind", b"kind", "type", b"type")]
+    return value if "O" in str(described) else msgpack_numpy.decode(value)
 
 
 def _from_python(code: int, data: bytes) -> Any:

@@ -15,7 +15,7 @@ from fuzz import bytewise
 
 PYTHON = 100
 """Extension types from here on stand for what only a handle call can bring: see `fuzz.bodies`."""
-MOST_REPEATED = 2_000_000
+MOST_REPEATED = 500_000
 """Characters or values, of what is made larger."""
 
 RANDOM = {"name": "random/small", "dimensions": 32, "type": "random"}
@@ -274,7 +274,9 @@ def _warped(rng: Random, value: Any) -> Any:
 
 def _times(count: int, value: str | list[Any]) -> int:
     """Changes of changes would grow without end."""
-    return min(count, 1 + MOST_REPEATED // (len(value) + 1))
+    inside = [] if isinstance(value, str) else [holder[key] for holder, key in _places(value)]
+    size = len(value) + sum(len(one) for one in inside if isinstance(one, str | bytes | list | dict))
+    return min(count, 1 + MOST_REPEATED // (size + 1))
 
 
 def _spelt(rng: Random, key: Any) -> Any:
