@@ -56,3 +56,8 @@ class Share:
             )
         self._admission.held += count
         self.held += count
+
+    def clear(self) -> None:
+        """Gives back what is held before its context ends."""
+        self._admission.held -= self.held
+        self.held = 0

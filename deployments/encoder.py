@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from ray import serve
 
 from deployments.cores import Cores
-from deployments.metrics import EncoderMetrics
+from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
@@ -38,7 +38,6 @@ R = TypeVar("R")
 URGENT_TEXTS = 4
 # Tokenising this much takes less than handing it to a thread and back.
 INLINE_CHARS = 500
-METRICS_PERIOD_S = 10.0
 
 
 PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
@@ -248,7 +247,7 @@ class Encoder:
     async def _export_metrics(self) -> None:
         while True:
             self._metrics.models(self._models.stats())
-            await asyncio.sleep(METRICS_PERIOD_S)
+            await asyncio.sleep(PERIOD_S)
 
     async def models(self) -> list[ModelInfo]:
         """What this replica has loaded."""

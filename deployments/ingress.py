@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from deployments.admission import Admission, Share
 from deployments.health import trouble
 from deployments.images import ImageFanOut
+from deployments.metrics import PERIOD_S, IngressMetrics
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
 from deployments.texts import TextFanOut
@@ -136,6 +137,7 @@ async def _read(request: Request, limit: int, share: Share) -> bytes:
                 except RequestError as error:
                     refusal = error
                     body.clear()
+                    share.clear()
     except ClientDisconnect:
         raise RequestError(Fault.MALFORMED, "The client hung up before the request body was complete") from None
     if refusal is not None:
@@ -178,12 +180,16 @@ class Ingress:
             encoder,
         )
         self._cold = True
+        self._metrics = IngressMetrics()
+        self._exporter: asyncio.Task | None = None
         # A secret: in the environment of the replicas, not in a config that dashboards show.
         self._token = os.environ.get(TOKEN_VARIABLE, "")
 
     async def check_health(self) -> None:
         """Serve's own check, which comes for the first time before the replica takes traffic: then the connections are
         opened for which the first request would wait. Never fails: a graph that cannot be reached is for `/healthz`."""
+        if self._exporter is None:
+            self._exporter = asyncio.create_task(self._export_metrics())
         if self._cold:
             try:
                 async with asyncio.timeout(WARM_UP_TIMEOUT_S):
@@ -191,6 +197,11 @@ class Ingress:
                 self._cold = False
             except Exception as error:
                 logger.warning(f"not warmed up, first requests may be slow: {type(error).__name__}")
+
+    async def _export_metrics(self) -> None:
+        while True:
+            self._metrics.in_flight((self._bulk, self._searches, self._bytes))
+            await asyncio.sleep(PERIOD_S)
 
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest

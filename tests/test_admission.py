@@ -13,7 +13,9 @@ import pytest
 from conftest import Serve
 from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
+from test_cancellation import until
 from test_faults import sturdy_config
+from test_metrics import scraped, wait_for
 
 from deployments.admission import Admission
 from embedding.errors import Fault, RequestError
@@ -136,3 +138,44 @@ def test_hundreds_of_requests_wait_together(narrow: MarqoClient, image_host: Ima
         started = time.monotonic()
         assert narrow.post(body(["one more"])).status_code == 200
         assert time.monotonic() - started < 5
+
+
+def test_bodies_are_counted_as_they_arrive_and_refusals_are_read(narrow: MarqoClient) -> None:
+    def held() -> float:
+        return scraped("marqo_in_flight", application="narrow", what="bytes of requests")
+
+    host = urlsplit(narrow.url)
+    large = body(["a" * 500_000])
+    with contextlib.closing(http.client.HTTPConnection(host.netloc)) as connection:
+        connection.putrequest("POST", host.path + "/vectorise")
+        connection.putheader("Content-Type", MSGPACK)
+        connection.putheader("Content-Length", str(MEBIBYTE))
+        connection.endheaders(bytes(900_000))
+        # Asking by requests might have the held one refused, which is as good as refusing those.
+        wait_for(lambda: held() == 900_000, "the bytes of a body that is not complete")
+        for _ in range(10):
+            assert "bytes of requests" in refusal(narrow.post(large))
+    until(lambda: narrow.post(large).status_code == 200)
+
+
+def test_a_refused_body_is_read_on_and_holds_nothing(narrow: MarqoClient) -> None:
+    """Two bodies of which one fits: the other is refused, whichever it is, and answered when it is complete."""
+    host = urlsplit(narrow.url)
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(2):
+            connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection(host.netloc)))
+            connection.putrequest("POST", host.path + "/vectorise")
+            connection.putheader("Content-Type", MSGPACK)
+            connection.putheader("Content-Length", str(MEBIBYTE))
+            connection.endheaders(bytes(900_000))
+            connections.append(connection)
+        wait_for(
+            lambda: scraped("marqo_in_flight", application="narrow", what="bytes of requests") == 900_000,
+            "the bytes of one of two bodies",
+        )
+        for connection in connections:
+            connection.send(bytes(MEBIBYTE - 900_000))
+        statuses = {connection.getresponse().status for connection in connections}
+        assert statuses == {400, 503}  # zeros are no request
+    until(lambda: narrow.post(body(["a" * 500_000])).status_code == 200)

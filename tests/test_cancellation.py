@@ -22,7 +22,7 @@ from test_faults import replica_pids, sturdy_config
 APP = "cancelled"
 AT_A_TIME = 4
 DEADLINE_S = 1.5
-HANG_UPS = 6
+HANG_UPS = 20
 HEADERS = {"Content-Type": MSGPACK, "Accept": MSGPACK}
 
 
@@ -102,16 +102,13 @@ def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
     assert [request.path for request in host.requests[begun:]] == ["/ok/a.jpg?again"]
 
 
-def test_most_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, MarqoClient]) -> None:
-    """Not all: the news of a hang-up is lost at times between HAProxy and Serve (docs/RELIABILITY.md)."""
+def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, MarqoClient]) -> None:
+    """Each of many: HAProxy missed one in five, until it was told not to splice requests."""
     client, _ = clients
-    ended = 0
     for _ in range(HANG_UPS):
         with ImageHost({}) as host:
             hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), lambda host=host: host.in_flight == AT_A_TIME)
-            ended += host.wait_for("in_flight", 0, timeout=1.5)
-            until(lambda host=host: client.results(["still there"]) and host.in_flight == 0)
-    assert ended >= HANG_UPS / 2
+            assert host.wait_for("in_flight", 0, timeout=1.5)
 
 
 def test_a_request_whose_time_is_up_ends_its_downloads(
