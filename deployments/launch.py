@@ -151,13 +151,26 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
     while True:
         applications = {n: a for n, a in serve.status().applications.items() if n in names}
         states = {application.status.value for application in applications.values()}
-        if len(applications) == len(names) and states == {"RUNNING"}:
+        if len(applications) == len(names) and states == {"RUNNING"} and names <= _routed(config):
             return
         if "DEPLOY_FAILED" in states:
             raise StartError(_why(applications))
         if time.monotonic() > deadline:
             raise StartError(f"the graph was not ready after {timeout_s:.0f} s: {_why(applications)}")
         time.sleep(0.2)
+
+
+def _routed(config: Mapping[str, Any]) -> set[str]:
+    """The applications that the front door knows: some moments after they run. Until then it answers 404."""
+    import requests
+
+    http = config.get("http_options", {})
+    host = {"0.0.0.0": "127.0.0.1"}.get(http.get("host", "127.0.0.1"), http.get("host", "127.0.0.1"))
+    try:
+        reply = requests.get(f"http://{host}:{http.get('port', 8000)}/-/routes", timeout=5)
+        return set(reply.json().values()) if reply.ok else set()
+    except requests.RequestException:
+        return set()
 
 
 def check_port(host: str, port: int) -> None:

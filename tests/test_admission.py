@@ -126,15 +126,16 @@ def test_hundreds_of_refusals_at_once_are_prompt(narrow: MarqoClient, image_host
 
 
 def test_hundreds_of_requests_wait_together(narrow: MarqoClient, image_host: ImageHost) -> None:
-    """Serve itself would let all beyond `max_ongoing_requests` wait, without end and without a word."""
+    """Serve itself would let all beyond `max_ongoing_requests` wait, without end and without a word. The bodies are
+    larger than what HAProxy keeps back."""
     host = urlsplit(narrow.url)
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection(host.netloc)))
             connection.putrequest("POST", host.path + "/vectorise")
             connection.putheader("Content-Type", MSGPACK)
-            connection.putheader("Content-Length", "1000")
-            connection.endheaders(b"the beginning of a body")
+            connection.putheader("Content-Length", str(MEBIBYTE))
+            connection.endheaders(bytes(300_000))
         started = time.monotonic()
         assert narrow.post(body(["one more"])).status_code == 200
         assert time.monotonic() - started < 5
