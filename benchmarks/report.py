@@ -88,7 +88,9 @@ def merge_summary(figures: Mapping[str, Sequence[float]], quick: bool) -> None:
 
 
 def write_results(benchmarks: Sequence[ModuleType]) -> Path:
-    """RESULTS.md, from the JSON of every benchmark that has been run in full."""
+    """RESULTS.md, from the JSON of what has been run in full here; sections of other benchmarks stay as they are."""
+    results = RESULTS.parent / "RESULTS.md"
+    known = _known_sections(results.read_text()) if results.exists() else {}
     parts = [
         "# Results",
         "",
@@ -99,9 +101,16 @@ def write_results(benchmarks: Sequence[ModuleType]) -> Path:
         path = OUT / f"{benchmark.NAME}.json"
         if path.exists():
             parts += _section(benchmark, json.loads(path.read_text()))
-    results = RESULTS.parent / "RESULTS.md"
+        elif benchmark.TITLE in known:
+            parts += ["", known[benchmark.TITLE].strip()]
     results.write_text("\n".join(parts) + "\n")
     return results
+
+
+def _known_sections(text: str) -> dict[str, str]:
+    """Each section, by its title."""
+    sections = (f"## {section}" for section in text.split("\n## ")[1:])
+    return {section.partition("\n")[0].removeprefix("## "): section for section in sections}
 
 
 def _section(benchmark: ModuleType, record: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,8 @@ SERVE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 START_TIMEOUT_S = 600.0
+# Who listens everywhere is asked on loopback.
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 class StartError(Exception):
@@ -151,7 +153,7 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
     while True:
         applications = {n: a for n, a in serve.status().applications.items() if n in names}
         states = {application.status.value for application in applications.values()}
-        if len(applications) == len(names) and states == {"RUNNING"} and names <= _routed(config):
+        if len(applications) == len(names) and states == {"RUNNING"} and _are_routed(names, config):
             return
         if "DEPLOY_FAILED" in states:
             raise StartError(_why(applications))
@@ -160,17 +162,24 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
         time.sleep(0.2)
 
 
-def _routed(config: Mapping[str, Any]) -> set[str]:
-    """The applications that the front door knows: some moments after they run. Until then it answers 404."""
+def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
+    """Whether the front door knows the applications. It learns of them some moments after they run, and answers 404
+    until then."""
     import requests
 
+    if config.get("proxy_location") == "Disabled":
+        return True
     http = config.get("http_options", {})
-    host = {"0.0.0.0": "127.0.0.1"}.get(http.get("host", "127.0.0.1"), http.get("host", "127.0.0.1"))
+    host = http.get("host", "127.0.0.1")
     try:
-        reply = requests.get(f"http://{host}:{http.get('port', 8000)}/-/routes", timeout=5)
-        return set(reply.json().values()) if reply.ok else set()
+        reply = requests.get(
+            f"http://{EVERY_ADDRESS.get(host, host)}:{http.get('port', 8000)}/-/routes",
+            timeout=5,
+            allow_redirects=False,
+        )
+        return reply.ok and names <= set(reply.json().values())
     except requests.RequestException:
-        return set()
+        return False
 
 
 def check_port(host: str, port: int) -> None:
