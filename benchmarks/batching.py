@@ -133,6 +133,9 @@ def _measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
             "ours": serve.run(Ours.bind(), name="ours", route_prefix=None),
             "plain": serve.run(Plain.bind(), name="plain", route_prefix=None),
         }
+        for handle in handles.values():
+            # This process runs Serve in its throughput mode, whose handles need an event loop to run on.
+            handle._init(_run_router_in_separate_loop=True)
         return [
             {"load": load, "way": way, **handle.measure.remote(load, seconds).result()}
             for _ in range(rounds)

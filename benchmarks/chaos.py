@@ -128,11 +128,11 @@ class _Events:
         try:
             observed = self._observed(node.kill, lambda: True)
             node = Node(gcs_address(self._server.pid))
-            wait_until(self._complete, "replicas on a new node", LIMIT_S)
+            wait_until(lambda: all(running(one) == 2 for one in DEPLOYMENTS), "replicas on a new node", LIMIT_S)
         finally:
             deploy(self._client, self._config)
-            wait_until(self._complete, "replicas on the first node", LIMIT_S)
             node.stop()
+            wait_until(self._complete, "replicas on the first node", LIMIT_S)
         return observed
 
     def _user_config(self) -> dict[str, Any]:
