@@ -6,7 +6,10 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
+
+# Pillow writes into a buffer of a guessed size, which noise at the best quality does not fit into.
+ImageFile.MAXBLOCK = 2**22
 
 Floats = npt.NDArray[np.float32]
 
