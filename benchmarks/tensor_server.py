@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import msgpack_numpy
 import numpy as np
+import open_clip
 import torch
 from aiohttp import web
 
@@ -24,7 +25,8 @@ class TensorServer:
 
     def __init__(self, checkpoint: models.Checkpoint) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._module = models.loaded(checkpoint)._module
+        open_clip.add_model_config(models.FOLDER)
+        self._module = open_clip.create_model(checkpoint.architecture, pretrained=str(checkpoint.path)).eval()
 
     async def json(self, request: web.Request) -> web.Response:
         body = await self._run(self._json, await request.read())
