@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -21,8 +22,8 @@ from tiny_bert import WIDTH, save_bert
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.loader import estimate_bytes, load_model, release_memory
-from embedding.models.model import Model, Pixels
-from embedding.models.openclip import add_architectures
+from embedding.models.model import Model, Pixels, Rows
+from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.random import random_vectors
 from embedding.models.spec import ModelSpec
@@ -125,18 +126,20 @@ def request(model: Model) -> float:
 
 def test_warm_up_runs_both_towers_alone_and_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int]] = []
-    text, image = open_clip.CLIP.encode_text, open_clip.CLIP.encode_image
+    texts, images = OpenClipModel.encode_texts, OpenClipModel.encode_images
 
-    def encode_text(self: Any, tokens: torch.Tensor) -> torch.Tensor:
-        seen.append(("text", len(tokens)))
-        return text(self, tokens)
+    def encode_texts(self: OpenClipModel, tokens: Sequence[torch.Tensor]) -> Rows:
+        rows = texts(self, tokens)
+        seen.append(("text", len(rows)))
+        return rows
 
-    def encode_image(self: Any, pixels: torch.Tensor) -> torch.Tensor:
-        seen.append(("image", len(pixels)))
-        return image(self, pixels)
+    def encode_images(self: OpenClipModel, pixels: Sequence[Pixels]) -> Rows:
+        rows = images(self, pixels)
+        seen.append(("image", len(rows)))
+        return rows
 
-    monkeypatch.setattr(open_clip.CLIP, "encode_text", encode_text)
-    monkeypatch.setattr(open_clip.CLIP, "encode_image", encode_image)
+    monkeypatch.setattr(OpenClipModel, "encode_texts", encode_texts)
+    monkeypatch.setattr(OpenClipModel, "encode_images", encode_images)
     load_model(clip(folder), CPU)
     assert sorted(seen) == [("image", 1), ("image", 8), ("text", 1), ("text", 8)]
 
