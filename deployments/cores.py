@@ -1,13 +1,20 @@
 """The cores of a CPU that encodes: all of them for bulk work, but one fewer while there are searches."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import torch
+
+from embedding.models.model import Pixels, Rows
 
 SEARCHES_LAST_S = 10.0
 """After a search, others are expected for so long."""
+PART = 8
+"""Pictures that are worth a core of their own: fewer cost more for each."""
 
 
 class Cores:
@@ -24,20 +31,65 @@ class Cores:
         self._count = count
         self._searched = float("-inf")
         self._bulk_runs = False
+        self._others = ThreadPoolExecutor(max(1, count - 1), "core", initializer=torch.set_num_threads, initargs=(1,))
 
     @contextmanager
-    def taken(self, urgent: bool) -> Iterator[None]:
-        """Sets the calling thread's share for one forward pass."""
+    def taken(self, urgent: bool) -> Iterator[int]:
+        """Sets the calling thread's share for one forward pass.
+
+        Yields:
+            How many threads that is.
+        """
         now = time.monotonic()
         if urgent:
             self._searched = now
-            torch.set_num_threads(1 if self._bulk_runs else max(1, self._count - 1))
-            yield
+            threads = 1 if self._bulk_runs else max(1, self._count - 1)
+            torch.set_num_threads(threads)
+            yield threads
             return
         searches = now - self._searched < SEARCHES_LAST_S
-        torch.set_num_threads(max(1, self._count - searches))
+        threads = max(1, self._count - searches)
+        torch.set_num_threads(threads)
         self._bulk_runs = True
         try:
-            yield
+            yield threads
         finally:
             self._bulk_runs = False
+
+    def encode(self, encode: Callable[[Sequence[Pixels]], Rows], pixels: Sequence[Pixels], threads: int) -> Rows:
+        """Has each core encode a part of the pictures.
+
+        Cores that share every matrix product of a small model wait for each other at each of them. With parts, they
+        wait once.
+
+        Args:
+            encode: one forward pass; safe to run in several threads.
+            pixels: arrays of pictures.
+            threads: as `taken` yields it.
+
+        Returns:
+            One row for each picture, in order.
+        """
+        parts = min(threads, sum(map(len, pixels)) // PART)
+        if parts < 2:
+            return encode(pixels)
+        torch.set_num_threads(1)
+        own, *others = shares(pixels, parts)
+        pending = [self._others.submit(encode, share) for share in others]
+        return np.concatenate([encode(own), *(rows.result() for rows in pending)])
+
+
+def shares(pixels: Sequence[Pixels], parts: int) -> list[list[Pixels]]:
+    """The pictures, without a copy, in `parts` shares of the same size but for one picture."""
+    total = sum(map(len, pixels))
+    bounds = [total * part // parts for part in range(parts + 1)]
+    return [list(_between(pixels, start, end)) for start, end in pairwise(bounds)]
+
+
+def _between(pixels: Sequence[Pixels], start: int, end: int) -> Iterator[Pixels]:
+    first = 0
+    for array in pixels:
+        part = array[max(0, start - first) : max(0, end - first)]
+        if len(part):
+            yield part
+        first += len(array)

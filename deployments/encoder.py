@@ -238,8 +238,13 @@ class Encoder:
     def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
         """One forward pass over several jobs, cut apart again."""
         lane, model = group
-        with self._cores.taken(urgent):
-            rows = model.encode_images(payloads) if lane == "image" else model.encode_texts(payloads)
+        with self._cores.taken(urgent) as threads:
+            if lane == "text":
+                rows = model.encode_texts(payloads)
+            elif model.info.device == "cpu":
+                rows = self._cores.encode(model.encode_images, payloads, threads)
+            else:
+                rows = model.encode_images(payloads)
         self._metrics.batch(lane, len(rows))
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])

@@ -9,6 +9,7 @@ failed deployment instead of waiting for ever, keeps all of Ray's own ports on l
 import argparse
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -69,10 +70,12 @@ def _haproxy_environment() -> dict[str, str]:
 
 
 def _free_port() -> int:
-    # Ray's fixed defaults would let only one server run on a machine, and HAProxy's failure is a page of text.
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Ray's fixed defaults would let only one server run on a machine, and HAProxy's failure is a page of text. Outside
+    the range of outgoing connections: one of them could have the port when HAProxy wants it."""
+    while True:
+        port = random.randint(20_000, 30_000)
+        with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
+            return port
 
 
 # At import, since Ray reads its environment when it is imported.

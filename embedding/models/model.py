@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Model(Protocol):
-    """A loaded model. Its methods block: call them off the event loop, the encode methods one at a time."""
+    """A loaded model. Its methods block: call them off the event loop. On a CPU, any number of threads may encode."""
 
     info: ModelInfo
 
