@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from ray import ObjectRef, serve
 
-from deployments.replica import Settings, assigned_cpus, be_nice
+from deployments.replica import LEAST_NICENESS, Settings, assigned_cpus, be_nice
 from embedding.errors import ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import ImageLimits, limit_pillow, preprocess
@@ -53,7 +53,8 @@ class Preprocessor:
         # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
         torch.set_num_threads(1)
         threads = settings.decode_threads or assigned_cpus()
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # Behind even the event loop, whose downloads have deadlines.
+        self._decoders = ThreadPoolExecutor(threads, "decode", initializer=be_nice, initargs=(LEAST_NICENESS,))
         # Not a decoder's work: a document made to be slow must not keep pictures waiting.
         self._splitters = ThreadPoolExecutor(1, thread_name_prefix="split")
         self._fetcher = Fetcher(settings.fetch)
