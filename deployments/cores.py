@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Cores:
         finally:
             self._bulk_runs = False
 
-    def encode(self, encode: Callable[[Sequence[Pixels]], Rows], pixels: Sequence[Pixels], threads: int) -> Rows:
+    def encode(self, encode: Callable[[Sequence[Pixels]], Rows], threads: int, pixels: Sequence[Pixels]) -> Rows:
         """Has each core encode a part of the pictures.
 
         Cores that share every matrix product of a small model wait for each other at each of them. With parts, they
@@ -64,8 +65,8 @@ class Cores:
 
         Args:
             encode: one forward pass; safe to run in several threads.
-            pixels: arrays of pictures.
             threads: as `taken` yields it.
+            pixels: arrays of pictures.
 
         Returns:
             One row for each picture, in order.
@@ -79,17 +80,18 @@ class Cores:
         return np.concatenate([encode(own), *(rows.result() for rows in pending)])
 
 
-def shares(pixels: Sequence[Pixels], parts: int) -> list[list[Pixels]]:
-    """The pictures, without a copy, in `parts` shares of the same size but for one picture."""
-    total = sum(map(len, pixels))
+def shares(payloads: Sequence[Any], parts: int) -> list[list[Any]]:
+    """The rows of several arrays or lists, in order, in `parts` shares of the same size but for one row; arrays are not
+    copied."""
+    total = sum(map(len, payloads))
     bounds = [total * part // parts for part in range(parts + 1)]
-    return [list(_between(pixels, start, end)) for start, end in pairwise(bounds)]
+    return [list(_between(payloads, start, end)) for start, end in pairwise(bounds)]
 
 
-def _between(pixels: Sequence[Pixels], start: int, end: int) -> Iterator[Pixels]:
+def _between(payloads: Sequence[Any], start: int, end: int) -> Iterator[Any]:
     first = 0
-    for array in pixels:
-        part = array[max(0, start - first) : max(0, end - first)]
+    for payload in payloads:
+        part = payload[max(0, start - first) : max(0, end - first)]
         if len(part):
             yield part
-        first += len(array)
+        first += len(payload)

@@ -11,10 +11,10 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, field_validator
 from ray import serve
 
-from deployments.cores import Cores
+from deployments.cores import Cores, shares
 from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
@@ -22,7 +22,7 @@ from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.loader import estimate_bytes, load_model, release_memory
-from embedding.models.model import Model, normalize
+from embedding.models.model import Model, Rows, normalize
 from embedding.models.openclip import add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
@@ -31,6 +31,7 @@ from embedding.protocol import ModelConfig
 from embedding.url import shown
 
 Lane = Literal["image", "text"]
+Encode = Callable[[Sequence[Any]], Rows]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -50,6 +51,9 @@ class PreloadedModel(Settings):
     modelProperties: dict[str, Any]
 
 
+Preload = tuple[str | PreloadedModel, ...]
+
+
 def _preload_from_environment() -> Any:
     text = os.environ.get(PRELOAD_VARIABLE) or "[]"
     try:
@@ -63,11 +67,11 @@ class EncoderSettings(Settings):
 
     Args:
         device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
-        threads: CPU threads of a forward pass; null is one for each core of the machine, whatever Ray was asked for: a
-            large model would leave cores idle otherwise. Say less where several encoders share a machine.
+        threads: cores that encode, on a CPU; null is all of the machine's, whatever Ray was asked for: a large model
+            would leave some idle otherwise. Say less where several encoders share a machine.
         model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
-        preload: models to load before a replica takes traffic, as registry names or with their properties; unless
-            given, the value of MARQO_MODELS_TO_PRELOAD.
+        preload: models to load before a replica takes traffic, as registry names or with their properties; those of
+            MARQO_MODELS_TO_PRELOAD come on top.
         architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
         models: what may be loaded, from where and how.
     """
@@ -75,9 +79,15 @@ class EncoderSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     model_budget_bytes: NonNegativeInt = 0
-    preload: tuple[str | PreloadedModel, ...] = Field(default_factory=_preload_from_environment, validate_default=True)
+    preload: Preload = Field((), validate_default=True)
     architectures: tuple[Path, ...] = ()
     models: LoadOptions = LoadOptions()
+
+    @field_validator("preload")
+    @classmethod
+    def _with_those_of_the_variable(cls, preload: Preload) -> Preload:
+        named = TypeAdapter(Preload).validate_python(_preload_from_environment())
+        return *preload, *(model for model in named if model not in preload)
 
 
 class BatchSettings(Settings):
@@ -240,11 +250,12 @@ class Encoder:
         lane, model = group
         with self._cores.taken(urgent) as threads:
             if lane == "text":
-                rows = model.encode_texts(payloads)
+                encode: Encode = model.encode_texts
             elif model.info.device == "cpu":
-                rows = self._cores.encode(model.encode_images, payloads, threads)
+                encode = functools.partial(self._cores.encode, model.encode_images, threads)
             else:
-                rows = model.encode_images(payloads)
+                encode = model.encode_images
+            rows = as_far_as_memory_goes(encode, payloads)
         self._metrics.batch(lane, len(rows))
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])
@@ -287,6 +298,26 @@ class Encoder:
             )
         device = "cpu" if spec.device == "cpu" else str(self._device)
         return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json)
+
+
+def as_far_as_memory_goes(encode: Encode, payloads: Sequence[Any]) -> Rows:
+    """One forward pass, or, where the device's memory is too small for it, several over ever smaller halves.
+
+    Args:
+        encode: one forward pass.
+        payloads: each of several rows, of which slices are payloads too.
+
+    Raises:
+        RequestError: OVERLOADED; a single row does not fit.
+    """
+    try:
+        return encode(payloads)
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds what the failed pass took, and is gone only from here on
+    release_memory()
+    if sum(map(len, payloads)) == 1:
+        raise RequestError(Fault.OVERLOADED, "the device has not enough free memory for this content; try again later")
+    return np.concatenate([as_far_as_memory_goes(encode, half) for half in shares(payloads, 2)])
 
 
 def _maxima(batches: BatchSettings) -> dict[str, int]:

@@ -35,6 +35,7 @@ from embedding.protocol import (
     encode_result,
     parse_request,
 )
+from embedding.url import without_credentials
 
 logger = logging.getLogger("ray.serve")
 
@@ -97,12 +98,13 @@ def _ejected(message: str) -> Response:
     return JSONResponse({"result": "success", "message": message})
 
 
-def _without_secrets(properties_json: str) -> str:
-    """A presigned URL carries its credentials in the query."""
-    properties = json.loads(properties_json)
-    if isinstance(properties.get("url"), str):
-        properties["url"] = properties["url"].partition("?")[0]
-    return json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def _without_secrets(value: Any) -> Any:
+    """Model properties whose URLs have lost password and query: a presigned one carries its credentials there."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
@@ -110,7 +112,8 @@ def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
         return {"model_name": info.name, "model_device": info.device}
     listed = {"modelName": info.key}
     if detailed:
-        listed["modelProperties"] = _without_secrets(info.properties_json)
+        properties = _without_secrets(json.loads(info.properties_json))
+        listed["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return listed
 
 

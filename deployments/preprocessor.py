@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from ray import ObjectRef, serve
 
-from deployments.replica import LEAST_NICENESS, Settings, assigned_cpus, be_nice
+from deployments.replica import Settings, assigned_cpus, be_nice
 from embedding.errors import ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import ImageLimits, limit_pillow, preprocess
@@ -49,14 +49,13 @@ class Preprocessor:
     """
 
     def __init__(self, settings: PreprocessorSettings) -> None:
-        be_nice()
         # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
         torch.set_num_threads(1)
         threads = settings.decode_threads or assigned_cpus()
-        # Behind even the event loop, whose downloads have deadlines.
-        self._decoders = ThreadPoolExecutor(threads, "decode", initializer=be_nice, initargs=(LEAST_NICENESS,))
+        # Behind searches, and behind the event loop, whose downloads have deadlines.
+        self._decoders = ThreadPoolExecutor(threads, "decode", initializer=be_nice)
         # Not a decoder's work: a document made to be slow must not keep pictures waiting.
-        self._splitters = ThreadPoolExecutor(1, thread_name_prefix="split")
+        self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
         self._limits = ImageLimits(settings.max_pixels)
         limit_pillow(self._limits)

@@ -6,9 +6,7 @@ import threading
 import ray
 from pydantic import BaseModel, ConfigDict
 
-BULK_NICENESS = 10
-LEAST_NICENESS = 19
-"""The kernel lets such a thread run on for hardly any time when another wakes up."""
+LEAST_PRIORITY = 19
 
 
 class Settings(BaseModel):
@@ -17,16 +15,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def be_nice(niceness: int = BULK_NICENESS) -> None:
-    """Lowers the priority of the calling thread and of the threads that it starts from now on.
+def be_nice() -> None:
+    """Gives the calling thread the lowest priority: it takes what cores others leave, and the kernel hardly lets it run
+    on when another wakes up.
 
-    For replicas that do bulk work only: they leave the cores to searches, and take all that is left. Not for single
-    threads of a replica that also serves searches: one that holds Python's lock and gets no core holds up the others.
-
-    Args:
-        niceness: as the kernel counts it, up to 19.
+    Ray starts its workers at 15 of 19 (RAY_worker_niceness), and only root may go back from there: a number in between
+    could be a higher priority, or an error. Not for threads of a replica that also serves searches: one that holds
+    Python's lock and gets no core holds up the others.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
 
 def assigned_cpus() -> int:

@@ -100,8 +100,9 @@ class DeviceQueue:
         except Exception as error:
             if len(payloads) == 1:
                 return [error]
-            half = len(payloads) // 2
-            return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
+        # Out here the traceback is gone, and with it what the failed pass still held of the device's memory.
+        half = len(payloads) // 2
+        return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
 
     def _next_batch(self) -> list[_Waiting]:
         overdue = self._patient and time.monotonic() - self._patient[0].since > self._patience_s

@@ -57,6 +57,16 @@ def shown(content: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def without_credentials(text: str) -> str:
+    """An http(s) URL without user, password and query, which may be a signature; any other text as it is."""
+    if not text.lower().startswith(("http://", "https://")):
+        return text
+    scheme, _, rest = text.partition("://")
+    rest, hash_mark, fragment = rest.partition("#")
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}{hash_mark}{fragment}"
+
+
 def parse_url(content: str) -> Target:
     """The target that a content names.
 

@@ -44,7 +44,7 @@ def test_each_core_encodes_a_part(pictures: int, threads: int, parts: int) -> No
 
     cores = Cores(threads)
     with cores.taken(urgent=False) as share:
-        rows = cores.encode(encode, numbered(1, pictures - 1), share)
+        rows = cores.encode(encode, share, numbered(1, pictures - 1))
     assert sorted(lengths) == [pictures // parts] * parts
     np.testing.assert_array_equal(rows[:, 0], np.arange(pictures))
 
@@ -56,7 +56,7 @@ def test_a_part_that_fails_fails_the_pass(one_thread: None) -> None:
         return np.concatenate(pixels).astype(np.float32)
 
     with pytest.raises(ValueError, match="not this one"):
-        Cores(2).encode(encode, numbered(2 * PART), 2)
+        Cores(2).encode(encode, 2, numbered(2 * PART))
 
 
 def test_bulk_work_leaves_a_core_to_searches() -> None:

@@ -23,6 +23,7 @@ from openclip_parts import (  # noqa: F401
     load,
     options,
     pixels,
+    refusal,
     words,
 )
 from safetensors.torch import save_file
@@ -69,6 +70,19 @@ def test_a_text_tower_of_transformers(
         texts = ["a red circle", "WORD word"]
         expected = reference.encode_text(open_clip.get_tokenizer(f"local-dir:{own}")(texts)).numpy()
     assert cosines(model.encode_texts([model.tokenize(texts)]), expected).min() >= 0.9999999
+
+
+@pytest.mark.parametrize("option", ["trust_remote_code", "vocab_file", "bpe_path"])
+@pytest.mark.parametrize("tokenizer", [{}, {"hf_tokenizer_name": "me/words"}])
+def test_a_repository_cannot_have_its_tokenizer_run_code_or_read_files(
+    options: LoadOptions, hub: HubHost, words: Path, tokenizer: dict[str, str], option: str
+) -> None:
+    """open_clip passes on to transformers what a repository's config says of the tokenizer, and it takes these."""
+    text = {**architecture()["text_cfg"], **tokenizer, "tokenizer_kwargs": {option: "/etc/hostname"}}
+    config = json.dumps({"model_cfg": {**architecture(), "text_cfg": text}}).encode()
+    files = {**hub.repositories["me/new"], "open_clip_config.json": config}
+    hub.repositories = {**hub.repositories, "me/hostile": files}
+    assert f"not served: {option}" in refusal(options, name="hf-hub:me/hostile")
 
 
 def test_how_pictures_are_batched_changes_nothing(options: LoadOptions, folder: Path) -> None:

@@ -4,23 +4,33 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Serve
+from conftest import ROOT, Serve
 from marqo_client import MarqoClient
 
 from deployments.encoder import PRELOAD_VARIABLE, EncoderSettings, PreloadedModel
+from deployments.launch import read_config
+from graph import GraphArgs
 
 MINE = {"model": "mine", "modelProperties": {"type": "random", "dimensions": 7}}
 
 
-def test_the_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_and_the_config_both_name_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PRELOAD_VARIABLE, json.dumps(["demo/clip", MINE]))
-    assert EncoderSettings().preload == ("demo/clip", PreloadedModel.model_validate(MINE))
-    assert EncoderSettings(preload=()).preload == ()
+    mine = PreloadedModel.model_validate(MINE)
+    assert EncoderSettings().preload == ("demo/clip", mine)
+    assert EncoderSettings(preload=["random/small", MINE]).preload == ("random/small", mine, "demo/clip")
     for nothing in ("", "[]"):
         monkeypatch.setenv(PRELOAD_VARIABLE, nothing)
         assert EncoderSettings().preload == ()
     monkeypatch.delenv(PRELOAD_VARIABLE)
-    assert EncoderSettings().preload == ()
+    assert EncoderSettings(preload=[MINE]).preload == (mine,)
+
+
+@pytest.mark.parametrize("path", ["config/demo.yaml", "config/serve.yaml"])
+def test_the_variable_counts_with_each_config(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv(PRELOAD_VARIABLE, '["random/large"]')
+    (application,) = read_config(ROOT / path)["applications"]
+    assert "random/large" in GraphArgs.model_validate(application["args"]).encoder.preload
 
 
 @pytest.mark.parametrize(

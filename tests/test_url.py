@@ -8,7 +8,7 @@ from yarl import URL
 
 from embedding.errors import MediaError
 from embedding.guard import Refused
-from embedding.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url, shown
+from embedding.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url, shown, without_credentials
 
 NOT_LOCAL = "is not a local file, a valid url, or a base64-encoded image"
 
@@ -187,3 +187,20 @@ def test_messages_show_no_password_and_no_novel() -> None:
     assert "secret" not in shown("x" * 290 + "http://user:secret@example.com/")
     assert len(shown("x" * 10_000_000)) < 350
     shown("\ud800").encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("https://host/a/b.pt", "https://host/a/b.pt"),
+        ("https://me:secret@host:8/a.pt?X-Signature=secret", "https://host:8/a.pt"),
+        ("HTTP://secret@host", "HTTP://host"),
+        ("https://host?secret=/x@y", "https://host"),
+        ("https://host/a@b.pt#sha256=12", "https://host/a@b.pt#sha256=12"),
+        ("https://a:b@c@host/x", "https://host/x"),
+        ("ViT-B-32?", "ViT-B-32?"),
+        ("s3://bucket/key", "s3://bucket/key"),
+    ],
+)
+def test_credentials_of_a_url_are_left_out(given: str, left: str) -> None:
+    assert without_credentials(given) == left

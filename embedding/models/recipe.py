@@ -27,6 +27,9 @@ from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
 
 HUB_PREFIX = "hf-hub:"
 _CONFIG = "open_clip_config.json"
+# A repository says how its tokenizer is made. Of the other options of transformers some read any file of this machine,
+# and one, trust_remote_code, runs any program.
+_TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
 _OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -71,7 +74,7 @@ class Recipe:
         if self.tokenizer is not None:
             options = self.tokenizer_options
             return _OneAtATime(open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **options))
-        options = text.get("tokenizer_kwargs") or {}
+        options = _tokenizer_options(text)
         if not options:
             return _clip_tokenizer(length)
         return BpeTokenizer(open_clip.SimpleTokenizer(context_length=length, **options))
@@ -223,7 +226,17 @@ def _tokenizer(
     if not repository:
         return None, {}
     folder = weights.repository(repository, token, _TOKENIZER_FILES, name)
-    return folder, {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+    return folder, {"tokenizer_mode": text.get("tokenizer_mode"), **_tokenizer_options(text)}
+
+
+def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = text.get("tokenizer_kwargs") or {}
+    if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
+        raise unloadable(
+            f"its config has tokenizer_kwargs that are not served: {', '.join(unknown)}; served are "
+            + ", ".join(sorted(_TOKENIZER_OPTIONS))
+        )
+    return options
 
 
 def _with_local_text_tower(config: dict[str, Any], name: str, token: str | None, weights: Weights) -> dict[str, Any]:
