@@ -34,6 +34,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # One machine and loopback: without it every process of Ray listens on every interface.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray starts replicas at 15 of 19, behind every other program of the machine. Of ours, decoders alone belong there.
+    "RAY_worker_niceness": "0",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }

@@ -19,8 +19,8 @@ def be_nice() -> None:
     """Gives the calling thread the lowest priority: it takes what cores others leave, and the kernel hardly lets it run
     on when another wakes up.
 
-    Ray starts its workers at 15 of 19 (RAY_worker_niceness), and only root may go back from there: a number in between
-    could be a higher priority, or an error. Not for threads of a replica that also serves searches: one that holds
+    Ray starts its workers at 15 unless RAY_worker_niceness says otherwise, and only root may go back from there: any
+    number below 19 could be a higher priority than before, or an error. Not for threads of a replica that also serves searches: one that holds
     Python's lock and gets no core holds up the others.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
