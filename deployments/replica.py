@@ -20,8 +20,8 @@ def be_nice() -> None:
     on when another wakes up.
 
     Ray starts its workers at 15 unless RAY_worker_niceness says otherwise, and only root may go back from there: any
-    number below 19 could be a higher priority than before, or an error. Not for threads of a replica that also serves searches: one that holds
-    Python's lock and gets no core holds up the others.
+    number below 19 could be a higher priority than before, or an error. Not for threads of a replica that also serves
+    searches: one that holds Python's lock and gets no core holds up the others.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
