@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,16 @@ def test_other_text_towers_are_left_alone(name: str, tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_a_shortcut_that_changes_vectors_is_not_taken(tmp_path: Path) -> None:
+def test_a_shortcut_that_changes_vectors_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = module_of(tmp_path, {}, {})
     block = module.visual.transformer.resblocks[-1]
     block.mlp.register_forward_hook(lambda _, inputs, output: output + inputs[0].sum(dim=1, keepdim=True))
-    encode = image_encoder(module, NORMALIZATION, pictures(2))
+    logger = logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    try:
+        encode = image_encoder(module, NORMALIZATION, pictures(2))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "open_clip's own forward pass" in caplog.text
+    assert not hasattr(encode, "func")
     assert_alike(encode(pictures(3)), module.encode_image(NORMALIZATION(pictures(3)).clone()))

@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity, linear
 from embedding.image_spec import ImageSpec
 from embedding.models.buffers import floats
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 ALIKE = {torch.float32: 1 - 1e-6, torch.float16: 0.999, torch.bfloat16: 0.99}
