@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
+import ray
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, field_validator
 from ray import serve
 
 from deployments.cores import Cores, shares
+from deployments.listing import Loaded
 from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
@@ -265,9 +267,10 @@ class Encoder:
             self._metrics.models(self._models.stats())
             await asyncio.sleep(PERIOD_S)
 
-    async def models(self) -> list[ModelInfo]:
+    async def loaded(self) -> Loaded:
         """What this replica has loaded."""
-        return self._models.infos()
+        replica = serve.get_replica_context().replica_id.unique_id
+        return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.infos())
 
     async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""

@@ -1,7 +1,11 @@
 """Pictures: prepared chunk by chunk, and each chunk encoded as soon as it is ready."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
@@ -10,9 +14,14 @@ from deployments.gather import Answers, answered, cut, flags, reply_to, strict, 
 from deployments.poison import Poison
 from deployments.retry import is_lost, retried
 from deployments.routing import to_home
+from embedding.errors import CrashError
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
+
+if TYPE_CHECKING:
+    # Not for real: it would bring torch, and an ingress needs none.
+    from deployments.preprocessor import Prepared
 
 # One pixel, and the smallest that is made of it.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
@@ -69,14 +78,7 @@ class ImageFanOut:
         return strict(task.request, [refused.get(i) or next(rest) for i in range(len(contents))])
 
     async def _encoded(self, task: ImageTask, contents: Sequence[str]) -> Answers:
-        try:
-            pixels, errors = await reply_to(
-                self._prepare.remote(contents, task.image, task.config.download_timeout_ms, task.config.download_header)
-            )
-        except Exception as error:
-            if not is_lost(error):
-                raise
-            return await self._after_loss(task, contents)
+        pixels, errors = await self._prepared(task, contents)
         rows: Iterable[np.ndarray] = ()
         if pixels is not None:
             encoding = to_home(self._encode, task.spec).remote(task.spec, pixels, *flags(task.request))
@@ -84,12 +86,20 @@ class ImageFanOut:
         good = iter(rows)
         return strict(task.request, [errors.get(i) or [(content, next(good))] for i, content in enumerate(contents)])
 
-    async def _after_loss(self, task: ImageTask, contents: Sequence[str]) -> Answers:
-        """The answers of a chunk whose preprocessor died: its halves go on apart, until a culprit is alone."""
-        if len(contents) > 1:
-            halves = cut(contents, (len(contents) + 1) // 2)
-            return [item for half in await together(self._answers(task, half) for half in halves) for item in half]
-        self._poison.strike(contents[0])
-        answers = await self._answers(task, contents)
-        self._poison.forgive(contents[0])
-        return answers
+    async def _prepared(self, task: ImageTask, contents: Sequence[str]) -> Prepared:
+        """A chunk, prepared. If that costs a preprocessor, any picture that was there may have done it: each of this
+        chunk's is decoded in a process of its own then, which shows a culprit and harms nobody else."""
+        config = task.config
+        prepare = partial(
+            self._prepare.remote, contents, task.image, config.download_timeout_ms, config.download_header
+        )
+        try:
+            return await reply_to(prepare())
+        except Exception as error:
+            if not is_lost(error):
+                raise
+        pixels, errors = await retried("pictures apart", lambda: reply_to(prepare(apart=True)))
+        for i, error in errors.items():
+            if isinstance(error, CrashError):
+                self._poison.remember(contents[i])
+        return pixels, errors

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,13 @@ from starlette.requests import ClientDisconnect
 from deployments.admission import Admission, Share
 from deployments.health import trouble
 from deployments.images import ImageFanOut
+from deployments.listing import listed
 from deployments.metrics import PERIOD_S, IngressMetrics
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
 from deployments.texts import TextFanOut
 from embedding import __version__
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.models.spec import ModelInfo
 from embedding.protocol import (
     MSGPACK,
     InferenceRequest,
@@ -35,7 +34,6 @@ from embedding.protocol import (
     encode_result,
     parse_request,
 )
-from embedding.url import without_credentials
 
 logger = logging.getLogger("ray.serve")
 
@@ -96,25 +94,6 @@ class IngressSettings(Settings):
 # Defined before the class: `serve.ingress` copies the routes, and the globals that they use, at that very moment.
 def _ejected(message: str) -> Response:
     return JSONResponse({"result": "success", "message": message})
-
-
-def _without_secrets(value: Any) -> Any:
-    """Model properties whose URLs have lost password and query: a presigned one carries its credentials there."""
-    if isinstance(value, dict):
-        return {key: _without_secrets(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(one) for one in value]
-    return without_credentials(value) if isinstance(value, str) else value
-
-
-def _as_listed(info: ModelInfo, detailed: bool | None) -> dict[str, str]:
-    if detailed is None:
-        return {"model_name": info.name, "model_device": info.device}
-    listed = {"modelName": info.key}
-    if detailed:
-        properties = _without_secrets(json.loads(info.properties_json))
-        listed["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return listed
 
 
 async def _read(request: Request, limit: int, share: Share) -> bytes:
@@ -337,12 +316,10 @@ class Ingress:
         return JSONResponse({"status": "ok"} if reason is None else {"detail": reason}, 200 if reason is None else 503)
 
     @api.get("/models")
-    async def get_models(self, detailed: bool | None = None) -> dict[str, list[dict[str, str]]]:
-        """What is loaded on any encoder. Only the newer generation's client sends `detailed`."""
-        replicas = await self._encoder.broadcast("models").results_async()
-        # One line for each model, however many replicas hold it.
-        infos = {(info.key, info.device): info for replica in replicas for info in replica}.values()
-        return {"models": [_as_listed(info, detailed) for info in infos]}
+    async def get_models(self, detailed: bool | None = None, replicas: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """What is loaded on any encoder. Only the newer generation's client sends `detailed`; `replicas` is ours."""
+        encoders = await self._encoder.broadcast("loaded").results_async()
+        return {"models": listed(encoders, detailed, replicas)}
 
     @api.delete("/models")
     async def delete_models(

@@ -6,39 +6,29 @@ from collections import OrderedDict
 from embedding.errors import ItemError
 from embedding.url import shown
 
-STRIKES = 2
 REMEMBERED_S = 600.0
 MOST_REMEMBERED = 10_000
 
 
 class Poison:
-    """Counts, for each content, the preprocessors that died with nothing else in hand.
-
-    One death may be anybody's fault (a machine that goes away), the second in a row is the content's.
-    """
+    """The contents that were seen to crash a decoder with nothing else in its hands."""
 
     def __init__(self) -> None:
-        self._strikes: OrderedDict[int, tuple[int, float]] = OrderedDict()
+        self._since: OrderedDict[int, float] = OrderedDict()
 
-    def strike(self, content: str) -> None:
-        """Notes a death."""
-        key = hash(content)
-        count, _ = self._strikes.pop(key, (0, 0.0))
-        self._strikes[key] = (count + 1, time.monotonic())
-        if len(self._strikes) > MOST_REMEMBERED:
-            self._strikes.popitem(last=False)
-
-    def forgive(self, content: str) -> None:
-        """Forgets the deaths of a content that has been prepared after all."""
-        if self.error(content) is None:
-            self._strikes.pop(hash(content), None)
+    def remember(self, content: str) -> None:
+        """Refuses a content from now on."""
+        self._since.pop(hash(content), None)
+        self._since[hash(content)] = time.monotonic()
+        if len(self._since) > MOST_REMEMBERED:
+            self._since.popitem(last=False)
 
     def error(self, content: str) -> ItemError | None:
         """Why a content is refused, if it is."""
-        count, since = self._strikes.get(hash(content), (0, 0.0))
-        if count < STRIKES:
+        since = self._since.get(hash(content))
+        if since is None:
             return None
         if time.monotonic() - since > REMEMBERED_S:
-            del self._strikes[hash(content)]
+            del self._since[hash(content)]
             return None
         return ItemError(f"{shown(content)} crashed its decoder and is refused for {REMEMBERED_S / 60:.0f} minutes")

@@ -13,7 +13,8 @@ from pydantic import PositiveInt
 from ray import ObjectRef, serve
 
 from deployments.replica import Settings, assigned_cpus, be_nice
-from embedding.errors import ItemError, MediaError
+from embedding.apart import DecoderCrashed, preprocess_apart
+from embedding.errors import CrashError, ItemError, MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import ImageLimits, limit_pillow, preprocess
 from embedding.image_spec import ImageSpec
@@ -62,7 +63,12 @@ class Preprocessor:
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()
 
     async def prepare(
-        self, contents: Sequence[str], spec: ImageSpec, timeout_ms: int, headers: Mapping[str, str] | None
+        self,
+        contents: Sequence[str],
+        spec: ImageSpec,
+        timeout_ms: int,
+        headers: Mapping[str, str] | None,
+        apart: bool = False,
     ) -> Prepared:
         """One chunk of pictures, fetched side by side, each decoded as soon as it is there.
 
@@ -74,9 +80,11 @@ class Preprocessor:
             spec: how the model wants its pictures.
             timeout_ms: for each whole download.
             headers: sent with each download.
+            apart: one of them may kill whatever decodes it: each is decoded in a process of its own, and the error of
+                one that does is a CrashError.
         """
         options = FetchOptions(timeout_ms, headers)
-        outcomes = await asyncio.gather(*(self._picture(content, spec, options) for content in contents))
+        outcomes = await asyncio.gather(*(self._picture(content, spec, options, apart) for content in contents))
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
         pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
         return (self._stored(np.stack(pictures)) if pictures else None), errors
@@ -101,11 +109,16 @@ class Preprocessor:
         self._handed_over.append((now, reference))
         return reference
 
-    async def _picture(self, content: str, spec: ImageSpec, options: FetchOptions) -> np.ndarray | ItemError:
+    async def _picture(
+        self, content: str, spec: ImageSpec, options: FetchOptions, apart: bool
+    ) -> np.ndarray | ItemError:
+        decode = preprocess_apart if apart else preprocess
         try:
             # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
             async with self._fetcher.holding(content, options) as data:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._decoders, preprocess, data, spec, content, self._limits)
+                return await loop.run_in_executor(self._decoders, decode, data, spec, content, self._limits)
+        except DecoderCrashed as error:
+            return CrashError(error.message)
         except MediaError as error:
             return ItemError(error.message)

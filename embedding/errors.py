@@ -71,3 +71,7 @@ class ItemError:
     message: str
     status_code: int = 400
     error_code: str = "inference_error"
+
+
+class CrashError(ItemError):
+    """The answer in place of a content that has killed the process which decoded it."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 
 APP = "sturdy"
 SCENES = scenes(24, 5)
+CRASHING_DECODER = Path(__file__).parent / "crash"
 
 
 def sturdy_config(name: str = APP, replicas: int = 2, **ingress: Any) -> dict[str, Any]:
@@ -88,31 +90,28 @@ def test_a_killed_replica_costs_nobody_an_answer(
 def test_a_content_that_kills_its_decoder_costs_itself_only(
     application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str]
 ) -> None:
-    """The host of one picture kills whichever process asks for it: the hook that stands for a crashing decoder."""
-
-    with ImageHost({}) as host:
-        poison = host.url("/hang")
-        port = int(poison.split(":")[2].split("/")[0])
-        client = application(sturdy_config(name="poisoned"))
-        stop = threading.Event()
-
-        def assassinate() -> None:
-            while not stop.wait(0.02):
-                asking = {c.pid for c in psutil.net_connections("tcp") if c.raddr and c.raddr.port == port}
-                for pid in asking & set(replica_pids("Preprocessor", "poisoned")):
-                    os.kill(pid, signal.SIGKILL)
-
-        killer = threading.Thread(target=assassinate)
-        killer.start()
-        try:
-            results = client.results([*pictures[:3], poison, *pictures[3:6]], "image")
-            again = client.results([poison], "image")
-        finally:
-            stop.set()
-            killer.join()
+    """One preprocessor has everybody's pictures in hand when it dies. It dies once, and nobody else is blamed."""
+    config = sturdy_config(name="poisoned", replicas=1)
+    hook = {"runtime_env": {"env_vars": {"PYTHONPATH": str(CRASHING_DECODER)}}}
+    config["deployments"][1]["ray_actor_options"] |= hook
+    client = application(config)
+    right = vectors(client, pictures)
+    first = set(replica_pids("Preprocessor", "poisoned"))
+    with ImageHost({"crash": b"CRASH" + bytes(100)}) as host, ThreadPoolExecutor(4) as pool:
+        poison = host.url("/ok/crash?delay=0.3")
+        # They are in the decoder's queue, or on their way, when the poison arrives.
+        slow = [f"{url}?delay=0.4" for url in pictures]
+        others = [pool.submit(vectors, client, slow) for _ in range(3)]
+        results = client.results([*pictures[:3], poison, *pictures[3:6]], "image")
+        second = set(replica_pids("Preprocessor", "poisoned"))
+        again = client.results([poison], "image")
+        assert all(np.abs(other.result() - right).max() < 1e-5 for other in others)
     assert [isinstance(item, dict) for item in results] == [False] * 3 + [True] + [False] * 3
-    assert "crashed its decoder" in results[3]["error_message"]
-    assert "crashed its decoder" in again[0]["error_message"]
+    assert "crashed its decoder (exit code -11)" in results[3]["error_message"]
+    assert "crashed its decoder and is refused" in again[0]["error_message"]
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert second == set(replica_pids("Preprocessor", "poisoned"))
 
 
 TOKEN = "s3cret"

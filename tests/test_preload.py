@@ -75,7 +75,7 @@ def loaded() -> list[list[str]]:
     encoders = serve.get_deployment_handle("Encoder", "preloaded")
     if not encoders.is_initialized:
         encoders._init(_run_router_in_separate_loop=True)  # as in conftest's `handle`
-    return [sorted(info.name for info in infos) for infos in encoders.broadcast("models").results(timeout_s=30)]
+    return [sorted(info.name for info in one.models) for one in encoders.broadcast("loaded").results(timeout_s=30)]
 
 
 def test_every_replica_has_them_before_it_takes_traffic(serve_instance: Serve) -> None:

@@ -1,5 +1,6 @@
 """Across replicas: a cold model stays where it was loaded, a hot one spreads, both shapes of `/models` see all."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,15 +32,10 @@ def client(serve_instance: Serve) -> Iterator[MarqoClient]:
     serve_instance.deploy()
 
 
-def holders(name: str) -> int:
+def holders(client: MarqoClient, name: str) -> int:
     """How many replicas hold a model."""
-    from ray import serve
-
-    encoders = serve.get_deployment_handle("Encoder", "routed")
-    if not encoders.is_initialized:
-        encoders._init(_run_router_in_separate_loop=True)  # as in conftest's `handle`
-    replicas: list[list[Any]] = encoders.broadcast("models").results(timeout_s=30)
-    return sum(any(info.name == name for info in replica) for replica in replicas)
+    models = client.get("/models?replicas=true").json()["models"]
+    return sum(len(model["replicas"]) for model in models if model["model_name"] == name)
 
 
 def random_model(number: int) -> dict[str, Any]:
@@ -51,21 +47,88 @@ def test_a_cold_model_stays_at_home(client: MarqoClient) -> None:
     for _ in range(10):
         for number in range(10):
             client.results(["hi"], model=f"random/{number}", properties=random_model(number))
-    assert [holders(f"random/{number}") for number in range(10)] == [1] * 10
+    assert [holders(client, f"random/{number}") for number in range(10)] == [1] * 10
+
+
+def test_a_cold_model_stays_at_home_beside_a_hot_one(client: MarqoClient) -> None:
+    """All three replicas are busy, with another model."""
+    client.results(["hi"])
+    stop = threading.Event()
+
+    def keep_busy(_: int) -> None:
+        while not stop.is_set():
+            client.results(TEXTS)
+
+    with ThreadPoolExecutor(6) as pool:
+        busy = [pool.submit(keep_busy, i) for i in range(6)]
+        try:
+            for _ in range(5):
+                for number in range(20, 30):
+                    client.results(["hi"], model=f"random/{number}", properties=random_model(number))
+        finally:
+            stop.set()
+        for one in busy:
+            one.result()
+    assert [holders(client, f"random/{number}") for number in range(20, 30)] == [1] * 10
+    assert holders(client, "demo/clip") == 3
 
 
 def test_a_hot_model_spreads(client: MarqoClient) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: client.results(TEXTS), range(24)))
-    assert holders("demo/clip") == 3
+    assert holders(client, "demo/clip") == 3
 
 
 def test_models_are_listed_once_and_ejected_everywhere(client: MarqoClient) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: client.results(TEXTS), range(24)))
-    assert holders("demo/clip") > 1
+    assert holders(client, "demo/clip") > 1
     names = [model["model_name"] for model in client.get("/models").json()["models"]]
     assert names.count("demo/clip") == 1
     assert client.delete("/models?model_name=demo/clip&model_device=cpu").status_code == 200
-    assert holders("demo/clip") == 0
+    assert holders(client, "demo/clip") == 0
     assert client.results(["a red circle"])
+
+
+def test_models_are_listed_with_their_replicas(client: MarqoClient) -> None:
+    import ray
+    from ray import serve
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: client.results(TEXTS), range(24)))
+    models = client.get("/models?replicas=true").json()["models"]
+    (holding,) = (model["replicas"] for model in models if model["model_name"] == "demo/clip")
+    running = serve.status().applications["routed"].deployments["Encoder"]
+    assert running.replica_states == {"RUNNING": 3}
+    assert len({holder["replica"] for holder in holding}) == len(holding) > 1
+    assert {holder["node"] for holder in holding} == {ray.nodes()[0]["NodeID"]}
+    assert all(holder["bytes"] > 100_000 for holder in holding)
+    assert "replicas" not in client.get("/models").json()["models"][0]
+
+
+def test_calls_are_counted_by_model_and_replica() -> None:
+    from deployments.routing import CallsInFlight
+
+    calls = CallsInFlight()
+    calls.chosen("1", "hot", "home")
+    calls.chosen("2", "hot", "home")
+    calls.taken("2", "hot", "home")
+    calls.taken("3", "cold", "home")
+    assert calls.share("hot", "home") == pytest.approx(2 / 3)
+    # Refused at home, and chosen for another replica before the refusal is noted.
+    calls.chosen("1", "hot", "other")
+    calls.ended("1", "home")
+    assert (calls.share("hot", "home"), calls.share("hot", "other")) == (0.5, 1.0)
+    for call, replica in (("1", "other"), ("2", "home"), ("2", "home"), ("never", "home")):
+        calls.ended(call, replica)
+    assert (calls.share("hot", "home"), calls.share("cold", "home"), calls.share("hot", "other")) == (0.0, 1.0, 0.0)
+
+
+def test_a_call_that_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deployments import routing
+
+    monkeypatch.setattr(routing, "UNDER_WAY_S", -1.0)
+    calls = routing.CallsInFlight()
+    calls.chosen("1", "hot", "home")
+    calls.chosen("2", "cold", "home")
+    assert (calls.share("hot", "home"), calls.share("cold", "home")) == (0.0, 1.0)

@@ -1,0 +1,64 @@
+"""What `GET /models` shows of what encoders have loaded."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from embedding.models.spec import ModelInfo
+from embedding.url import without_credentials
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What one encoder has loaded.
+
+    Args:
+        replica: Serve's id of the replica, as in its log's name and in Ray's dashboard.
+        node: Ray's id of its node.
+        models: least recently used first.
+    """
+
+    replica: str
+    node: str
+    models: list[ModelInfo]
+
+
+def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) -> list[Entry]:
+    """One entry for each model, however many replicas hold it.
+
+    Args:
+        encoders: what each has loaded.
+        detailed: None for the older generation's entries; else the newer one's, with or without properties.
+        replicas: whether each entry also tells which replicas hold the model, on which node, and the bytes of its
+            weights there. Not in Marqo's protocol.
+    """
+    entries: dict[tuple[str, str], Entry] = {}
+    for encoder in encoders:
+        for info in encoder.models:
+            entry = entries.setdefault((info.key, info.device), _entry(info, detailed))
+            if replicas:
+                holder = {"replica": encoder.replica, "node": encoder.node, "bytes": info.nbytes}
+                entry.setdefault("replicas", []).append(holder)
+    return list(entries.values())
+
+
+def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
+    if detailed is None:
+        return {"model_name": info.name, "model_device": info.device}
+    entry = {"modelName": info.key}
+    if detailed:
+        properties = _without_secrets(json.loads(info.properties_json))
+        entry["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return entry
+
+
+def _without_secrets(value: Any) -> Any:
+    """Model properties whose URLs have lost password and query: a presigned one carries its credentials there."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return without_credentials(value) if isinstance(value, str) else value
