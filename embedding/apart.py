@@ -48,7 +48,8 @@ def preprocess_apart(data: bytes, spec: ImageSpec, name: str, limits: ImageLimit
         receiver.close()
     if isinstance(outcome, str):
         raise MediaError(outcome)
-    return outcome
+    pixels: Pixels = outcome
+    return pixels
 
 
 def _work(sender: Connection, data: bytes, spec: ImageSpec, name: str, limits: ImageLimits) -> None:

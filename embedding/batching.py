@@ -7,6 +7,7 @@ into the next batch, up to a maximum. So a batch is as large as the load makes i
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ class DeviceQueue:
 
     Args:
         run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks.
-        executor: where `run` runs; one thread, since there is one device.
+        executor: where `run` runs; one thread, since there is one device, and of this queue alone.
         max_items: most items in one batch, by lane; may be changed while the queue runs.
         lane_of: the lane of a group.
         patience_s: how long work that is not urgent lets urgent work pass.
@@ -65,29 +66,35 @@ class DeviceQueue:
         self._patience_s = patience_s
         self._urgent: deque[_Waiting] = deque()
         self._patient: deque[_Waiting] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._lock = threading.Lock()
+        self._working = False
 
     def put(self, job: Job) -> asyncio.Future[Any]:
         """Queues a job. The future gives its result, or raises what its forward pass raised.
 
         Cancelling the future before its batch starts takes the job out, at no cost to the device.
         """
-        waiting = _Waiting(job, asyncio.get_running_loop().create_future())
-        (self._urgent if job.urgent else self._patient).append(waiting)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(job, loop.create_future())
+        with self._lock:
+            (self._urgent if job.urgent else self._patient).append(waiting)
+            starts, self._working = not self._working, True
+        if starts:
+            # Not at this very moment: what else is put now goes along.
+            loop.call_soon(self._executor.submit, self._work)
         return waiting.done
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while batch := self._next_batch():
-                payloads = [waiting.job.payload for waiting in batch]
-                outcomes = await loop.run_in_executor(self._executor, self._outcomes, batch[0].job.group, payloads)
-                for waiting, outcome in zip(batch, outcomes, strict=True):
-                    _settle(waiting.done, outcome)
-        finally:
-            self._worker = None
+    def _work(self) -> None:
+        """Batch after batch, on the device's thread: it does not wait for an event loop that has other things to do."""
+        while batch := self._taken():
+            outcomes = self._outcomes(batch[0].job.group, [waiting.job.payload for waiting in batch])
+            batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, outcomes)
+
+    def _taken(self) -> list[_Waiting]:
+        with self._lock:
+            batch = self._next_batch()
+            self._working = bool(batch)
+            return batch
 
     def _outcomes(self, group: Any, payloads: Sequence[Any]) -> Sequence[Any]:
         """One result or exception for each payload.
@@ -132,10 +139,11 @@ class DeviceQueue:
         return batch
 
 
-def _settle(done: asyncio.Future[Any], outcome: Any) -> None:
-    if done.done():
-        return
-    if isinstance(outcome, Exception):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
+def _settle(batch: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.done.done():
+            continue
+        if isinstance(outcome, Exception):
+            waiting.done.set_exception(outcome)
+        else:
+            waiting.done.set_result(outcome)
