@@ -1,15 +1,14 @@
-"""Imported by every Python with this folder on its path: teaches Pillow a format whose decoder kills its process."""
+"""Imported by every Python with this folder on its path: teaches Pillow two formats whose decoders have bugs."""
 
 import os
 import signal
+import time
 
 from PIL import Image, ImageFile
 
-MAGIC = b"CRASH"
-
 
 class Crashing(ImageFile.ImageFile):
-    """Stands for a decoder with a bug that an attacker has found."""
+    """Kills the process."""
 
     format = "CRASH"
 
@@ -17,4 +16,16 @@ class Crashing(ImageFile.ImageFile):
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
-Image.register_open("CRASH", Crashing, lambda prefix: prefix.startswith(MAGIC))
+class Endless(ImageFile.ImageFile):
+    """Never comes back."""
+
+    format = "ENDLESS"
+
+    def _open(self) -> None:
+        while True:
+            time.sleep(1)
+
+
+for decoder in (Crashing, Endless):
+    magic = decoder.format.encode()
+    Image.register_open(decoder.format, decoder, lambda prefix, magic=magic: prefix.startswith(magic))
