@@ -22,10 +22,11 @@ from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
+from embedding.models.buffers import staged
 from embedding.models.cache import ModelCache
 from embedding.models.loader import estimate_bytes, load_model, release_memory
 from embedding.models.model import Model, Rows, normalize
-from embedding.models.openclip import add_architectures
+from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
@@ -151,6 +152,8 @@ class Encoder:
             add_architectures(folder)
         self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        # Two, so that one copies into its buffer while the bus is busy with the other's.
+        self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
         self._options = settings.models
         self._weights = Weights(settings.models)
         self._models = ModelCache(
@@ -212,7 +215,7 @@ class Encoder:
             float32 (n, dimensions), in order; a RequestError if the model cannot be had.
         """
         async with self._models.use(self._on_device(spec)) as model:
-            job = Job(("image", model), pixels, len(pixels), urgent)
+            job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent)
             return _finished(await self._rows(job, self._image_lane), normalized)
 
     @_refusals_as_values
@@ -222,6 +225,17 @@ class Encoder:
             tokens = await self._tokenized(model, texts)
             job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
             return _finished(await self._rows(job, self._text_lane), normalized)
+
+    async def _staged(self, model: Model, pixels: np.ndarray) -> np.ndarray | torch.Tensor:
+        """On a GPU: the pixels, brought there while it computes something else. Where they find no room they stay, and
+        go there with their batch."""
+        if not isinstance(model, OpenClipModel) or model.info.device == "cpu":
+            return pixels
+        stage = functools.partial(staged, pixels, torch.device(model.info.device))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._stagers, stage)
+        except torch.OutOfMemoryError:
+            return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
         if sum(map(len, texts)) <= INLINE_CHARS:

@@ -93,6 +93,9 @@ def test_how_pictures_are_batched_changes_nothing(options: LoadOptions, folder: 
     # Larger and smaller batches share one buffer.
     np.testing.assert_allclose(model.encode_images([batch[4:6]]), whole[4:6], atol=1e-5)
     np.testing.assert_allclose(model.encode_images([batch]), whole, atol=0)
+    # Some are on the device already.
+    mixed = [torch.tensor(batch[:2]), batch[2:4], torch.tensor(batch[4:])]
+    np.testing.assert_allclose(model.encode_images(mixed), whole, atol=1e-5)
     assert whole.flags.owndata or whole.base is not None
 
 

@@ -18,6 +18,7 @@ class _Buffers(threading.local):
     def __init__(self) -> None:
         self.raw = torch.empty(0, dtype=torch.uint8)
         self.floats = torch.empty(0, dtype=torch.float32)
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 _buffers = _Buffers()
@@ -32,6 +33,26 @@ def gather(pixels: Sequence[Pixels], pinned: bool) -> torch.Tensor:
     raw = _buffers.raw[:count].view(shape)
     np.concatenate(pixels, out=raw.numpy())
     return raw
+
+
+def staged(pixels: Pixels, device: torch.device) -> torch.Tensor:
+    """Pixels on a CUDA device, copied beside whatever it computes meanwhile. Blocks until they are there.
+
+    Args:
+        pixels: uint8, any shape.
+        device: of type "cuda".
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for them.
+    """
+    stream = _buffers.streams.get(device)
+    if stream is None:
+        stream = _buffers.streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        copy = gather([pixels], pinned=True).to(device, non_blocking=True)
+    # Also before the buffer is used again.
+    stream.synchronize()
+    return copy
 
 
 def floats(shape: torch.Size) -> torch.Tensor:

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 
@@ -85,10 +86,18 @@ class OpenClipModel:
         return _rows(self._encode_text(torch.cat(list(tokens)).to(self._device)))
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
-        """See `Model.encode_images`."""
-        raw = gather(pixels, pinned=self._device.type == "cuda")
-        return _rows(self._encode_image(raw.to(self._device, non_blocking=True)))
+    def encode_images(self, pixels: Sequence[Pixels | torch.Tensor]) -> Rows:
+        """See `Model.encode_images`. Takes what `staged` made of an array in its place."""
+        return _rows(self._encode_image(self._one_batch(pixels)))
+
+    def _one_batch(self, pixels: Sequence[Pixels | torch.Tensor]) -> torch.Tensor:
+        arrays = [one for one in pixels if isinstance(one, np.ndarray)]
+        if len(arrays) == len(pixels):
+            return gather(arrays, pinned=self._device.type == "cuda").to(self._device, non_blocking=True)
+        # Copies of arrays: torch takes no read-only ones.
+        return torch.cat(
+            [one if isinstance(one, torch.Tensor) else torch.tensor(one).to(self._device) for one in pixels]
+        )
 
     @cached_property
     def fingerprint(self) -> str:
