@@ -168,7 +168,7 @@ async def _until(due: float) -> None:
     """Lets others run until then. The event loop's timers are late by up to a millisecond, which would count as the
     server's; so the last two are spent asking for the time."""
     await asyncio.sleep(max(0.0, due - time.perf_counter() - 0.002))
-    while time.perf_counter() < due:
+    while time.perf_counter() < due:  # noqa: ASYNC110 - there is no event for a moment
         await asyncio.sleep(0)
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.many_models [--seconds 120]
 
-Prints requests, errors, the worst deviation from the owning library, and the most bytes of weights that were loaded.
+Prints requests, errors, the worst deviation from the owning library, loads and evictions, the most bytes of weights
+that were held, evicted models in use included, and the memory of the encoder's process in the first and last third.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ from typing import Any
 import msgpack
 import msgpack_numpy
 import numpy as np
+import psutil
 import requests
 import yaml
 
@@ -47,6 +50,9 @@ class Tally:
     errors: list[str] = field(default_factory=list)
     worst: float = 0.0
     most_bytes: int = 0
+    loads: int = 0
+    evictions: int = 0
+    resident: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -115,15 +121,30 @@ def client(
 
 
 def watch(until: float, tally: Tally) -> None:
-    """The encoder's own sum of weights, several times a second."""
+    """What the encoder says of its model cache, and what its process takes, several times a second."""
     from ray import serve
 
     encoder = serve.get_deployment_handle("Encoder", "marqo")
     encoder._init(_run_router_in_separate_loop=True)
+    process = encoder_process()
     while time.monotonic() < until:
-        loaded = encoder.broadcast("models").results(timeout_s=60)
-        tally.most_bytes = max(tally.most_bytes, max(sum(i.nbytes for i in infos) for infos in loaded))
+        (loaded,) = encoder.broadcast("loaded").results(timeout_s=60)
+        tally.most_bytes = max(tally.most_bytes, loaded.stats.bytes)
+        tally.loads, tally.evictions = loaded.stats.loads, loaded.stats.evictions
+        tally.resident.append(process.memory_info().rss)
         time.sleep(0.2)
+
+
+def encoder_process() -> psutil.Process:
+    """Of the only replica."""
+    mark = "ServeReplica:marqo:Encoder"
+    (process,) = (p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or []))
+    return process
+
+
+def mean_mib(values: Sequence[int]) -> float:
+    """Of bytes."""
+    return round(statistics.mean(values) / 2**20, 1)
 
 
 def main() -> int:
@@ -153,7 +174,11 @@ def main() -> int:
         "errors": len(tally.errors),
         "worst deviation": tally.worst,
         "budget bytes": HELD * nbytes,
-        "most bytes loaded": tally.most_bytes,
+        "most bytes held": tally.most_bytes,
+        "loads": tally.loads,
+        "evictions": tally.evictions,
+        "resident MiB, first third": mean_mib(tally.resident[: len(tally.resident) // 3]),
+        "resident MiB, last third": mean_mib(tally.resident[-len(tally.resident) // 3 :]),
     }
     print(json.dumps(report, indent=1), *tally.errors[:5], sep="\n")
     return int(bool(tally.errors) or tally.worst > 1e-5 or tally.most_bytes > HELD * nbytes)

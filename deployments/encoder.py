@@ -288,7 +288,7 @@ class Encoder:
     async def loaded(self) -> Loaded:
         """What this replica has loaded."""
         replica = serve.get_replica_context().replica_id.unique_id
-        return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.infos())
+        return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.stats(), self._models.infos())
 
     async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from embedding.models.cache import CacheStats
 from embedding.models.spec import ModelInfo
 from embedding.url import without_credentials
 
@@ -18,11 +19,13 @@ class Loaded:
     Args:
         replica: Serve's id of the replica, as in its log's name and in Ray's dashboard.
         node: Ray's id of its node.
+        stats: of its model cache.
         models: least recently used first.
     """
 
     replica: str
     node: str
+    stats: CacheStats
     models: list[ModelInfo]
 
 

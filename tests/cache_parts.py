@@ -44,6 +44,8 @@ class Loader:
             assert self.gates[spec.name].wait(WAIT_S)
         if spec.name.startswith("bad"):
             raise RequestError(Fault.REFUSED, f"cannot load {spec.name}")
+        if spec.name.startswith("full"):
+            raise MemoryError("no room")
         _, _, nbytes = spec.name.partition(":")
         return Weights(ModelInfo(spec.name, spec.name + "||0000", "cpu", 4, None, "{}", int(nbytes or 10)))
 

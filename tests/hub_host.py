@@ -9,16 +9,18 @@
 | `HEAD` or `GET /OWNER/NAME/resolve/REVISION/FILE` | the file, with its ETag and the repository's commit |
 
 A gated repository lists its files to everybody, as the real hub does, and gives them to its token alone (else 401).
-Unknown repositories give 401 without a token and 404 with one. Files in `cut` end half-way; those in `corrupt` arrive
-with a byte changed. Every request is kept in `requests`.
+Unknown repositories give 401 without a token and 404 with one. The next transfer of a file in `cut` ends half-way;
+those in `corrupt` arrive with a byte changed. Every request is kept in `requests`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -36,6 +38,7 @@ class HubRequest:
     method: str
     path: str
     authorization: str | None
+    range: str | None
 
 
 @dataclass
@@ -45,15 +48,27 @@ class HubHost(Loopback):
     Args:
         repositories: name to file name to content.
         gated: repository name to the one token that may read it.
-        cut: file names whose transfer ends half-way.
+        cut: file names whose next transfer ends half-way, when `hold` says yes.
         corrupt: file names that arrive changed.
+        sizes: file name to the size that the list of files gives, where that is not the true one.
+        before: called with a file's name before its content is sent.
     """
 
     repositories: Mapping[str, Mapping[str, bytes]]
     gated: Mapping[str, str] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    hold: Callable[[], bool] = lambda: True
     corrupt: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(default_factory=dict)
+    before: Callable[[str], None] = lambda name: None
     requests: list[HubRequest] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.over = threading.Event()
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.over.set()
+        super().__exit__(*error)
 
     def handler(self) -> type[Handler]:
         return _Handler
@@ -63,9 +78,13 @@ class HubHost(Loopback):
         """What HF_ENDPOINT must be."""
         return self.address
 
+    def asked(self, filename: str, method: str = "GET") -> list[HubRequest]:
+        """The requests for a file's content, or (HEAD) for its description."""
+        return [each for each in self.requests if each.method == method and each.path.endswith(f"/{filename}")]
+
     def transfers(self, filename: str) -> int:
         """How often a file's content was asked for."""
-        return sum(request.method == "GET" and request.path.endswith(f"/{filename}") for request in self.requests)
+        return len(self.asked(filename))
 
 
 class _Handler(Handler):
@@ -82,7 +101,7 @@ class _Handler(Handler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         authorization = self.headers.get("Authorization")
-        self.hub.requests.append(HubRequest(self.command, path, authorization))
+        self.hub.requests.append(HubRequest(self.command, path, authorization, self.headers.get("Range")))
         if path.startswith("/api/models/"):
             self._describe(path.removeprefix("/api/models/").partition("/revision/")[0], authorization)
             return
@@ -94,7 +113,7 @@ class _Handler(Handler):
         if files is None:
             self._refuse(404 if authorization else 401, "RepoNotFound")
             return
-        siblings = [_sibling(name, content) for name, content in files.items()]
+        siblings = [_sibling(name, content, self.hub.sizes.get(name)) for name, content in files.items()]
         gated = "manual" if repository in self.hub.gated else False
         described = {"id": repository, "sha": COMMIT, "private": False, "gated": gated, "siblings": siblings}
         self._send(200, json.dumps(described).encode(), {"Content-Type": "application/json"})
@@ -115,8 +134,13 @@ class _Handler(Handler):
         headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name in self.hub.corrupt:
             content = bytes([content[0] ^ 255]) + content[1:]
+        if self.command == "GET":
+            self.hub.before(name)
         if name in self.hub.cut and self.command == "GET":
+            self.hub.cut.remove(name)
             self._send(200, content[: len(content) // 2], headers, length=len(content))
+            while not self.hub.hold() and not self.hub.over.wait(0.01):
+                pass
             self.close_connection = True
             return
         self._from_where_it_was(content, headers)
@@ -140,11 +164,12 @@ class _Handler(Handler):
             self.wfile.write(body)
 
 
-def _sibling(name: str, content: bytes) -> dict[str, Any]:
-    sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+def _sibling(name: str, content: bytes, size: int | None) -> dict[str, Any]:
+    told = len(content) if size is None else size
+    sibling: dict[str, Any] = {"rfilename": name, "size": told, "blobId": hashlib.sha1(content).hexdigest()}
     if len(content) > LARGE:
         sha256 = hashlib.sha256(content).hexdigest()
-        sibling["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
+        sibling["lfs"] = {"size": told, "sha256": sha256, "pointerSize": 134}
     return sibling
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -166,6 +167,32 @@ def test_patience_ends(device: Device) -> None:
         assert [batch for _, batch in device.batches] == [["first"], ["index"], ["search"]]
 
     run(device, test, patience_s=-1.0)
+
+
+def test_a_failed_pass_is_gone_before_its_halves_run() -> None:
+    """Or what it held of the device's memory would be missing for them."""
+
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+    left_over: list[int] = []
+
+    def run(_: Any, payloads: Sequence[Any]) -> Sequence[Any]:
+        left_over.append(sum(reference() is not None for reference in held))
+        tensors = Held()
+        held.append(weakref.ref(tensors))
+        if len(payloads) > 1:
+            raise ValueError("too large")
+        return payloads
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            queue = DeviceQueue(run, executor, lane_of=str, max_items={"i": 4})
+            assert await asyncio.gather(*(queue.put(job(i)) for i in range(4))) == [0, 1, 2, 3]
+
+    asyncio.run(main())
+    assert left_over == [0] * 7
 
 
 @pytest.mark.parametrize("position", range(4))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from cache_parts import Loader, names, run, settle, spec, touch
+from cache_parts import Loader, foreseen, names, run, settle, spec, touch
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.spec import ModelSpec
+
+Estimate = Callable[[ModelSpec], int] | None
 
 
 def test_a_model_is_loaded_once_and_kept() -> None:
@@ -190,6 +193,103 @@ def test_an_ejected_model_in_use_still_counts() -> None:
         await newcomer
 
     run(test, budget=10)
+
+
+@pytest.mark.parametrize("estimate", [None, foreseen])
+def test_a_model_that_is_ejected_while_it_loads_does_not_stay(estimate: Estimate) -> None:
+    """Those who wait for it get their answers; who asks after the ejection gets one that was loaded after it."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("a")
+        callers = [asyncio.create_task(touch(cache, "a")) for _ in range(2)]
+        await loader.loading("a")
+        assert [info.key for info in cache.eject(lambda info: info.name == "a")] == [spec("a").key]
+        later = asyncio.create_task(touch(cache, "a"))
+        await settle()
+        gate.set()
+        first, second = await asyncio.gather(*callers)
+        assert first is second
+        assert await later is not first
+        assert loader.loads == ["a", "a"]
+        assert cache.eject(lambda info: True) == [first.info]
+        assert names(cache) == []
+        assert cache.stats().bytes == 0
+        assert cache.stats().ejections == 2
+
+    run(test, budget=30, estimate=estimate)
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+def test_an_ejected_load_counts_until_its_end(hang_up: bool) -> None:
+    """Even if nobody waits for it any more: what has begun takes its memory."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("a")
+        caller = asyncio.create_task(touch(cache, "a"))
+        await loader.loading("a")
+        cache.eject(lambda info: True)
+        if hang_up:
+            caller.cancel()
+        newcomer = asyncio.create_task(touch(cache, "b"))
+        await settle()
+        assert loader.loads == ["a"]
+        assert cache.stats().bytes == 10
+        gate.set()
+        await newcomer
+        await asyncio.wait([caller])
+        assert names(cache) == ["b"]
+        assert cache.stats().bytes == 10
+
+    run(test, budget=10, estimate=foreseen)
+
+
+def test_an_ejected_load_that_fails_leaves_nothing() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("bad")
+        caller = asyncio.create_task(touch(cache, "bad"))
+        await loader.loading("bad")
+        cache.eject(lambda info: True)
+        gate.set()
+        with pytest.raises(RequestError, match="cannot load bad"):
+            await caller
+        assert names(cache) == []
+        assert cache.stats().bytes == 0
+
+    run(test, budget=10, estimate=foreseen)
+
+
+def test_an_ejected_load_is_not_taken_for_another_model() -> None:
+    """Neither by itself nor, when it has failed, by the next: that the device is full is then not for others to end."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        gate = loader.gate("full")
+        caller = asyncio.create_task(touch(cache, "full"))
+        await loader.loading("full")
+        cache.eject(lambda info: True)
+        gate.set()
+        for attempt in (caller, touch(cache, "full")):
+            with pytest.raises(RequestError, match="even without other models") as caught:
+                await attempt
+            assert caught.value.fault is Fault.REFUSED
+
+    run(test)
+
+
+def test_a_load_that_waits_in_line_can_be_ejected() -> None:
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        async with cache.use(spec("used")):
+            waiting, gone = (asyncio.create_task(touch(cache, name)) for name in ("a", "b"))
+            await settle()
+            assert len(cache.eject(lambda info: info.name != "used")) == 2
+            gone.cancel()
+            await settle()
+            assert cache.stats().waiting == 1
+        assert (await waiting).info.name == "a"
+        assert loader.loads == ["used", "a"]
+        assert names(cache) == []
+        assert cache.stats().bytes == 0
+
+    run(test, budget=10, estimate=foreseen)
 
 
 def test_credentials_do_not_make_another_model() -> None:

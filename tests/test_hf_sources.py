@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harmful import Harmful
 from hf_parts import CPU, bert, hub, hub_options, load, refusal, same, spec, vectors  # noqa: F401
 from hub_host import HubHost
+from safetensors.torch import load_file
 from tiny_bert import TEXTS, WIDTH, archived, reference, save_bert
 
 from embedding.errors import RequestError
@@ -110,6 +112,24 @@ def trusting(tmp_path: Path) -> LoadOptions:
     return LoadOptions(
         model_sources=("path",), path_roots=(tmp_path,), cache_dir=tmp_path / "cache", trust_remote_code=True
     )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", [".", "2_Dense_8"])
+def test_pickled_code_is_not_run(tmp_path: Path, with_code: Path, place: str, zipped: bool) -> None:
+    """Neither in a model's own weights nor in those of stella's projection; not even where its Python code may run."""
+    trace = tmp_path / "trace"
+    torch.save(load_file(with_code / "model.safetensors"), with_code / "pytorch_model.bin")
+    (with_code / "model.safetensors").unlink()
+    file = with_code / place / "pytorch_model.bin"
+    torch.save({"linear.weight": Harmful(trace)}, file, _use_new_zipfile_serialization=zipped)
+    message = refusal(
+        trusting(tmp_path), localpath=str(with_code), type="hf_stella", trustRemoteCode=True, dimensions=8
+    )
+    assert message.startswith("Unable to load model 'mine': ")
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists()
 
 
 def test_code_runs_if_asked_for_and_allowed(tmp_path: Path, with_code: Path) -> None:

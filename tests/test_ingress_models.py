@@ -115,6 +115,20 @@ def test_models_as_the_newer_generation_has_them(marqo: MarqoClient) -> None:
     assert raw(marqo, "DELETE", f"/models?model_name={key}") == (200, gone)
 
 
+@pytest.mark.parametrize("query", ["", "?detailed=false", "?detailed=true", "?detailed=true&replicas=true"])
+def test_models_are_listed_without_the_credentials_of_their_urls(marqo: MarqoClient, query: str) -> None:
+    """The random model downloads nothing, but its properties are listed like any other's."""
+    url = "https://me:hunter2@models.example/x.pt?X-Amz-Signature=hunter3"
+    graph = {"sources": [url]}
+    properties = {**SMALL, "url": url, "tritonTextEncoderProperties": graph}
+    marqo.results(["a"], model="tiny/signed", properties=properties)
+    reply = marqo.get(f"/models{query}")
+    assert "tiny/signed" in reply.text
+    assert "hunter" not in reply.text
+    if "detailed=true" in query:
+        assert reply.text.count("models.example/x.pt") == 2
+
+
 def test_the_newer_generation_may_use_the_bare_name(marqo: MarqoClient) -> None:
     marqo.results(["a"], model="tiny/three", properties=TINY)
     assert raw(marqo, "DELETE", "/models?model_name=tiny/three")[0] == 200

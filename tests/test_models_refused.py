@@ -11,22 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from harmful import Harmful
 from model_parts import ARCHITECTURE, DIMENSIONS, OTHER, checkpoint, folder, reference, refusal  # noqa: F401
 from safetensors.torch import save_file
 
 from embedding.errors import RequestError
 from embedding.models.openclip import add_architectures
 from embedding.models.properties import SERVED_TYPES, parse_properties
-
-
-class Harmful:
-    """Runs a program when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.trace,))
 
 
 @pytest.fixture(scope="module")

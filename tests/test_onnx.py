@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from hub_host import HubHost
+from onnx_parts import BERT_INPUTS, Call, export
 from safetensors.torch import save_file
 from tiny_bert import TEXTS, WIDTH, files_of, save_bert
 from transformers import AutoModel
@@ -33,43 +32,6 @@ CONFIG = {
     "vision_cfg": {"image_size": SIZE, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
 }
-BERT_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
-
-
-class Call(torch.nn.Module):
-    """One method of a model as a module, which is what can be exported."""
-
-    def __init__(self, module: torch.nn.Module, call: Callable[..., torch.Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self.call = call
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.call(*inputs)
-
-
-def export(
-    path: Path, call: Call, inputs: dict[str, torch.Tensor], output: str, dynamic: bool = True, data: bool = False
-) -> None:
-    """Writes an ONNX file; with `data`, weights in a file of their own beside it, as large models must have them."""
-    axes = {name: {0: "batch"} | ({1: "tokens"} if name in BERT_INPUTS else {}) for name in inputs}
-    settings: dict[str, Any] = {"dynamic_axes": axes} if dynamic else {}
-    if data:
-        settings = {"dynamic_shapes": (({0: "batch"},),)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            call.eval(),
-            tuple(inputs.values()),
-            path,
-            input_names=list(inputs),
-            output_names=[output],
-            dynamo=data,
-            external_data=data,
-            verbose=False,
-            **settings,
-        )
 
 
 @pytest.fixture(scope="module")

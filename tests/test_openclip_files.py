@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from harmful import Harmful
 from hub_host import HubHost
 from image_host import ImageHost
 from openclip_parts import OTHER, SIZE, check, folder, host, hub, load, options, refusal  # noqa: F401
@@ -85,17 +85,9 @@ def test_the_wrong_architecture(options: LoadOptions, host: ImageHost, tmp_path:
     assert len(host.requests) == 1
 
 
-class _Harmful:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self._path,)
-
-
 def test_pickled_code_is_not_run(options: LoadOptions, folder: Path, tmp_path: Path) -> None:
     for nested in (True, False):
-        content = {"state_dict": {}, "x": _Harmful(tmp_path / "trace")} if nested else _Harmful(tmp_path / "trace")
+        content = {"state_dict": {}, "x": Harmful(tmp_path / "trace")} if nested else Harmful(tmp_path / "trace")
         torch.save(content, folder / "harmful.pt")
         message = refusal(options, localpath=str(folder / "harmful.pt"))
         assert "Python objects other than tensors" in message

@@ -85,6 +85,19 @@ def test_a_repository_cannot_have_its_tokenizer_run_code_or_read_files(
     assert f"not served: {option}" in refusal(options, name="hf-hub:me/hostile")
 
 
+@pytest.mark.parametrize("name", ["hf-hub:somebody/else", "local-dir:/etc", "/etc/timm", 3])
+def test_a_repository_cannot_have_its_image_tower_from_elsewhere(
+    options: LoadOptions, hub: HubHost, name: object
+) -> None:
+    """timm would follow these, and look neither at `model_sources` nor at our token and limits."""
+    vision = {"image_size": SIZE, "timm_model_name": name, "timm_model_pretrained": True}
+    config = json.dumps({"model_cfg": {**architecture(), "vision_cfg": vision}}).encode()
+    files = {**hub.repositories["me/new"], "open_clip_config.json": config}
+    hub.repositories = {**hub.repositories, "me/hostile": files}
+    assert "the open_clip_config.json of 'me/hostile' cannot be used" in refusal(options, name="hf-hub:me/hostile")
+    assert not any("somebody" in request.path for request in hub.requests)
+
+
 def test_how_pictures_are_batched_changes_nothing(options: LoadOptions, folder: Path) -> None:
     model = load(options, localpath=str(folder / "plain.pt"), size=SIZE)
     batch = pixels(model, 7)

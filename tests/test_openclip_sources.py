@@ -97,25 +97,32 @@ def test_hf_location(options: LoadOptions, folder: Path, hub: HubHost, place: di
 
 
 @pytest.mark.parametrize("repository", ["me/new", "me/old"])
-def test_hub_repository(options: LoadOptions, folder: Path, hub: HubHost, tmp_path: Path, repository: str) -> None:
+def test_hub_repository(options: LoadOptions, hub: HubHost, tmp_path: Path, repository: str) -> None:
     """With its own preprocessing, and none of ours."""
     overrides = {"mean": [0, 0, 0], "std": [9, 9, 9], "size": 64, "imagePreprocessor": "CLIPA", "tokenizer": "me/none"}
     model = load(options, name=f"hf-hub:{repository}", jit=True, precision="fp16", **overrides)
     assert model.info.image is not None
     assert model.info.image.size == (SIZE, SIZE)
     assert list(model.info.image.mean) == HUB_PREPROCESSING["mean"]
+    check(model, copied(hub, repository, tmp_path))
+
+
+def copied(hub: HubHost, repository: str, tmp_path: Path) -> str:
+    """The same files as open_clip takes them without a hub."""
     own = tmp_path / "own"
     own.mkdir()
     for name, content in hub.repositories[repository].items():
         (own / name).write_bytes(content)
-    check(model, f"local-dir:{own}")
+    return f"local-dir:{own}"
 
 
-def test_a_gated_repository(options: LoadOptions, hub: HubHost, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gated_repository(
+    options: LoadOptions, hub: HubHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     messages = [refusal(options, auth, name="hf-hub:me/gated") for auth in (None, {"hf": {"token": "hf_wrong"}})]
     assert all("gated" in message and message.startswith("Unable to load model 'mine'") for message in messages)
-    load(options, {"hf": {"token": TOKEN}}, name="hf-hub:me/gated")
+    check(load(options, {"hf": {"token": TOKEN}}, name="hf-hub:me/gated"), copied(hub, "me/gated", tmp_path))
     logged = " ".join(record.getMessage() for record in caplog.records)
     assert "downloaded open_clip_model.safetensors of me/gated" in logged
     assert not any(secret in f"{logged}{messages}" for secret in (TOKEN, "hf_wrong"))
@@ -147,7 +154,9 @@ def tag(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def test_pretrained_tags_on_the_hub(
     options: LoadOptions, folder: Path, hub: HubHost, tag: Callable[..., str], place: str
 ) -> None:
-    model = load(options, name=tag(hf_hub=place, interpolation="bilinear"), mean=[0, 0, 0], size=99)
+    without_effect = {"imagePreprocessor": "CLIPA", "tokenizer": "me/none", "jit": True, "precision": "fp16"}
+    name = tag(hf_hub=place, interpolation="bilinear")
+    model = load(options, name=name, mean=[0, 0, 0], std=[9, 9, 9], size=99, **without_effect)
     assert model.info.image is not None
     assert (model.info.image.interpolation, model.info.image.size) == ("bilinear", (SIZE, SIZE))
     changes = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6), "image_interpolation": "bilinear"}
@@ -160,7 +169,8 @@ def test_pretrained_tags_by_url(options: LoadOptions, folder: Path, host: ImageH
     right = f"mlfoundations-{hashlib.sha256(content).hexdigest()[:8]}.pt"
     host.files |= {right: content, "mlfoundations-01234567.pt": content}
     limited = options.model_copy(update={"model_sources": ("hub",)})
-    load(limited, name=tag(url=host.url(f"/ok/{right}")))
+    changes = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+    check(load(limited, name=tag(url=host.url(f"/ok/{right}"))), folder / "plain.pt", **changes)
     assert "sha256" in refusal(limited, name=tag(url=host.url("/ok/mlfoundations-01234567.pt")))
 
 

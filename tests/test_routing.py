@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from conftest import Serve
@@ -88,6 +89,18 @@ def test_models_are_listed_once_and_ejected_everywhere(client: MarqoClient) -> N
     assert client.delete("/models?model_name=demo/clip&model_device=cpu").status_code == 200
     assert holders(client, "demo/clip") == 0
     assert client.results(["a red circle"])
+
+
+def test_a_model_is_ejected_everywhere_by_its_key(client: MarqoClient) -> None:
+    """As the newer generation does it."""
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: client.results(TEXTS), range(24)))
+    assert holders(client, "demo/clip") > 1
+    keys = [model["modelName"] for model in client.get("/models?detailed=false").json()["models"]]
+    (key,) = [key for key in keys if key.startswith("demo/clip||")]
+    assert client.delete(f"/models?model_name={quote(key)}").status_code == 200
+    assert holders(client, "demo/clip") == 0
+    assert not any(model["modelName"] == key for model in client.get("/models?detailed=false").json()["models"])
 
 
 def test_models_are_listed_with_their_replicas(client: MarqoClient) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,18 +90,39 @@ def test_s3_out_of_reach(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatc
     assert "EndpointConnectionError" in refusal(Weights(options(tmp_path)), ADMIN, **s3_properties())
 
 
-def test_wrong_s3_credentials_never_reach_a_log(
-    tmp_path: Path, s3: Any, s3_server: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG, "ray.serve")
+@pytest.fixture
+def key(s3: Any, s3_server: str) -> Iterator[dict[str, str]]:
+    """The key of a user who may read; while it lasts, the server looks at who asks."""
+    admin = {"region_name": "us-east-1", "aws_access_key_id": "admin", "aws_secret_access_key": "admin"}
+    iam = boto3.client("iam", endpoint_url=s3_server, **admin)
+    user = f"reader-{uuid.uuid4().hex}"
+    iam.create_user(UserName=user)
+    may = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:HeadObject", "s3:ListBucket"], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [may]})
+    iam.put_user_policy(UserName=user, PolicyName="read", PolicyDocument=policy)
+    made = iam.create_access_key(UserName=user)["AccessKey"]
     requests.post(f"{s3_server}/moto-api/reset-auth", data=b"0", timeout=5)
-    try:
-        message = refusal(Weights(options(tmp_path)), ADMIN, **s3_properties())
-    finally:
-        requests.post(f"{s3_server}/moto-api/reset-auth", data=b"inf", timeout=5)
-    assert "403 (InvalidAccessKeyId)" in message
-    assert SECRET not in f"{message}{caplog.text}"
-    assert "AKIAADMIN" not in f"{message}{caplog.text}"
+    yield {"aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"]}
+    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"inf", timeout=5)
+
+
+def test_only_the_right_s3_key_opens(tmp_path: Path, key: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """And none reaches a log, whoever writes it and however much."""
+    caplog.set_level(logging.DEBUG)
+    for name, value, reason in (
+        ("aws_secret_access_key", SECRET, "403 (SignatureDoesNotMatch)"),
+        ("aws_access_key_id", "AKIANOBODY", "403 (InvalidAccessKeyId)"),
+    ):
+        message = refusal(Weights(options(tmp_path)), {"s3": {**key, name: value}}, **s3_properties())
+        assert reason in message
+        assert left(tmp_path) == []
+    path = Weights(options(tmp_path)).checkpoint(properties(**s3_properties()), {"s3": key})
+    assert path.read_bytes() == CONTENT
+    # The server runs in this process too, and logs what it was sent.
+    logged = " ".join(record.getMessage() for record in caplog.records if not record.name.startswith("moto"))
+    assert "s3://weights/deep/model.pt" in logged
+    for secret in (*key.values(), SECRET, "AKIANOBODY"):
+        assert secret not in f"{message}{logged}"
 
 
 def test_sources_that_belong_together(tmp_path: Path, host: ImageHost, s3: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from image_host import ImageHost
 from weights_parts import CONTENT, DOWNLOAD, TOKEN, left, options, process, properties, refusal, refused
 
+from embedding.models import progress
 from embedding.models.disk import Disk
 from embedding.models.store import Store
 from embedding.models.weights import Weights
@@ -35,6 +37,23 @@ def test_a_url(tmp_path: Path, host: ImageHost, caplog: pytest.LogCaptureFixture
     assert "downloaded http://127.0.0.1" in caplog.text
     assert weights.checkpoint(properties(url=host.url("/ok/model.pt"))) == path
     assert len(host.requests) == 1
+
+
+def test_a_long_download_says_how_far_it_is(
+    tmp_path: Path, host: ImageHost, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, "ray.serve")
+    host.files["large.pt"] = CONTENT * 20
+    Weights(options(tmp_path)).checkpoint(properties(url=host.url("/ok/large.pt")))
+    shares = [int(share) for share in re.findall(r"large\.pt: [\d.]+ MiB, (\d+)%", caplog.text)]
+    assert len(shares) > 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    caplog.clear()
+    Weights(options(tmp_path)).checkpoint(properties(url=host.url("/chunked/large.pt")))
+    assert "(unknown size)" in caplog.text
+    assert re.search(r"large\.pt: [\d.]+ MiB$", caplog.text, re.MULTILINE)
 
 
 def test_the_whole_url_is_the_key(tmp_path: Path, host: ImageHost) -> None:

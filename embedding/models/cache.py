@@ -6,6 +6,7 @@ Lives on one event loop; only the loading itself runs in threads.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from embedding.errors import Fault, RequestError
+from embedding.models.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
 
@@ -34,7 +36,8 @@ class CacheStats:
     Args:
         loads: models loaded.
         failed_loads: loads that ended in an error.
-        load_seconds: what the loads took, all together.
+        load_seconds: what the loads took, all together: from the first step to the model's being ready, so with its
+            download, its wait for room and its warm-up.
         evictions: models that made room for others.
         ejections: models that somebody ejected.
         out_of_memory: loads for which everything idle had to go, since the device was full before the budget was.
@@ -70,6 +73,13 @@ class _Entry:
     @property
     def idle(self) -> bool:
         return self.users == 0 and self.model is not None
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's own, else what the request says of it."""
+        if self.model is not None:
+            return self.model.info
+        return ModelInfo.of(self.spec, self.spec.device or "cpu", 0, None, self.nbytes)
 
 
 class ModelCache:
@@ -140,9 +150,11 @@ class ModelCache:
         return [entry.model.info for entry in self._entries.values() if entry.model is not None]
 
     def eject(self, chosen: Callable[[ModelInfo], bool]) -> list[ModelInfo]:
-        """Forgets the chosen models. One in use goes when its last user is done; the next request loads it anew."""
-        gone = [entry for entry in self._entries.values() if entry.model is not None and chosen(entry.model.info)]
-        infos = [entry.model.info for entry in gone if entry.model is not None]
+        """Forgets the chosen models. One in use, or one that is being loaded, goes when its last user is done; the next
+        request loads it anew. Of one that is being loaded, dimensions and image are not known yet: 0 and None.
+        """
+        gone = [entry for entry in self._entries.values() if chosen(entry.info)]
+        infos = [entry.info for entry in gone]
         for entry in gone:
             self._remove(entry)
         self._stats.ejections += len(gone)
@@ -154,12 +166,19 @@ class ModelCache:
 
     async def _fill(self, entry: _Entry) -> Model:
         """Makes the entry's model. A failed entry leaves nothing behind, and the next request tries again."""
+        with load_time() as clock:
+            model = await self._made(entry)
+        entry.model, entry.task = model, None
+        self._stats.loads += 1
+        self._stats.load_seconds += clock.elapsed_s
+        self._leave(entry)
+        return model
+
+    async def _made(self, entry: _Entry) -> Model:
         model: Model | None = None
         try:
             await self._make_room(entry, await self._expected(entry.spec))
-            started = time.perf_counter()
-            model = await self._loaded(entry.spec)
-            elapsed = time.perf_counter() - started
+            model = await self._loaded(entry)
             nbytes = self._measured[entry.spec] = model.info.nbytes
             if nbytes > entry.nbytes:
                 # More than expected. What it holds would keep the line from moving, so it stands in line anew.
@@ -168,14 +187,10 @@ class ModelCache:
         except BaseException as error:
             model = None  # or the traceback keeps it
             self._unreleased = True
-            entry.nbytes = 0
+            entry.nbytes, entry.task = 0, None
             self._remove(entry)
             self._stats.failed_loads += not isinstance(error, asyncio.CancelledError)
             raise
-        entry.model, entry.task = model, None
-        self._stats.loads += 1
-        self._stats.load_seconds += elapsed
-        self._leave(entry)
         return model
 
     async def _expected(self, spec: ModelSpec) -> int:
@@ -189,8 +204,9 @@ class ModelCache:
             return 0
         return await self._in_thread(lambda: estimate(spec) or 0)
 
-    async def _loaded(self, spec: ModelSpec) -> Model:
+    async def _loaded(self, entry: _Entry) -> Model:
         """The model; if the device is full, a second try without any idle model."""
+        spec = entry.spec
         try:
             return await self._attempt(spec)
         except MemoryError:
@@ -202,7 +218,7 @@ class ModelCache:
             return await self._attempt(spec)
         except MemoryError as error:
             reason = str(error)
-        others = any(other.spec != spec for other in self._entries.values()) or bool(self._ejected)
+        others = any(other is not entry for other in (*self._entries.values(), *self._ejected))
         raise RequestError(
             Fault.OVERLOADED if others else Fault.REFUSED,
             f"Unable to load model '{spec.name}': the device's memory is full, "
@@ -302,7 +318,8 @@ class ModelCache:
             if self._entries.get(entry.spec) is entry:
                 del self._entries[entry.spec]
             _started(entry).cancel()
-        if entry in self._ejected and (entry.users == 0 or entry.nbytes == 0):
+        # A load that has begun ends, and takes memory for as long, whether anybody waits for it or not.
+        if entry in self._ejected and entry.task is None and (entry.users == 0 or entry.nbytes == 0):
             self._ejected.discard(entry)
             if entry.model is not None:
                 self._gone.append(weakref.ref(entry.model))
@@ -315,7 +332,9 @@ class ModelCache:
         self._changed = asyncio.Event()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        # With the context of the load, so that its steps share one clock.
+        run = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._executor, run, call)
 
     def _used(self) -> int:
         return sum(entry.nbytes for entry in (*self._entries.values(), *self._ejected))

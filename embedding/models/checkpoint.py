@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from embedding.models.failure import described, unloadable
+from embedding.models.failure import described, is_out_of_memory, unloadable
 
 Kind = Literal["safetensors", "pickle"]
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -50,6 +50,7 @@ def check_readable(path: Path, kind: Kind) -> None:
 
     Raises:
         BrokenCheckpoint: the file is.
+        Exception: whatever says that there is no memory for it (see `is_out_of_memory`).
         RequestError: REFUSED: it holds Python objects other than tensors.
     """
     from open_clip.factory import load_state_dict
@@ -61,6 +62,8 @@ def check_readable(path: Path, kind: Kind) -> None:
         else:
             load_state_dict(str(path), weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         text = str(error)
         if "Weights only load failed" in text and ("allowed global" in text or "GLOBAL" in text):
             raise unloadable(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import torch
+
 from embedding.errors import Fault, RequestError
 from embedding.url import shown
 
@@ -37,6 +39,29 @@ def described(error: BaseException) -> str:
     """An error of another library in one short line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:_SHOWN_CHARS]}"
+
+
+# torch's allocator on a CPU; a mapping of a file that the kernel refuses; ONNX Runtime's arena, and C++'s own.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "Cannot allocate memory (os error 12)",
+    "Failed to allocate memory for requested buffer",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a full device or machine is behind an error, however often it has been wrapped."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        # A refusal's text is ours, and holds names that a request may choose.
+        if not isinstance(error, RequestError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_full(error: OSError) -> bool:

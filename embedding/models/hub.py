@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,6 +23,8 @@ from embedding.models.progress import HubProgress
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _LONGEST_NAME = 96  # the hub's own limit
 _CHUNK_BYTES = 2**22
+# The client writes 10 MiB at a time: a transfer that has not written for so long is slower than any of use.
+_ABANDONED_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Hub:
         if limit and file.size > limit:
             raise unloadable(f"'{file.name}' of '{repo_id}' has {file.size} bytes, and max_checkpoint_bytes is {limit}")
         if cached is None:
+            self._tidy(self._repository(repo_id) / "blobs")
             self._disk.check_room(file.size)
         try:
             path = Path(
@@ -135,6 +139,17 @@ class Hub:
         if path != cached:
             _check(path, file, repo_id)
         return path
+
+    @staticmethod
+    def _tidy(blobs: Path) -> None:
+        """Deletes what killed downloads have left: the client goes on with none of it, and leaves it for ever."""
+        oldest = time.time() - _ABANDONED_S
+        for part in blobs.glob("*.incomplete"):
+            try:
+                if part.stat().st_mtime < oldest:
+                    part.unlink()
+            except OSError:  # complete, or deleted, in this moment; or in a folder that is read-only here
+                continue
 
     def _repository(self, repo_id: str) -> Path:
         """Its folder in the layout of the hub's own client."""

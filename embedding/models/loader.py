@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import open_clip
 import torch
 
 from embedding.errors import Fault, RequestError
-from embedding.models.failure import described, named
+from embedding.models.failure import described, is_out_of_memory, named
 from embedding.models.fingerprint import fingerprint
 from embedding.models.hf import estimate_hf, load_hf, spec_auth
+from embedding.models.load_time import LoadTime, load_time
 from embedding.models.model import Model, Pixels, Rows
 from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
 from embedding.models.openclip import load_openclip
@@ -81,25 +81,21 @@ def load_model(
         RequestError: REFUSED, with the reason.
         MemoryError: the device is full.
     """
-    started = time.perf_counter()
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with weights.session():
-            model = _load(spec, parse_properties(spec.properties), device, options, weights)
-        loaded = time.perf_counter()
-        _warm_up(model, device, maxima)
+        with load_time() as clock:
+            with weights.session():
+                model = _load(spec, parse_properties(spec.properties), device, options, weights)
+            loaded_s = clock.elapsed_s
+            _warm_up(model, device, maxima)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them.
             raise named(error, spec.name) from None
         full = described(error)
     else:
-        done = time.perf_counter()
-        logger.info(
-            f"loaded model {spec.key} on {device} in {loaded - started:.2f} s, {model.info.nbytes / 2**20:.1f} MiB; "
-            f"warm after {done - loaded:.2f} s more"
-        )
+        _log(model.info, clock, loaded_s)
         return model
     # Raised out here, where nothing refers to the tensors of the failed load any more.
     raise MemoryError(full)
@@ -130,6 +126,14 @@ def estimate_bytes(
 def release_memory() -> None:
     """Gives the device memory of models that are gone back, so that the next one finds it in one piece."""
     torch.cuda.empty_cache()  # does nothing in a process that has not used a GPU
+
+
+def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
+    total_s = clock.elapsed_s
+    logger.info(
+        f"loaded model {info.key} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
+        f"of that download {clock.download_s:.2f} s, warm-up {total_s - loaded_s:.2f} s"
+    )
 
 
 def _anything() -> LoadOptions:
@@ -224,12 +228,3 @@ def _check(info: ModelInfo, tower: str, rows: Rows) -> None:
             f"Unable to load model '{info.name}': its {tower} encoder gives vectors that are not finite; are the "
             "weights intact, and do mean and std fit?",
         )
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a full device is behind an error, however often it has been wrapped."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -22,7 +22,7 @@ from open_clip.transform import PreprocessCfg
 
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
-from embedding.models.failure import described, unloadable
+from embedding.models.failure import described, is_out_of_memory, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.hf import Pooling, hf_folder, load_tokenizer, pool, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
@@ -281,6 +281,8 @@ def _graph(files: Sequence[Path], encoder: TritonEncoder, device: torch.device, 
     except RequestError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # ONNX Runtime has a type for each kind of bad file, under a module of its own that is not public.
         raise weights.unusable(files, f"ONNX Runtime cannot use {files[0].name}: {described(error)}") from error
 

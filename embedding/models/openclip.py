@@ -21,7 +21,7 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.buffers import gather
 from embedding.models.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
-from embedding.models.failure import described, named, unloadable
+from embedding.models.failure import described, is_out_of_memory, named, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Pixels, Rows
 from embedding.models.options import LoadOptions
@@ -162,6 +162,8 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
         try:
             return _build(recipe, kind, precision, device)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             check_readable(recipe.weights, kind)
             raise unloadable(
                 f"the checkpoint '{recipe.weights.name}' does not fit the architecture {recipe.architecture}: "

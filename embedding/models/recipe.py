@@ -8,6 +8,7 @@ preprocessing, tokenizer, jit and precision of the properties have an effect.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from embedding.models.bpe import BpeTokenizer
 from embedding.models.failure import described, invalid, unloadable
 from embedding.models.properties import OpenClipProperties
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
+from embedding.url import shown
 
 HUB_PREFIX = "hf-hub:"
 _CONFIG = "open_clip_config.json"
+_TIMM_NAME = re.compile(r"[\w.-]+", re.ASCII)
 # A repository says how its tokenizer is made. Of the other options of transformers some read any file of this machine,
 # and one, trust_remote_code, runs any program.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
@@ -212,9 +215,20 @@ def _repository_config(name: str, token: str | None, weights: Weights) -> dict[s
         config = json.loads(path.read_bytes())
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"]):
             raise ValueError("model_cfg lacks embed_dim, vision_cfg or text_cfg")
-    except (ValueError, TypeError, KeyError) as error:
+        _close_image_tower(config["model_cfg"]["vision_cfg"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise unloadable(f"the {_CONFIG} of '{repository}' cannot be used: {described(error)}") from None
     return dict(config)
+
+
+def _close_image_tower(vision: dict[str, Any]) -> None:
+    """Keeps timm from looking elsewhere: it would follow `hf-hub:` and `local-dir:`, and fetch weights of its own,
+    which the checkpoint's are about to replace."""
+    name = vision.get("timm_model_name")
+    if name is not None and not _TIMM_NAME.fullmatch(name):
+        raise ValueError(f"timm_model_name '{shown(name)}' is not a name of timm's own")
+    if name is not None:
+        vision["timm_model_pretrained"] = False
 
 
 def _tokenizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -77,6 +78,9 @@ def _client(credentials: Mapping[str, str] | None, options: LoadOptions) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
+    # At DEBUG it writes each request down with its headers: the key's name, the session's token, the signature.
+    library = logging.getLogger("botocore")
+    library.setLevel(max(library.level, logging.INFO))
     names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
     given = {name: credentials[name] for name in names if credentials.get(name)} if credentials else {}
     # A session of its own: boto3's default one is not safe between threads, and would keep credentials.

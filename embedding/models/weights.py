@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from importlib import resources
@@ -18,6 +18,7 @@ from embedding.models.disk import Disk
 from embedding.models.download import RemoteFile, download
 from embedding.models.failure import invalid, unloadable
 from embedding.models.hub import Hub
+from embedding.models.load_time import downloading
 from embedding.models.options import LoadOptions, Source
 from embedding.models.store import Store
 from embedding.registry import lookup, names
@@ -112,12 +113,14 @@ class Weights:
             RequestError: REFUSED: not allowed (it names the setting), unknown, gated, or the hub is out of reach.
         """
         self.check_hub(name or repo_id)
-        return self._hub.folder(repo_id, allow_patterns, token)
+        with downloading():
+            return self._hub.folder(repo_id, allow_patterns, token)
 
     def repository_file(self, repo_id: str, filenames: Sequence[str], token: str | None = None, name: str = "") -> Path:
         """The first of several files that a hub repository has. See `repository`."""
         self.check_hub(name or repo_id)
-        return self._hub.first(repo_id, filenames, token)
+        with downloading():
+            return self._hub.first(repo_id, filenames, token)
 
     def folder(self, sources: Sequence[str], auth: Auth | None = None) -> Path:
         """A folder with the files of several sources (https://…, s3://BUCKET/KEY or a path) under their base names.
@@ -180,9 +183,7 @@ class Weights:
         else:
             self._check("url", "its url")
         source = RemoteFile.parse(url, sha256)
-        return self._store.get(
-            url, source.name, lambda path: download(source, path, self._options, self._disk.check_room)
-        )
+        return self._fetched(url, source.name, self._download_of(source))
 
     def _s3(self, bucket: str, key: str, auth: Auth | None, group: str = "") -> Path:
         self._check("s3", "modelLocation.s3")
@@ -192,7 +193,7 @@ class Weights:
             s3.download_object(bucket, key, credentials, path, options, self._disk.check_room)
 
         identity = group or f"{s3.endpoint()} {s3.s3_label(bucket, key)}"
-        return self._store.get(identity, PurePosixPath(key).name or "checkpoint", write)
+        return self._fetched(identity, PurePosixPath(key).name or "checkpoint", write)
 
     def _one_of(self, group: str, source: str, auth: Auth | None) -> Path:
         """One file of a folder that several sources fill: the group is the folder's key."""
@@ -203,11 +204,14 @@ class Weights:
             raise unloadable("paths and URLs cannot be mixed in one model")
         self._check("url", "a source of it")
         parsed = RemoteFile.parse(source)
-        return self._store.get(
-            f"{s3.endpoint()} {group}",
-            parsed.name,
-            lambda path: download(parsed, path, self._options, self._disk.check_room),
-        )
+        return self._fetched(f"{s3.endpoint()} {group}", parsed.name, self._download_of(parsed))
+
+    def _download_of(self, source: RemoteFile) -> Callable[[Path], None]:
+        return lambda path: download(source, path, self._options, self._disk.check_room)
+
+    def _fetched(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
+        with downloading():
+            return self._store.get(key, name, write)
 
     def _path(self, given: str, folder: bool = False) -> Path:
         """A path of this machine, links followed. Of what lies outside the roots not even the existence is told."""

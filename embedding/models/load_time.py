@@ -1,0 +1,61 @@
+"""How long a load takes, from its first step to a model that is ready, and how much of that is waiting for files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class LoadTime:
+    """The clock of one load.
+
+    Args:
+        started: `time.perf_counter()` at its first step.
+        download_s: seconds spent on getting files, or on waiting for another process that gets them.
+    """
+
+    started: float = field(default_factory=time.perf_counter)
+    download_s: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the first step."""
+        return time.perf_counter() - self.started
+
+
+_current: ContextVar[LoadTime | None] = ContextVar("load_time", default=None)
+
+
+@contextmanager
+def load_time() -> Iterator[LoadTime]:
+    """The clock of the load that this is a part of, else a new one.
+
+    A context variable, since the steps of one load run in several threads: whoever asks for a model's size brings its
+    files, and whoever loads it finds them there.
+    """
+    clock = _current.get()
+    if clock is not None:
+        yield clock
+        return
+    clock = LoadTime()
+    token = _current.set(clock)
+    try:
+        yield clock
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def downloading() -> Iterator[None]:
+    """Counts the time within as a download of the present load, if there is one. Not to be nested."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        clock = _current.get()
+        if clock is not None:
+            clock.download_s += time.perf_counter() - started
