@@ -76,6 +76,8 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # A shell that started the tests in the background had them, and what they start, ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         started.append(Command(process, log))
         return started[-1]
