@@ -12,6 +12,7 @@ import torch
 from harmful import Harmful
 from hf_parts import CPU, bert, hub, hub_options, load, refusal, same, spec, vectors  # noqa: F401
 from hub_host import HubHost
+from s3_parts import bucket, s3_client, s3_server  # noqa: F401
 from safetensors.torch import load_file
 from tiny_bert import TEXTS, WIDTH, archived, reference, save_bert
 
@@ -56,6 +57,16 @@ def test_repositories(hub: HubHost, hub_options: LoadOptions, expected: np.ndarr
 def test_an_archive_behind_a_url(hub: HubHost, hub_options: LoadOptions, expected: np.ndarray) -> None:
     url = f"{hub.url}/st/packed/resolve/main/model.zip"
     same(vectors(load_model(spec(url=url), CPU, hub_options)), expected)
+
+
+def test_an_archive_in_s3(tmp_path: Path, bert: Path, s3_client: Any, bucket: str) -> None:
+    archive = archived(bert, tmp_path / "model.zip")
+    s3_client.put_object(Bucket=bucket, Key="texts/model.zip", Body=archive.read_bytes())
+    options = LoadOptions(model_sources=("s3",), cache_dir=tmp_path / "cache")
+    place = {"s3": {"Bucket": bucket, "Key": "texts/model.zip"}, "authRequired": True}
+    auth = {"s3": {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}}
+    same(vectors(load_model(spec(auth, modelLocation=place), CPU, options)), reference(bert, TEXTS, "mean"))
+    assert "no modelAuth for s3" in refusal(options, modelLocation=place)
 
 
 def test_a_gated_repository(hub: HubHost, hub_options: LoadOptions, expected: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from openclip_parts import (  # noqa: F401
     TEXTS,
     TOKEN,
     architecture,
+    check,
     cosines,
     folder,
     host,
@@ -123,6 +124,11 @@ def test_half_precision_on_request(options: LoadOptions, folder: Path) -> None:
     ):
         assert ours.dtype == np.float32
         assert 0.999 <= cosines(ours, theirs).min() < 1
+
+
+def test_half_precision_is_open_clips(options: LoadOptions, folder: Path) -> None:
+    path = folder / "plain.pt"
+    check(load(options, localpath=str(path), size=SIZE, precision="fp16"), path, 0.99999, precision="fp16")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

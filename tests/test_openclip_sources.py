@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import open_clip
 import pytest
 from hub_host import HubHost
 from image_host import ImageHost
-from moto.server import ThreadedMotoServer
 from openclip_parts import (  # noqa: F401
     ARCHITECTURE,
     CPU,
@@ -29,6 +27,7 @@ from openclip_parts import (  # noqa: F401
     options,
     refusal,
 )
+from s3_parts import bucket, s3_client, s3_server  # noqa: F401
 
 from embedding.errors import RequestError
 from embedding.models.openclip import load_openclip
@@ -38,22 +37,6 @@ from embedding.models.spec import ModelSpec
 from embedding.models.weights import Weights
 from embedding.protocol import ModelConfig
 from embedding.registry import DEMO_MODEL
-
-
-@pytest.fixture
-def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, "/nonexistent")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}:{port}")
-    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="admin", aws_secret_access_key="admin")
-    client.create_bucket(Bucket="models")
-    client.put_object(Bucket="models", Key="clip/plain.pt", Body=(folder / "plain.pt").read_bytes())
-    yield "models"
-    server.stop()
-
 
 FORMATS = ["plain.pt", "old.pt", "plain.safetensors", "parallel.bin", "half.safetensors", "training.pt"]
 
@@ -82,11 +65,15 @@ def test_a_url_whose_name_says_nothing(options: LoadOptions, folder: Path, host:
         check(load(options, url=host.url(f"/ok/download?id={name}"), size=SIZE), folder / name)
 
 
-def test_s3(options: LoadOptions, folder: Path, bucket: str) -> None:
+def test_s3(options: LoadOptions, folder: Path, s3_client: Any, bucket: str) -> None:
+    s3_client.put_object(Bucket=bucket, Key="clip/plain.pt", Body=(folder / "plain.pt").read_bytes())
     auth = {"s3": {"aws_access_key_id": "AKIA", "aws_secret_access_key": SECRET}}
     location = {"s3": {"Bucket": bucket, "Key": "clip/plain.pt"}, "authRequired": True}
     check(load(options, auth, modelLocation=location, size=SIZE), folder / "plain.pt")
     assert "no modelAuth for s3" in refusal(options, modelLocation=location)
+    snake = {"s3": location["s3"], "auth_required": True}
+    check(load(options, auth, model_location=snake, size=SIZE), folder / "plain.pt")
+    assert "no modelAuth for s3" in refusal(options, model_location=snake)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import boto3
 import pytest
 import requests
 from image_host import ImageHost
-from moto.server import ThreadedMotoServer
+from s3_parts import ADMIN, s3_client, s3_server  # noqa: F401
 from weights_parts import CONTENT, SECRET, TOKEN, left, options, properties, refusal
 
 from embedding.models.weights import Weights
@@ -25,41 +25,24 @@ def host() -> Iterator[ImageHost]:
         yield host
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address, port = server.get_host_and_port()
-    yield f"http://{address}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client with all rights, and an environment without credentials."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="admin", aws_secret_access_key="admin")
-    client.create_bucket(Bucket="weights")
-    client.put_object(Bucket="weights", Key="deep/model.pt", Body=CONTENT)
-    client.put_object(Bucket="weights", Key="public.pt", Body=CONTENT, ACL="public-read")
-    return client
+def s3(s3_client: Any) -> Any:
+    s3_client.create_bucket(Bucket="weights")
+    s3_client.put_object(Bucket="weights", Key="deep/model.pt", Body=CONTENT)
+    s3_client.put_object(Bucket="weights", Key="public.pt", Body=CONTENT, ACL="public-read")
+    return s3_client
 
 
 def s3_properties(key: str = "deep/model.pt", **more: Any) -> dict[str, Any]:
     return {"modelLocation": {"s3": {"Bucket": "weights", "Key": key}, **more}}
 
 
-ADMIN = {"s3": {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": SECRET}}
+AUTH = {"s3": {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": SECRET}}
 
 
 def test_s3(tmp_path: Path, s3: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ray.serve")
-    path = Weights(options(tmp_path)).checkpoint(properties(**s3_properties(authRequired=True)), ADMIN)
+    path = Weights(options(tmp_path)).checkpoint(properties(**s3_properties(authRequired=True)), AUTH)
     assert path.read_bytes() == CONTENT
     assert path.name == "model.pt"
     assert "downloaded s3://weights/deep/model.pt" in caplog.text
@@ -76,25 +59,24 @@ def test_s3_that_requires_credentials(tmp_path: Path, s3: Any) -> None:
 
 def test_s3_failures(tmp_path: Path, s3: Any) -> None:
     weights = Weights(options(tmp_path))
-    assert "404 (NoSuchKey)" in refusal(weights, ADMIN, **s3_properties("none.pt"))
+    assert "404 (NoSuchKey)" in refusal(weights, AUTH, **s3_properties("none.pt"))
     for bucket, reason in (("nobody-has-it", "404 (NoSuchBucket)"), ("arn:aws:s3:::x", "not a bucket's name")):
         location = {"modelLocation": {"s3": {"Bucket": bucket, "Key": "x"}}}
-        assert reason in refusal(weights, ADMIN, **location)
+        assert reason in refusal(weights, AUTH, **location)
     limited = Weights(options(tmp_path, max_checkpoint_bytes=1000))
-    assert "max_checkpoint_bytes is 1000" in refusal(limited, ADMIN, **s3_properties())
+    assert "max_checkpoint_bytes is 1000" in refusal(limited, AUTH, **s3_properties())
     assert left(tmp_path) == []
 
 
 def test_s3_out_of_reach(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    assert "EndpointConnectionError" in refusal(Weights(options(tmp_path)), ADMIN, **s3_properties())
+    assert "EndpointConnectionError" in refusal(Weights(options(tmp_path)), AUTH, **s3_properties())
 
 
 @pytest.fixture
 def key(s3: Any, s3_server: str) -> Iterator[dict[str, str]]:
     """The key of a user who may read; while it lasts, the server looks at who asks."""
-    admin = {"region_name": "us-east-1", "aws_access_key_id": "admin", "aws_secret_access_key": "admin"}
-    iam = boto3.client("iam", endpoint_url=s3_server, **admin)
+    iam = boto3.client("iam", endpoint_url=s3_server, **ADMIN)
     user = f"reader-{uuid.uuid4().hex}"
     iam.create_user(UserName=user)
     may = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:HeadObject", "s3:ListBucket"], "Resource": "*"}
@@ -136,7 +118,7 @@ def test_sources_that_belong_together(tmp_path: Path, host: ImageHost, s3: Any) 
         ["s3://weights/clip/model.onnx", host.url("/ok/model.onnx.data")],
         ["s3://weights/clip/model.onnx", "s3://weights/clip/model.onnx.data"],
     ]
-    folders = [weights.folder(group, ADMIN) for group in groups]
+    folders = [weights.folder(group, AUTH) for group in groups]
     assert len(set(folders)) == 3
     for folder in folders:
         for name in ("model.onnx", "model.onnx.data"):
