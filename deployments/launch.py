@@ -58,6 +58,7 @@ def _haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-on-loopback")),
         "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
+        "MARQO_PYTHON": sys.executable,
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         # To it HAProxy turns while no ingress runs. On Ray's fixed port two servers would answer each other's requests.

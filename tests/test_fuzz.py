@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fuzz.bodies import CLIENT_FAULTS, Bodies
+from fuzz.making import make_body
 from marqo_client import MarqoClient
 from test_launch import operators_environment
 
@@ -37,6 +38,11 @@ def test_a_short_campaign(target: str, executions: int, tmp_path: Path) -> None:
     assert " 0 findings" in told
     # Mutations that only ever break everything would test next to nothing.
     assert re.search(r"^ +\d{2,} +(valid|pixels|as NLTK's)$", told, re.MULTILINE)
+
+
+def test_changes_of_changes_stay_small() -> None:
+    """Here a list was repeated and one of its lists, then in it a thousand times, made large: it took 24 GiB."""
+    assert len(make_body(20261125, 817542)) < 2**23
 
 
 def test_what_was_found_before_stays_mended() -> None:

@@ -123,6 +123,20 @@ def listening_beyond_loopback(pid: int) -> list[str]:
     return [process.name() for process in processes if listens_beyond(process)]
 
 
+def stand_ins_of(pid: int) -> list[psutil.Process]:
+    """What waits to stand in for the HAProxy of a server. None of it is the server's descendant."""
+    haproxies = {str(process.pid) for process in psutil.Process(pid).children(recursive=True)}
+
+    def stands_in(words: list[str] | None) -> bool:
+        return (
+            words is not None
+            and any(word.endswith("/stand_in.py") for word in words)
+            and not haproxies.isdisjoint(words)
+        )
+
+    return [process for process in psutil.process_iter(["cmdline"]) if stands_in(process.info["cmdline"])]
+
+
 def production_config() -> dict[str, Any]:
     config = yaml.safe_load((ROOT / "config" / "serve.yaml").read_text())
     config["http_options"]["port"] = free_port()
@@ -142,9 +156,12 @@ def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., 
     server.wait_for_output("ready: http://127.0.0.1")
     assert listening_beyond_loopback(server.process.pid) == []
     assert MarqoClient(f"http://127.0.0.1:{port}").results(["a red circle"])
+    watchers = stand_ins_of(server.process.pid)
+    assert watchers
     assert stop(server) == 0
     with socket.create_server(("127.0.0.1", port)):
         pass  # nobody holds the port any more
+    assert psutil.wait_procs(watchers, timeout=30)[1] == []
 
 
 def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:

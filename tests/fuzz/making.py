@@ -17,6 +17,8 @@ PYTHON = 100
 """Extension types from here on stand for what only a handle call can bring: see `fuzz.bodies`."""
 MOST_REPEATED = 500_000
 """Characters or values, of what is made larger."""
+MOST_MADE = 4 * MOST_REPEATED
+"""Of a whole request. What was repeated is one object in many places, and a change of it counts in each."""
 
 RANDOM = {"name": "random/small", "dimensions": 32, "type": "random"}
 GRAPH = {
@@ -152,6 +154,8 @@ def make_body(seed: int, index: int) -> bytes:
         request = msgpack.unpackb(PACKED[number])
         for _ in range(rng.choice((1, 1, 2, 3, 5))):
             request = _changed(rng, request)
+            if _size(request) > MOST_MADE:
+                request = msgpack.unpackb(PACKED[number])
         body = _packed(rng, request)
     if rng.random() < 0.3:
         for _ in range(rng.choice((1, 1, 2, 4))):
@@ -274,9 +278,21 @@ def _warped(rng: Random, value: Any) -> Any:
 
 def _times(count: int, value: str | list[Any]) -> int:
     """Changes of changes would grow without end."""
-    inside = [] if isinstance(value, str) else [holder[key] for holder, key in _places(value)]
-    size = len(value) + sum(len(one) for one in inside if isinstance(one, str | bytes | list | dict))
-    return min(count, 1 + MOST_REPEATED // (size + 1))
+    return min(count, 1 + MOST_REPEATED // (_size(value) + 1))
+
+
+def _size(value: Any) -> int:
+    """Characters and values of all that is inside, counted until they are far too many."""
+    size, stack = 0, [value]
+    while stack and size <= MOST_MADE:
+        inner = stack.pop()
+        if isinstance(inner, str | bytes | list | tuple | dict):
+            size += len(inner)
+        if isinstance(inner, dict):
+            stack += inner.values()
+        elif isinstance(inner, list | tuple):
+            stack += inner
+    return size
 
 
 def _spelt(rng: Random, key: Any) -> Any:

@@ -1,0 +1,58 @@
+"""Stands in for a HAProxy that was killed, until Ray has started another.
+
+    python stand_in.py HAPROXY_PID ACTOR_PID FOLDER BINARY
+
+Ray notices a dead front door after three seconds and needs three more to replace it; until then every connection
+would be refused. Started by `haproxy-on-loopback` beside each HAProxy that listens, in a session of its own, because
+Ray ends HAProxy's process group together with the actor that supervises it. It needs the standard library alone.
+
+Ray stops a front door for good by the same signal that kills one, so a stand-in also follows that, but never outlives
+Ray's node, and never lasts for more than `PATIENCE_S`.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+PATIENCE_S = 30.0
+
+
+def main() -> None:
+    """Waits for HAProxy's end, and is a HAProxy of the same configuration from then on."""
+    haproxy, actor, folder, binary = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    try:
+        door, node = os.pidfd_open(haproxy), os.pidfd_open(_parent(actor))
+    except (ProcessLookupError, FileNotFoundError):
+        return
+    if node in _ended(door, node) or (folder / "listening.pid").read_text().split() != [str(haproxy)]:
+        return
+    note = folder / "stand-in.pid"
+    with subprocess.Popen(
+        [binary, "-db", "-f", str(folder / "stand-in.cfg")], stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        note.write_text(str(process.pid))
+        own = os.pidfd_open(process.pid)
+        # Ray's next HAProxy sends the first of these itself, once it listens.
+        for signum in (signal.SIGUSR1, signal.SIGKILL):
+            ended = _ended(own, node, timeout_s=PATIENCE_S)
+            if own in ended:
+                break
+            process.send_signal(signal.SIGKILL if node in ended else signum)
+    note.unlink(missing_ok=True)
+
+
+def _parent(pid: int) -> int:
+    """Ray's node process, for one of its workers."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _ended(*pidfds: int, timeout_s: float | None = None) -> list[int]:
+    """Waits until one of these processes has ended, and says which have."""
+    return select.select(pidfds, [], [], timeout_s)[0]
+
+
+if __name__ == "__main__":
+    main()
