@@ -1,15 +1,18 @@
 """Runs a config on this machine, in the foreground: `serve run`, with a start that works or says why not.
 
     python -m deployments.launch config/demo.yaml
+    eval "$(python -m deployments.launch --environment)"; ray start …
 
 Against `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
-failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard.
+failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard. The
+second form is for the nodes of a cluster: the same settings, but for those of a single machine.
 """
 
 import argparse
 import contextlib
 import os
 import random
+import shlex
 import signal
 import socket
 import sys
@@ -39,6 +42,15 @@ SERVE_ENVIRONMENT = {
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
+# Not for a cluster: loopback, and ports that let several servers run on one machine.
+ONE_MACHINE = frozenset(
+    {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    }
+)
 START_TIMEOUT_S = 600.0
 # Who listens everywhere is asked on loopback.
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -207,11 +219,29 @@ def _why(applications: Mapping[str, Any]) -> str:
     return (errors or lines or ["no reason was given"])[-1]
 
 
+def _exports() -> str:
+    """For the shell that starts Ray on a node of a cluster; what is set there already stays."""
+    return "\n".join(f"export {k}={shlex.quote(v)}" for k, v in SET_HERE.items() if k not in ONE_MACHINE)
+
+
 def main() -> int:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM, or tells what Ray's environment needs."""
     parser = argparse.ArgumentParser(description="Serve a config on this machine, in the foreground.")
-    parser.add_argument("config", type=Path)
-    path = parser.parse_args().config
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("config", nargs="?", type=Path)
+    what.add_argument(
+        "--environment",
+        action="store_true",
+        help="print what the nodes of a cluster need, for a shell's eval, and stop",
+    )
+    options = parser.parse_args()
+    if options.environment:
+        print(_exports())
+        return 0
+    return _serve(options.config)
+
+
+def _serve(path: Path) -> int:
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())

@@ -197,13 +197,18 @@ def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
 
 
 def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callable[..., Command]) -> None:
+    """One that was started as the README says has HAProxy in front, with somebody to stand in for it."""
     config = production_config()
     dashboard = free_port()
     head = (
         "import ray, sys; "
         f"ray.init(include_dashboard=True, dashboard_port={dashboard}); print('cluster is up'); sys.stdin.read()"
     )
-    cluster = command(sys.executable, "-c", head)
+    environment = subprocess.run(
+        [sys.executable, "-m", "deployments.launch", "--environment"],
+        cwd=ROOT, check=True, capture_output=True, text=True, env=operators_environment(),
+    ).stdout  # fmt: skip
+    cluster = command("sh", "-c", f'{environment}\nexec "$@"', "sh", sys.executable, "-c", head)
     cluster.wait_for_output("cluster is up")
     path = write_config(tmp_path / "serve.yaml", config)
     address = f"http://127.0.0.1:{dashboard}"
@@ -212,3 +217,4 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120, env=token)
     client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
     assert client.results(["hi"], model="random/small")
+    assert stand_ins_of(cluster.process.pid)
