@@ -26,31 +26,16 @@ import yaml
 from pydantic import ValidationError
 
 # Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs. Every
-# process of Ray reads them when it starts. What the operator has set stays.
+# process of Ray reads them when it starts.
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # The controller looks around ten times a second by default, which costs a twentieth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # A record of every call, for a dashboard that is not there.
-    "RAY_task_events_report_interval_ms": "0",
-    # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    # One machine and loopback: without it every process of Ray listens on every interface.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray starts replicas at 15 of 19, behind every other program of the machine. Of ours, decoders alone belong there.
     "RAY_worker_niceness": "0",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
-# Not for a cluster: loopback, and ports that let several servers run on one machine.
-ONE_MACHINE = frozenset(
-    {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
-        "RAY_SERVE_HAPROXY_METRICS_PORT",
-        "RAY_SERVE_HAPROXY_STATS_PORT",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-    }
-)
 START_TIMEOUT_S = 600.0
 # Who listens everywhere is asked on loopback.
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -71,10 +56,6 @@ def _haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-on-loopback")),
         "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
         "MARQO_PYTHON": sys.executable,
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        # To it HAProxy turns while no ingress runs. On Ray's fixed port two servers would answer each other's requests.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
         # A request whose ingress died before it answered goes to another one: encoding twice changes nothing. For that
         # HAProxy keeps the request until the answer starts, as far as it fits into a buffer (16 KiB by default).
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
@@ -82,6 +63,26 @@ def _haproxy_environment() -> dict[str, str]:
         # Three failures in a row replace a dead front door: after three seconds instead of thirty.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     }
+
+
+def _machine_environment() -> dict[str, str]:
+    """For a server that is this machine, perhaps beside another one on it: not for the nodes of a cluster."""
+    return {
+        # A record of every call, for a dashboard that is not there.
+        "RAY_task_events_report_interval_ms": "0",
+        # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Loopback: without it every process of Ray listens on every interface.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        # To it HAProxy turns while no ingress runs. On Ray's fixed port two servers would answer each other's requests.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+    }
+
+
+def _unset(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in os.environ}
 
 
 def _free_port() -> int:
@@ -93,8 +94,9 @@ def _free_port() -> int:
             return port
 
 
-# At import, since Ray reads its environment when it is imported.
-SET_HERE = {k: v for k, v in (SERVE_ENVIRONMENT | _haproxy_environment()).items() if k not in os.environ}
+# What the operator has set stays. At import, since Ray reads its environment when it is imported.
+CLUSTER = _unset(SERVE_ENVIRONMENT | _haproxy_environment())
+SET_HERE = CLUSTER | _unset(_machine_environment())
 os.environ.update(SET_HERE)
 
 
@@ -219,11 +221,6 @@ def _why(applications: Mapping[str, Any]) -> str:
     return (errors or lines or ["no reason was given"])[-1]
 
 
-def _exports() -> str:
-    """For the shell that starts Ray on a node of a cluster; what is set there already stays."""
-    return "\n".join(f"export {k}={shlex.quote(v)}" for k, v in SET_HERE.items() if k not in ONE_MACHINE)
-
-
 def main() -> int:
     """Serves until SIGINT or SIGTERM, or tells what Ray's environment needs."""
     parser = argparse.ArgumentParser(description="Serve a config on this machine, in the foreground.")
@@ -236,7 +233,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.environment:
-        print(_exports())
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in CLUSTER.items()))
         return 0
     return _serve(options.config)
 

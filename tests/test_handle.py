@@ -103,7 +103,7 @@ def test_embed_images_with_headers_and_without_normalising(handle: Any, image_ho
 def test_rows_can_be_written_to(handle: Any) -> None:
     """They belong to the caller; arrays straight from Ray's object store would be read-only."""
     (row,) = result(handle.embed_texts.remote(["x"], model="random/small"))
-    row *= 2
+    assert row.flags.writeable
 
 
 BAD: dict[str, tuple[Fault, str, dict[str, Any]]] = {

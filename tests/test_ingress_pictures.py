@@ -132,7 +132,8 @@ def test_patch_methods_are_accepted_and_not_acted_on(marqo: MarqoClient, image_h
 @pytest.mark.parametrize("count", [None, 0, -3, 1, 20])
 def test_any_thread_count_will_do(marqo: MarqoClient, image_host: ImageHost, count: int | None) -> None:
     urls = [image_host.url(f"/ok/{i}.jpg") for i in range(3)]
-    vectors(marqo.results(urls, "image", preprocessing={"downloadThreadCount": count}))
+    found = vectors(marqo.results(urls, "image", preprocessing={"downloadThreadCount": count}))
+    np.testing.assert_allclose(found, vectors(marqo.results(urls, "image")), atol=1e-5)
 
 
 def test_download_headers_reach_the_host(marqo: MarqoClient, image_host: ImageHost) -> None:

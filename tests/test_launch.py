@@ -208,6 +208,7 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
         [sys.executable, "-m", "deployments.launch", "--environment"],
         cwd=ROOT, check=True, capture_output=True, text=True, env=operators_environment(),
     ).stdout  # fmt: skip
+    assert "DRAINING" not in environment, "a cluster's load balancers need their time"
     cluster = command("sh", "-c", f'{environment}\nexec "$@"', "sh", sys.executable, "-c", head)
     cluster.wait_for_output("cluster is up")
     path = write_config(tmp_path / "serve.yaml", config)

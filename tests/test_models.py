@@ -126,7 +126,12 @@ def test_null_is_as_good_as_absent(checkpoint: Path) -> None:
 
 
 def test_members_that_mean_nothing_here_are_ignored(checkpoint: Path) -> None:
-    load(checkpoint, pretrained="openai", note="", notes=None, model_size=3, tritonModelName="x", text_query_prefix="q")
+    nothing = {"pretrained": "openai", "note": "", "notes": None, "model_size": 3, "text_query_prefix": "q"}
+    model, plain = load(checkpoint, **nothing, tritonModelName="x"), load(checkpoint)
+    assert model.info.image == plain.info.image
+    np.testing.assert_array_equal(
+        model.encode_texts([model.tokenize(TEXTS)]), plain.encode_texts([plain.tokenize(TEXTS)])
+    )
 
 
 # --- Texts that are meant badly ---

@@ -184,7 +184,8 @@ def test_who_decides(root: Path) -> None:
 
 
 def test_torch_does_not_look_at_the_graphs(root: Path) -> None:
-    load_model(clip_spec(root, tritonTextEncoderProperties=5), CPU, options(root, backend="torch"))
+    model = load_model(clip_spec(root, tritonTextEncoderProperties=5), CPU, options(root, backend="torch"))
+    assert type(model).__name__ == "OpenClipModel"
 
 
 def test_a_hub_model_brings_tokenizer_and_preprocessing_but_not_its_weights(

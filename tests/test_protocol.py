@@ -110,22 +110,25 @@ def test_unknown_members_are_ignored_everywhere() -> None:
     request = text(shouldChunk=True, chunkConfig={**CHUNKS, "more": 1}, other=[None])
     request["embeddingModelConfig"]["notes"] = {}
     request["more"] = {"deep": [{}]}
-    parse_request(request)
+    assert parse_request(request) == parse_request(text(shouldChunk=True, chunkConfig=CHUNKS))
 
 
 @pytest.mark.parametrize("count", [None, 0, -1, 20])
 def test_any_thread_count(count: int | None) -> None:
-    parse_request(image(downloadThreadCount=count))
+    assert parse_request(image(downloadThreadCount=count)).preprocessing_config.download_thread_count == count
 
 
 @pytest.mark.parametrize("method", [None, "simple", "frcnn", "dino-v1", "dino-v2", "marqo-yolo"])
 def test_patch_methods(method: str | None) -> None:
-    parse_request(image(shouldChunk=method is not None, patchMethod=method))
+    request = parse_request(image(shouldChunk=method is not None, patchMethod=method))
+    assert request.preprocessing_config.patch_method == method
 
 
 @pytest.mark.parametrize("method", ["character", "word", "sentence", "passage"])
 def test_chunk_methods(method: str) -> None:
-    parse_request(text(shouldChunk=True, chunkConfig=CHUNKS | {"splitMethod": method, "splitOverlap": 0}))
+    chunks = CHUNKS | {"splitMethod": method, "splitOverlap": 0}
+    request = parse_request(text(shouldChunk=True, chunkConfig=chunks))
+    assert request.preprocessing_config.chunk_config.split_method == method
 
 
 def test_a_request_in_python_is_taken_as_it_is() -> None:
