@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from image_host import ImageHost
 from marqo_client import MarqoClient
+from test_faults import replica_pids
 
 
 def niceness(deployment: str) -> list[int]:
     """Of each thread of the main application's replicas."""
-    replicas = [
-        process
-        for process in psutil.Process(os.getpid()).children(recursive=True)
-        if f"ServeReplica:marqo:{deployment}" in " ".join(process.cmdline())
-    ]
-    assert replicas
-    threads = [thread for replica in replicas for thread in Path(f"/proc/{replica.pid}/task").iterdir()]
-    # The 19th field; the second one, the name, may hold spaces.
-    return [int((thread / "stat").read_text().rpartition(")")[2].split()[16]) for thread in threads]
+    found = []
+    for pid in replica_pids(deployment, "marqo"):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # it ended after it was listed, as threads of Ray's pools do at any time
+                found.append(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    return found
 
 
 def test_decoders_give_way_to_everybody(marqo: MarqoClient, image_host: ImageHost) -> None:
