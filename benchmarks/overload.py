@@ -57,12 +57,13 @@ def measure(quick: bool) -> dict[str, Any]:
         phase["started"] -= began
     before, _, after = (phase["outcomes"] for phase in offered)
     contents = statistics.mean(len(one.vectors) for one in asks)
+    memory = [_memory(sample, began) for sample in samples]
     return {
         "shape": described(SHAPE),
         "contents per second": sustainable * contents,
-        "phases": [_digest(phase, sustainable * contents) for phase in offered],
+        "phases": [_digest(phase, sustainable * contents, memory) for phase in offered],
         "recovery s": _recovery(before, after),
-        "memory": [_memory(sample, began) for sample in samples],
+        "memory": memory,
     }
 
 
@@ -90,6 +91,10 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
         line("accepted search, p50 ms", "search p50", 0, 1000),
         line("accepted search, p99 ms", "search p99", 0, 1000),
         line("CPU of the load generator, cores of 2", "cores", 2),
+        line("cores of 2 that were busy", "busy", 2),
+        line("… in the worst 5 seconds", "worst busy", 2),
+        line("cores of 2 that the host gave to others", "stolen", 2),
+        line("… in the worst 5 seconds", "worst stolen", 2),
     ]
     spans = [(phase["started"], phase["started"] + phase["seconds"]) for phase in phases]
     for name, key in (("memory of all processes, MiB", "anonymous"), ("object store, MiB", "object bytes")):
@@ -144,9 +149,9 @@ def _asks(bulk: Target, search: Target, urls: Sequence[str]) -> list[Ask]:
     return asks
 
 
-def _digest(phase: Mapping[str, Any], sustainable: float) -> dict[str, Any]:
+def _digest(phase: Mapping[str, Any], sustainable: float, machine: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     outcomes: list[Outcome] = phase["outcomes"]
-    seconds = phase["seconds"]
+    started, seconds = phase["started"], phase["seconds"]
     # What came before the phase is answered in its beginning, what comes at its end after it: neither is counted.
     right = [one for one in outcomes if one.verdict == "right" and one.done <= seconds]
     by_second = [0] * int(seconds)
@@ -155,10 +160,11 @@ def _digest(phase: Mapping[str, Any], sustainable: float) -> dict[str, Any]:
             by_second[int(one.done)] += one.contents
     width = int(WINDOW_S)
     windows = [sum(by_second[i : i + width]) / width for i in range(1, len(by_second) - width + 1)]
+    worst = started + 1 + windows.index(min(windows)) if windows else started
     others = [one.verdict for one in outcomes if one.verdict not in ("right", "refused")]
     digest = {
         "name": phase["name"],
-        "started": phase["started"],
+        "started": started,
         "seconds": seconds,
         "cores": phase["cores"],
         "offered": sum(one.contents for one in outcomes) / seconds / sustainable,
@@ -171,6 +177,9 @@ def _digest(phase: Mapping[str, Any], sustainable: float) -> dict[str, Any]:
         "what was wrong": sorted(set(others))[:10],
         "answered by second": by_second,
     }
+    for name in ("busy", "stolen"):
+        digest[name] = _cores(machine, name, started, started + seconds)
+        digest[f"worst {name}"] = _cores(machine, name, worst, worst + WINDOW_S)
     for name, chosen in (
         ("refused", [one for one in outcomes if one.verdict == "refused"]),
         ("pictures", [one for one in outcomes if one.verdict == "right" and one.kind == "pictures"]),
@@ -216,7 +225,17 @@ def _memory(sample: Sample, started: float) -> dict[str, float]:
         "anonymous": total(sample, "anonymous"),
         "object bytes": sample["object bytes"],
         "objects": sample["objects"],
+        "busy": sample["busy"],
+        "stolen": sample["stolen"],
     }
+
+
+def _cores(machine: Sequence[Mapping[str, float]], name: str, start: float, end: float) -> float | None:
+    """CPU seconds per second between the samples of a span."""
+    inside = [one for one in machine if start <= one["at"] <= end]
+    if len(inside) < 2:
+        return None
+    return (inside[-1][name] - inside[0][name]) / (inside[-1]["at"] - inside[0]["at"])
 
 
 def _span(memory: Sequence[Mapping[str, float]], key: str, start: float, end: float) -> str:

@@ -58,10 +58,15 @@ def bare_on_all_cores(
     return {stage: statistics.mean(result[stage] for result in results) for stage in results[0]}
 
 
-def bare_text(checkpoint: models.Checkpoint) -> float:
-    """Milliseconds that one query takes to be tokenised and encoded, with nothing around it."""
+def bare_text(checkpoint: models.Checkpoint, pause_s: float = 0.0) -> float:
+    """Milliseconds that one query takes to be tokenised and encoded, with nothing around it.
+
+    Args:
+        checkpoint: the model.
+        pause_s: after each query: a core that has slept starts with cold caches.
+    """
     with _processes(1) as one:
-        return one.submit(_bare_text, checkpoint).result()
+        return one.submit(_bare_text, checkpoint, pause_s).result()
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -124,7 +129,7 @@ def _bare(
     return {name: statistics.median(values) for name, values in runs.items()}
 
 
-def _bare_text(checkpoint: models.Checkpoint) -> float:
+def _bare_text(checkpoint: models.Checkpoint, pause_s: float) -> float:
     import torch
 
     torch.set_num_threads(1)
@@ -134,6 +139,7 @@ def _bare_text(checkpoint: models.Checkpoint) -> float:
         started = time.perf_counter()
         model.encode_texts([model.tokenize([QUERY.format(i)])])
         runs.append(1000 * (time.perf_counter() - started))
+        time.sleep(pause_s)
     return statistics.median(runs)
 
 

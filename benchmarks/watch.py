@@ -17,7 +17,8 @@ from benchmarks.process import descendants
 MEASURES = ("rss", "anonymous", "descriptors", "threads")
 """Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""
 Sample = dict[str, Any]
-"""`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number}`."""
+"""`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number, "busy": CPU
+seconds of the machine so far, "stolen": CPU seconds so far that its host gave to others}`."""
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
 
     def watch() -> None:
         while not stop.wait(max(0.0, started + len(samples) * every_s - time.monotonic())):
-            samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes)})
+            samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes), **_machine()})
 
     with attached(pid):
         import ray
@@ -82,3 +83,8 @@ def _store(nodes: list[tuple[str, int]]) -> dict[str, int]:
         "objects": sum(one.num_local_objects for one in stats),
         "object bytes": sum(one.object_store_bytes_used for one in stats),
     }
+
+
+def _machine() -> dict[str, float]:
+    times = psutil.cpu_times()
+    return {"busy": times.user + times.nice + times.system + times.irq + times.softirq, "stolen": times.steal}

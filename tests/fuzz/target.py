@@ -84,10 +84,11 @@ def judged(target: Target, data: bytes, index: int) -> Verdict:
     seconds = time.process_time() - start
     signal.setitimer(signal.ITIMER_PROF, 0)
     nbytes = peak() - before
-    if not finding and seconds > target.deadline_s:
-        finding = f"slow: {seconds:.2f} s of CPU, and {target.deadline_s} are allowed"
+    # Memory first: how long it takes to fill depends on what else the machine does.
     if not finding and nbytes > target.memory_bytes:
         finding = f"memory: the peak grew by {nbytes >> 20} MiB, and {target.memory_bytes >> 20} are allowed"
+    if not finding and seconds > target.deadline_s:
+        finding = f"slow: {seconds:.2f} s of CPU, and {target.deadline_s} are allowed"
     return Verdict(outcome or finding.partition(":")[0], finding, seconds, nbytes)
 
 
