@@ -71,13 +71,17 @@ class Outcome:
 class Phase:
     """Args:
     name: for reports.
-    rate: requests per second.
+    rates: requests per second of each kind.
     seconds: how long.
     """
 
     name: str
-    rate: float
+    rates: Mapping[str, float]
     seconds: float
+
+    def arrivals(self) -> list[tuple[float, str]]:
+        """When requests are due, in seconds from the start, and of which kind."""
+        return sorted((i / rate, kind) for kind, rate in self.rates.items() for i in range(int(rate * self.seconds)))
 
 
 def asked(kind: str, target: Target, contents: Sequence[str]) -> Ask:
@@ -88,10 +92,10 @@ def asked(kind: str, target: Target, contents: Sequence[str]) -> Ask:
 
 
 def offer(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """Goes through the phases without a pause between them, with the asks in turn.
+    """Goes through the phases without a pause between them, with the asks of each kind in turn.
 
     Returns:
-        For each phase its name, `started` (time.monotonic), rate, seconds, `outcomes`, and `cores`: CPU seconds of the
+        For each phase its name, `started` (time.monotonic), rates, seconds, `outcomes`, and `cores`: CPU seconds of the
         generator per second.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -113,20 +117,20 @@ def _run_phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, 
 
 
 async def _phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    turn = itertools.cycle(asks)
+    turns = {kind: itertools.cycle([ask for ask in asks if ask.kind == kind]) for kind in {ask.kind for ask in asks}}
     results: list[dict[str, Any]] = []
     waiting = []
     async with session() as http:
         for phase in phases:
             started, cpu = time.monotonic(), _cpu_seconds()
             tasks = []
-            for i in range(int(phase.rate * phase.seconds)):
-                await asyncio.sleep(max(0.0, started + i / phase.rate - time.monotonic()))
-                tasks.append(asyncio.create_task(judged(http, next(turn), started, i / phase.rate)))
+            for due, kind in phase.arrivals():
+                await asyncio.sleep(max(0.0, started + due - time.monotonic()))
+                tasks.append(asyncio.create_task(judged(http, next(turns[kind]), started, due)))
             await asyncio.sleep(max(0.0, started + phase.seconds - time.monotonic()))
             took = time.monotonic() - started
             cores = (_cpu_seconds() - cpu) / took
-            about = {"name": phase.name, "started": started, "rate": phase.rate}
+            about = {"name": phase.name, "started": started, "rates": dict(phase.rates)}
             results.append({**about, "seconds": took, "cores": cores})
             waiting.append(tasks)
         for result, tasks in zip(results, waiting, strict=True):

@@ -1,14 +1,20 @@
 """Five times what the server can do, for three minutes: what it still does, what the refused get, and what is left.
 
-The load: a request of 32 pictures by URL and a search for a text in turn. The sustainable rate is what four clients
-get who wait for each answer. Then an open loop offers 80 % of that rate, 5 times that rate, and 80 % again, without a
-pause. Contents count only if their vectors are right.
+The load: requests of 32 pictures by URL, and searches for a text. The sustainable rate is what four clients get who
+wait for each answer, and send the one and the other in turn. Then an open loop offers 80 % of that rate, an overload,
+and 80 % again, without a pause. Twice: five times the pictures beside as many searches as before, as when somebody
+reindexes; and five times both. The server keeps searches apart from pictures and refuses next to none of them, though
+one costs more than a picture, so in the second overload it does other work than at the sustainable rate. Contents count
+only if their vectors are right. The rate that they are compared with is the mean of what was sustainable before and
+after: machines drift.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from benchmarks import models, pictures
@@ -23,6 +29,7 @@ from benchmarks.web import web
 NAME = "overload"
 TITLE = "Five times the sustainable rate, then normal load again: contents per second, rightly answered"
 OVERLOAD, NORMAL = 5.0, 0.8
+KINDS = ("pictures", "search")
 CLIENTS = 4
 SHAPE = Shape(ingress={"max_items_in_flight": CLIENTS * BATCH, "max_searches_in_flight": 2 * CLIENTS})
 """Half a second of work at a time: it keeps the pipeline full, and what waits when the overload ends is soon done. The
@@ -35,8 +42,27 @@ SLOWER = 1.5
 many times the median from before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Args:
+    name: for tables.
+    key: begins the names of its figures in the summary.
+    times: what is offered in the overload, of each kind, over the sustainable rate.
+    """
+
+    name: str
+    key: str
+    times: Mapping[str, float]
+
+
+SCENARIOS = (
+    Scenario("pictures x 5", "overload", {"pictures": OVERLOAD, "search": NORMAL}),
+    Scenario("all x 5", "overload_of_all", {"pictures": OVERLOAD, "search": OVERLOAD}),
+)
+
+
 def measure(quick: bool) -> dict[str, Any]:
-    """The rates, what became of the requests of each phase, and the server's memory meanwhile."""
+    """For each scenario the rates, what became of the requests of each phase, and the server's memory meanwhile."""
     normal, over, calibration = (8.0, 20.0, 9.0) if quick else (30.0, 180.0, 30.0)
     checkpoint = models.small_clip()
     with web(pictures.normal()) as urls, graph(SHAPE) as server:
@@ -44,39 +70,69 @@ def measure(quick: bool) -> dict[str, Any]:
         search = marqo(server.url, checkpoint.properties, "language", search=True)
         once(bulk, urls)
         asks = _asks(bulk, search, urls)
-        sustainable = closed(asks, CLIENTS, calibration)
-        phases = [
-            Phase("before", NORMAL * sustainable, normal),
-            Phase("overload", OVERLOAD * sustainable, over),
-            Phase("after", NORMAL * sustainable, normal),
-        ]
+        sustainable = [closed(asks, CLIENTS, calibration)]
+        offered = []
         with watching(server.pid, 1.0) as samples:
-            offered = offer(asks, phases)
-    began = offered[0]["started"]
+            for scenario in SCENARIOS:
+                offered.append(offer(asks, _phases(scenario, sustainable[-1] / len(KINDS), normal, over)))
+                sustainable.append(closed(asks, CLIENTS, calibration))
+    began = offered[0][0]["started"]
+    machine = [_at_the_time(sample, began) for sample in samples]
+    contents = statistics.mean(len(one.vectors) for one in asks)
+    rates = [rate * contents for rate in sustainable]
+    return {
+        "shape": described(SHAPE),
+        "sustainable, contents per second": rates,
+        "scenarios": [
+            _result(scenario, phases, statistics.mean(pair), began, machine)
+            for scenario, phases, pair in zip(SCENARIOS, offered, pairwise(rates), strict=True)
+        ],
+        "machine": machine,
+    }
+
+
+def _phases(scenario: Scenario, rate: float, normal: float, over: float) -> list[Phase]:
+    usual = dict.fromkeys(KINDS, NORMAL * rate)
+    overload = {kind: times * rate for kind, times in scenario.times.items()}
+    return [Phase("before", usual, normal), Phase("overload", overload, over), Phase("after", usual, normal)]
+
+
+def _result(
+    scenario: Scenario,
+    offered: Sequence[dict[str, Any]],
+    sustainable: float,
+    began: float,
+    machine: Sequence[Mapping[str, float]],
+) -> dict[str, Any]:
     for phase in offered:
         phase["started"] -= began
     before, _, after = (phase["outcomes"] for phase in offered)
-    contents = statistics.mean(len(one.vectors) for one in asks)
-    memory = [_memory(sample, began) for sample in samples]
     return {
-        "shape": described(SHAPE),
-        "contents per second": sustainable * contents,
-        "phases": [_digest(phase, sustainable * contents, memory) for phase in offered],
+        "name": scenario.name,
+        "contents per second": sustainable,
+        "phases": [_digest(phase, sustainable, machine) for phase in offered],
         "recovery s": _recovery(before, after),
-        "memory": memory,
     }
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
     """A table: header first."""
-    phases = result["phases"]
+    scenarios = result["scenarios"]
+    phases = [phase for scenario in scenarios for phase in scenario["phases"]]
+    spans = [(phase["started"], phase["started"] + phase["seconds"]) for phase in phases]
 
     def line(name: str, key: str, digits: int = 0, scale: float = 1.0) -> list[str]:
         return [name, *(_figure(phase[key], digits, scale) for phase in phases)]
 
-    memory = result["memory"]
-    table = [
-        ["", *(phase["name"] for phase in phases)],
+    def held(name: str, key: str, begin: float = 0.0, end: float = 1.0) -> list[str]:
+        parts = [(start + begin * (stop - start), start + end * (stop - start)) for start, stop in spans]
+        return [name, *(_median_mib(result["machine"], key, *part) for part in parts)]
+
+    def at_the_end(name: str, key: str, digits: int) -> list[str]:
+        return [name, *(cell for one in scenarios for cell in ("", "", _figure(one[key], digits)))]
+
+    return [
+        ["", *(f"{one['name']}: {phase['name']}" for one in scenarios for phase in one["phases"])],
         line("offered, % of the sustainable rate", "offered", 0, 100),
         line("goodput, % of the sustainable rate", "goodput", 0, 100),
         line("… its worst 5 seconds, %", "worst goodput", 0, 100),
@@ -95,45 +151,45 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
         line("… in the worst 5 seconds", "worst busy", 2),
         line("cores of 2 that the host gave to others", "stolen", 2),
         line("… in the worst 5 seconds", "worst stolen", 2),
+        held("memory of all processes, MiB", "anonymous"),
+        held("… its first third, MiB", "anonymous", 0, 1 / 3),
+        held("… its last third, MiB", "anonymous", 2 / 3, 1),
+        held("object store, MiB", "object bytes"),
+        at_the_end("recovered after the overload, s", "recovery s", 1),
+        at_the_end("sustainable, contents per second", "contents per second", 0),
     ]
-    spans = [(phase["started"], phase["started"] + phase["seconds"]) for phase in phases]
-    for name, key in (("memory of all processes, MiB", "anonymous"), ("object store, MiB", "object bytes")):
-        table.append([name, *(_span(memory, key, *span) for span in spans)])
-    third = phases[1]["seconds"] / 3
-    start, end = spans[1]
-    for name, span in (("first", (start, start + third)), ("last", (end - third, end))):
-        table.append([f"… its {name} third, MiB", "", _span(memory, "anonymous", *span), ""])
-    table.append(["recovered after the overload, s", "", "", _figure(result["recovery s"], 1)])
-    table.append([f"(sustainable: {result['contents per second']:.0f} contents per second)", "", "", ""])
-    return table
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
     """Figures of the summary."""
-    over = result["phases"][1]
-    figures = {
-        "overload_goodput": over["goodput"],
-        "overload_worst_goodput": over["worst goodput"],
-        "overload_refusal_p99_ms": over["refused p99"] and 1000 * over["refused p99"],
-        "overload_wrong": sum(phase["wrong"] for phase in result["phases"]),
-        "overload_recovery_s": result["recovery s"],
-    }
+    figures = {}
+    for scenario, one in zip(SCENARIOS, result["scenarios"], strict=True):
+        over = one["phases"][1]
+        figures |= {
+            f"{scenario.key}_goodput": over["goodput"],
+            f"{scenario.key}_worst_goodput": over["worst goodput"],
+            f"{scenario.key}_refusal_p99_ms": over["refused p99"] and 1000 * over["refused p99"],
+            f"{scenario.key}_wrong": sum(phase["wrong"] for phase in one["phases"]),
+            f"{scenario.key}_recovery_s": one["recovery s"],
+        }
     return {name: [figure] for name, figure in figures.items() if figure is not None}
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
     """Goodput over time, and memory beside it."""
-    for phase in result["phases"]:
-        starts = [phase["started"] + i for i in range(len(phase["answered by second"]))]
-        axes.step(starts, phase["answered by second"], where="post", label=phase["name"])
-    axes.axhline(0.9 * result["contents per second"], linestyle=":", color="grey", label="90 % of sustainable")
+    for one in result["scenarios"]:
+        for phase in one["phases"]:
+            starts = [phase["started"] + i for i in range(len(phase["answered by second"]))]
+            axes.step(starts, phase["answered by second"], where="post", label=f"{one['name']}: {phase['name']}")
+        ends = (one["phases"][0]["started"], starts[-1])
+        axes.hlines(0.9 * one["contents per second"], *ends, linestyles=":", colors="grey")
     axes.set_ylim(0)
-    axes.set_xlabel("seconds")
+    axes.set_xlabel("seconds; dotted: 90 % of the sustainable rate")
     axes.set_ylabel("contents per second, answered rightly")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", fontsize="small")
     beside = axes.twinx()
     beside.plot(
-        [one["at"] for one in result["memory"]], [one["anonymous"] / 2**20 for one in result["memory"]], color="black"
+        [one["at"] for one in result["machine"]], [one["anonymous"] / 2**20 for one in result["machine"]], color="black"
     )
     beside.set_ylim(0)
     beside.set_ylabel("memory of all serving processes, MiB (black)")
@@ -144,8 +200,8 @@ def _asks(bulk: Target, search: Target, urls: Sequence[str]) -> list[Ask]:
     asks = []
     for i in range(16):
         start = 4 * i % len(urls)
-        asks.append(asked("pictures", bulk, [*urls[start:], *urls[:start]][:BATCH]))
-        asks.append(asked("search", search, [QUERY.format(i)]))
+        asks.append(asked(KINDS[0], bulk, [*urls[start:], *urls[:start]][:BATCH]))
+        asks.append(asked(KINDS[1], search, [QUERY.format(i)]))
     return asks
 
 
@@ -193,7 +249,7 @@ def _digest(phase: Mapping[str, Any], sustainable: float, machine: Sequence[Mapp
 
 def _recovery(before: Sequence[Outcome], after: Sequence[Outcome]) -> float | None:
     """Seconds of normal load until all is as it was; None if it never was."""
-    limits = {kind: SLOWER * statistics.median(_latencies(before, kind)) for kind in ("pictures", "search")}
+    limits = {kind: SLOWER * statistics.median(_latencies(before, kind)) for kind in KINDS}
     end = max(one.due for one in after)
     tenths = 0
     while (start := tenths / 10) + RECOVERED_S <= end:
@@ -218,7 +274,7 @@ def _latencies(outcomes: Sequence[Outcome], kind: str) -> list[float]:
     return [one.latency for one in outcomes if one.kind == kind and one.verdict == "right"]
 
 
-def _memory(sample: Sample, started: float) -> dict[str, float]:
+def _at_the_time(sample: Sample, started: float) -> dict[str, float]:
     return {
         "at": sample["at"] - started,
         "rss": total(sample, "rss"),
@@ -238,8 +294,8 @@ def _cores(machine: Sequence[Mapping[str, float]], name: str, start: float, end:
     return (inside[-1][name] - inside[0][name]) / (inside[-1]["at"] - inside[0]["at"])
 
 
-def _span(memory: Sequence[Mapping[str, float]], key: str, start: float, end: float) -> str:
-    values = [one[key] for one in memory if start <= one["at"] < end]
+def _median_mib(machine: Sequence[Mapping[str, float]], key: str, start: float, end: float) -> str:
+    values = [one[key] for one in machine if start <= one["at"] < end]
     return f"{statistics.median(values) / 2**20:.0f}" if values else "–"
 
 
