@@ -118,7 +118,8 @@ class Node:
         environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port())}
         import ray
 
-        before = len(_alive(ray.nodes()))
+        # Not their number: one that was just killed still counts as alive, and may cease to while this one joins.
+        before = _alive(ray.nodes())
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.node", address, str(cpus)],
@@ -127,7 +128,7 @@ class Node:
             )  # fmt: skip
         self.pid = self._process.pid
         try:
-            wait_until(lambda: len(_alive(ray.nodes())) > before, "the node to join", NODE_START_S)
+            wait_until(lambda: _alive(ray.nodes()) - before, "the node to join", NODE_START_S)
         except TimeoutError:
             stop(self._process)
             raise TimeoutError(f"the node did not join: {log.read_text()[-1000:]}") from None
@@ -160,8 +161,8 @@ def deploy(client: Any, config: Mapping[str, Any]) -> None:
     launch.deploy(client, config)
 
 
-def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [node for node in nodes if node["Alive"]]
+def _alive(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["NodeID"] for node in nodes if node["Alive"]}
 
 
 def _words(process: psutil.Process) -> list[str]:
