@@ -6,12 +6,12 @@ A cold model is therefore loaded once in the cluster; a hot one overflows to fur
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
 from blake3 import blake3
 from ray.serve._private.common import ReplicaID, RequestMetadata
-from ray.serve._private.replica_result import ReplicaResult
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -19,7 +19,8 @@ from ray.serve.request_router import PendingRequest, RunningReplica
 
 from embedding.models.spec import ModelSpec
 
-UNDER_WAY_S = 5.0
+LONGEST_S = 300.0
+"""A call that has not ended by then never got to its replica: the ingress gives a request up before."""
 
 
 class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
@@ -41,28 +42,29 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The first replica in the model's order that is not busy with it; if all are, Serve takes the least busy."""
+        """The first replica in the model's order that is not busy with it; if all are, the least busy."""
         model = pending_request.metadata.session_id if pending_request is not None else ""
-        if pending_request is None or not model:
+        if pending_request is None or not model or not candidate_replicas:
             return await super().choose_replicas(candidate_replicas, pending_request)
+        # Serve asks again where a replica did not answer in time. What was chosen then does not count.
+        self._calls.forget(pending_request.metadata)
         order = sorted(
             candidate_replicas, key=lambda replica: blake3(f"{model} {replica.replica_id}".encode()).digest()
         )
-        for replica in order:
-            if self._in_flight(model, replica.replica_id) < self._busy_at:
-                self._calls.chosen(pending_request.metadata.internal_request_id, model, replica.replica_id)
-                return [[replica]]
-        return [order]
+        free = (replica for replica in order if self._in_flight(model, replica.replica_id) < self._busy_at)
+        replica = next(free, None) or min(order, key=self._queue)
+        self._calls.chosen(pending_request.metadata, replica.replica_id)
+        return [[replica]]
 
     def _in_flight(self, model: str, replica_id: ReplicaID) -> float:
         """A model's calls at a replica, those of other ingresses included, whose mix is taken to be like ours."""
         of_all = self.replica_queue_len_cache.get(replica_id) or 0
         return of_all * self._calls.share(model, replica_id)
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        """A replica has taken a call."""
-        metadata = pending_request.metadata
-        self._calls.taken(metadata.internal_request_id, metadata.session_id, replica_id)
+    def _queue(self, replica: RunningReplica) -> tuple[bool, int]:
+        """By which the least busy is found; of one that is gone the length is not known."""
+        length = self.replica_queue_len_cache.get(replica.replica_id)
+        return length is None, length or 0
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call has ended, or was refused by its replica."""
@@ -71,16 +73,34 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
     def _get_pending_request_matching_metadata(
         self, request_metadata: RequestMetadata | None = None
     ) -> PendingRequest | None:
-        # A replica that was chosen for one call's model is not handed to the call that happens to be first in line.
-        return self._get_pending_request_matching_internal_request_id(request_metadata)
+        # A replica that was chosen for one call's model is not handed to the call that happens to be first in line. Not
+        # by Serve's id, as Serve's other routers find it: that is the same for all calls that one request makes.
+        return next(
+            (
+                pending
+                for pending in self._pending_requests_to_fulfill
+                if pending.metadata is request_metadata and not pending.future.done()
+            ),
+            None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    since: float
+    metadata: RequestMetadata
+    replica_id: ReplicaID
 
 
 class CallsInFlight:
-    """Which model's calls this process has in flight, and where."""
+    """Which model's calls this process has in flight, and where: from when a replica is chosen until the call ends.
+
+    A call is known by the identity of its metadata, since the id that Serve gives it is that of the request that makes
+    it. When it ends, only that id is told, and which of a request's calls at a replica has ended makes no difference.
+    """
 
     def __init__(self) -> None:
-        self._chosen: dict[str, tuple[float, str, ReplicaID]] = {}
-        self._taken: dict[str, tuple[str, ReplicaID]] = {}
+        self._calls: dict[int, _Call] = {}
         self._of_model: Counter[tuple[str, ReplicaID]] = Counter()
         self._of_replica: Counter[ReplicaID] = Counter()
 
@@ -89,34 +109,29 @@ class CallsInFlight:
         of_all = self._of_replica[replica_id]
         return self._of_model[model, replica_id] / of_all if of_all else 0.0
 
-    def chosen(self, call: str, model: str, replica_id: ReplicaID) -> None:
+    def chosen(self, metadata: RequestMetadata, replica_id: ReplicaID) -> None:
         """Counts a call from now on, so that calls of the same moment do not all see an idle replica. One that never
         gets there (its caller has gone) is forgotten after a while."""
         now = time.monotonic()
-        for earlier, (since, _, _) in list(islice(self._chosen.items(), 2)):
-            if now - since > UNDER_WAY_S:
-                self._forget(earlier)
-        self._forget(call)
-        self._chosen[call] = now, model, replica_id
-        self._count(model, replica_id, 1)
+        for earlier in list(islice(self._calls.values(), 2)):
+            if now - earlier.since > LONGEST_S:
+                self.forget(earlier.metadata)
+        self.forget(metadata)
+        self._calls[id(metadata)] = _Call(now, metadata, replica_id)
+        self._count(metadata.session_id, replica_id, 1)
 
-    def taken(self, call: str, model: str, replica_id: ReplicaID) -> None:
-        """Counts a call until it ends."""
-        self._forget(call)
-        self._taken[call] = model, replica_id
-        self._count(model, replica_id, 1)
+    def ended(self, request: str, replica_id: ReplicaID) -> None:
+        """Forgets one of a request's calls at a replica. One that a replica refused may be on its way to another."""
+        for call in self._calls.values():
+            if call.metadata.internal_request_id == request and call.replica_id == replica_id:
+                self.forget(call.metadata)
+                return
 
-    def ended(self, call: str, replica_id: ReplicaID) -> None:
-        """Forgets a call. One that a replica refused may be on its way to another by now."""
-        if call in self._taken and self._taken[call][1] == replica_id:
-            self._count(*self._taken.pop(call), -1)
-        elif call in self._chosen and self._chosen[call][2] == replica_id:
-            self._forget(call)
-
-    def _forget(self, call: str) -> None:
-        if call in self._chosen:
-            _, model, replica_id = self._chosen.pop(call)
-            self._count(model, replica_id, -1)
+    def forget(self, metadata: RequestMetadata) -> None:
+        """Does not count a call any more, if it was counted."""
+        call = self._calls.pop(id(metadata), None)
+        if call is not None:
+            self._count(metadata.session_id, call.replica_id, -1)
 
     def _count(self, model: str, replica_id: ReplicaID, by: int) -> None:
         self._of_model[model, replica_id] += by

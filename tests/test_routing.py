@@ -1,5 +1,6 @@
 """Across replicas: a cold model stays where it was loaded, a hot one spreads, both shapes of `/models` see all."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,10 @@ from urllib.parse import quote
 import pytest
 from conftest import Serve
 from marqo_client import MarqoClient
+from ray.serve._private.common import RequestMetadata
+
+from deployments import routing
+from deployments.routing import CallsInFlight
 
 TEXTS = [f"text number {i}, to keep an encoder busy" for i in range(64)]
 
@@ -51,27 +56,45 @@ def test_a_cold_model_stays_at_home(client: MarqoClient) -> None:
     assert [holders(client, f"random/{number}") for number in range(10)] == [1] * 10
 
 
-def test_a_cold_model_stays_at_home_beside_a_hot_one(client: MarqoClient) -> None:
-    """All three replicas are busy, with another model."""
-    client.results(["hi"])
+@contextlib.contextmanager
+def all_busy(client: MarqoClient) -> Iterator[None]:
+    """All three replicas, with the demo's model."""
     stop = threading.Event()
 
     def keep_busy(_: int) -> None:
         while not stop.is_set():
             client.results(TEXTS)
 
+    client.results(["hi"])
     with ThreadPoolExecutor(6) as pool:
         busy = [pool.submit(keep_busy, i) for i in range(6)]
         try:
-            for _ in range(5):
-                for number in range(20, 30):
-                    client.results(["hi"], model=f"random/{number}", properties=random_model(number))
+            yield
         finally:
             stop.set()
         for one in busy:
             one.result()
+
+
+def test_a_cold_model_stays_at_home_beside_a_hot_one(client: MarqoClient) -> None:
+    with all_busy(client):
+        for _ in range(5):
+            for number in range(20, 30):
+                client.results(["hi"], model=f"random/{number}", properties=random_model(number))
     assert [holders(client, f"random/{number}") for number in range(20, 30)] == [1] * 10
     assert holders(client, "demo/clip") == 3
+
+
+def test_a_model_that_was_hot_stays_at_home_when_it_is_cold(client: MarqoClient) -> None:
+    """Each request makes many calls, all under the same id of Serve's: none of them may be counted for ever."""
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: client.results(TEXTS, model="random/40", properties=random_model(40)), range(48)))
+    assert client.delete("/models?model_name=random/40&model_device=cpu").status_code == 200
+    assert holders(client, "random/40") == 0
+    with all_busy(client):
+        for _ in range(20):
+            client.results(["hi"], model="random/40", properties=random_model(40))
+    assert holders(client, "random/40") == 1
 
 
 def test_a_hot_model_spreads(client: MarqoClient) -> None:
@@ -119,29 +142,31 @@ def test_models_are_listed_with_their_replicas(client: MarqoClient) -> None:
     assert "replicas" not in client.get("/models").json()["models"][0]
 
 
-def test_calls_are_counted_by_model_and_replica() -> None:
-    from deployments.routing import CallsInFlight
+def call(request: str, model: str) -> RequestMetadata:
+    return RequestMetadata(request_id=request, internal_request_id=request, session_id=model)
 
+
+def test_calls_are_counted_by_model_and_replica() -> None:
     calls = CallsInFlight()
-    calls.chosen("1", "hot", "home")
-    calls.chosen("2", "hot", "home")
-    calls.taken("2", "hot", "home")
-    calls.taken("3", "cold", "home")
+    # Calls of one request, and of another: Serve has the same id for all of a request's.
+    first, second, cold = call("1", "hot"), call("1", "hot"), call("2", "cold")
+    for one in (first, second, cold):
+        calls.chosen(one, "home")
     assert calls.share("hot", "home") == pytest.approx(2 / 3)
     # Refused at home, and chosen for another replica before the refusal is noted.
-    calls.chosen("1", "hot", "other")
-    calls.ended("1", "home")
+    calls.chosen(first, "other")
     assert (calls.share("hot", "home"), calls.share("hot", "other")) == (0.5, 1.0)
-    for call, replica in (("1", "other"), ("2", "home"), ("2", "home"), ("never", "home")):
-        calls.ended(call, replica)
+    for request, replica in (("1", "other"), ("1", "home"), ("1", "home"), ("never", "home")):
+        calls.ended(request, replica)
     assert (calls.share("hot", "home"), calls.share("cold", "home"), calls.share("hot", "other")) == (0.0, 1.0, 0.0)
+    calls.forget(cold)
+    calls.forget(cold)
+    assert calls.share("cold", "home") == 0.0
 
 
 def test_a_call_that_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deployments import routing
-
-    monkeypatch.setattr(routing, "UNDER_WAY_S", -1.0)
-    calls = routing.CallsInFlight()
-    calls.chosen("1", "hot", "home")
-    calls.chosen("2", "cold", "home")
+    monkeypatch.setattr(routing, "LONGEST_S", -1.0)
+    calls = CallsInFlight()
+    calls.chosen(call("1", "hot"), "home")
+    calls.chosen(call("2", "cold"), "home")
     assert (calls.share("hot", "home"), calls.share("cold", "home")) == (0.0, 1.0)
