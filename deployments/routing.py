@@ -44,7 +44,7 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
     ) -> list[list[RunningReplica]]:
         """The first replica in the model's order that is not busy with it; if all are, the least busy."""
         model = pending_request.metadata.session_id if pending_request is not None else ""
-        if pending_request is None or not model or not candidate_replicas:
+        if pending_request is None or not model:
             return await super().choose_replicas(candidate_replicas, pending_request)
         # Serve asks again where a replica did not answer in time. What was chosen then does not count.
         self._calls.forget(pending_request.metadata)
@@ -96,7 +96,8 @@ class CallsInFlight:
     """Which model's calls this process has in flight, and where: from when a replica is chosen until the call ends.
 
     A call is known by the identity of its metadata, since the id that Serve gives it is that of the request that makes
-    it. When it ends, only that id is told, and which of a request's calls at a replica has ended makes no difference.
+    it. When it ends, only that id is told, and which of a request's calls at a replica has ended makes no difference: a
+    refusal that is noted late may count one of them too few for as long as that one takes, and none too many.
     """
 
     def __init__(self) -> None:

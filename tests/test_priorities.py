@@ -18,6 +18,7 @@ def niceness(deployment: str) -> list[int]:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with suppress(ProcessLookupError):  # it ended after it was listed, as threads of Ray's pools do at any time
                 found.append(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    assert found
     return found
 
 

@@ -148,20 +148,30 @@ def call(request: str, model: str) -> RequestMetadata:
 
 def test_calls_are_counted_by_model_and_replica() -> None:
     calls = CallsInFlight()
-    # Calls of one request, and of another: Serve has the same id for all of a request's.
-    first, second, cold = call("1", "hot"), call("1", "hot"), call("2", "cold")
-    for one in (first, second, cold):
+    refused, hot, cold = call("1", "hot"), call("2", "hot"), call("3", "cold")
+    for one in (refused, hot, cold):
         calls.chosen(one, "home")
     assert calls.share("hot", "home") == pytest.approx(2 / 3)
     # Refused at home, and chosen for another replica before the refusal is noted.
-    calls.chosen(first, "other")
+    calls.chosen(refused, "other")
+    calls.ended("1", "home")
     assert (calls.share("hot", "home"), calls.share("hot", "other")) == (0.5, 1.0)
-    for request, replica in (("1", "other"), ("1", "home"), ("1", "home"), ("never", "home")):
+    for request, replica in (("1", "other"), ("2", "home"), ("2", "home"), ("never", "home")):
         calls.ended(request, replica)
     assert (calls.share("hot", "home"), calls.share("cold", "home"), calls.share("hot", "other")) == (0.0, 1.0, 0.0)
     calls.forget(cold)
     calls.forget(cold)
     assert calls.share("cold", "home") == 0.0
+
+
+def test_calls_of_one_request_are_counted_each() -> None:
+    """Serve's id is the same for all of them."""
+    calls = CallsInFlight()
+    for one in [call("1", "hot") for _ in range(3)] + [call("2", "cold")]:
+        calls.chosen(one, "home")
+    for share in (2 / 3, 1 / 2, 0, 0):
+        calls.ended("1", "home")
+        assert calls.share("hot", "home") == pytest.approx(share)
 
 
 def test_a_call_that_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
