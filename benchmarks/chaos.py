@@ -9,6 +9,9 @@ flight at that moment or sent later, until Serve has as many replicas as before,
 
 The worker node is a second raylet on this machine, with a replica of each deployment. After it is killed a new one is
 started at once, as an operator's node group would.
+
+What takes a front door with it is done again for clients that have a HAProxy of their own beside them, which knows the
+front doors of both nodes: config/beside-marqo.cfg.
 """
 
 from __future__ import annotations
@@ -19,12 +22,25 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from benchmarks import models, pictures
-from benchmarks.cluster import DEPLOYMENTS, Node, Victims, attached, deploy, gcs_address, kill, running, wait_until
-from benchmarks.known_answers import KnownAnswers, Reply, counts, failures, question
+from benchmarks.cluster import (
+    DEPLOYMENTS,
+    Node,
+    Victims,
+    attached,
+    beside_marqo,
+    deploy,
+    gcs_address,
+    kill,
+    running,
+    wait_until,
+)
+from benchmarks.known_answers import KnownAnswers, Reply, counts, elsewhere, failures, question
+from benchmarks.process import free_port
 from benchmarks.server import Running, Shape, described, graph
 from benchmarks.target import marqo
 from benchmarks.web import web
@@ -36,6 +52,7 @@ CLIENTS, PERIOD_S = 4, 0.4
 PICTURES, TEXTS = 8, 4
 """Contents of one request."""
 CALM_S, LIMIT_S = 5.0, 120.0
+BESIDE = "with config/beside-marqo.cfg"
 OUTCOMES = ("sent", "right", "wrong", "lost", "refused", "503", "500", "other")
 Config = dict[str, Any]
 
@@ -51,9 +68,17 @@ def measure(quick: bool) -> dict[str, Any]:
             question("texts", marqo(server.url, checkpoint.properties, "language"), texts, TEXTS),
         ]
         with KnownAnswers(questions, CLIENTS, PERIOD_S) as load:
-            events = _Events(server, client, load)
-            runs = {event: [_told(event, run()) for _ in range(times)] for event, run in events.all().items()}
+            runs = _runs(_Events(server, client, load).all(), times)
+        worker_port = free_port()
+        with beside_marqo(urlsplit(server.url).netloc, f"127.0.0.1:{worker_port}") as url:
+            asked_there = [elsewhere(one, url) for one in questions]
+            with KnownAnswers(asked_there, CLIENTS, PERIOD_S) as load:
+                runs |= _runs(_Events(server, client, load, worker_port).of_front_doors(), times)
     return {"shape": described(SHAPE), "clients": CLIENTS, "period s": PERIOD_S, "events": runs}
+
+
+def _runs(events: Mapping[str, Callable[[], dict[str, Any]]], times: int) -> dict[str, list[dict[str, Any]]]:
+    return {event: [_told(event, run()) for _ in range(times)] for event, run in events.items()}
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -89,10 +114,11 @@ class _Events:
     server: with two replicas of each deployment.
     client: Serve's.
     load: what its clients got so far.
+    worker_port: of the worker node's front door, if clients know it.
     """
 
-    def __init__(self, server: Running, client: Any, load: KnownAnswers) -> None:
-        self._server, self._client, self._load = server, client, load
+    def __init__(self, server: Running, client: Any, load: KnownAnswers, worker_port: int | None = None) -> None:
+        self._server, self._client, self._load, self._worker_port = server, client, load, worker_port
         self._victims = Victims(server.pid, server.url)
         self._config: Config = yaml.safe_load(server.config.read_text())
         self._turn = 0
@@ -110,6 +136,12 @@ class _Events:
             "args changed, replicas replaced": self._args,
         }
 
+    def of_front_doors(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Those that take a front door with them, for clients with a HAProxy of their own."""
+        every = self.all()
+        names = ("HAProxy killed", "proxy actor killed", "worker node killed")
+        return {f"{name}, {BESIDE}": every[name] for name in names}
+
     def _replica(self, deployment: str) -> dict[str, Any]:
         return self._observed(lambda: kill(self._victims.replicas(deployment)[0]), self._complete)
 
@@ -118,7 +150,7 @@ class _Events:
         return self._observed(lambda: kill(*part()), lambda: bool(set(self._victims.front_doors()) - set(old)))
 
     def _node(self) -> dict[str, Any]:
-        node = Node(gcs_address(self._server.pid))
+        node = self._new_node()
         config = deepcopy(self._config)
         for deployment in _deployments(config):
             deployment["max_replicas_per_node"] = 1
@@ -127,13 +159,16 @@ class _Events:
         wait_until(lambda: all(on_node.replicas(one) for one in DEPLOYMENTS), "replicas on the node", LIMIT_S)
         try:
             observed = self._observed(node.kill, lambda: True)
-            node = Node(gcs_address(self._server.pid))
+            node = self._new_node()
             wait_until(lambda: all(running(one) == 2 for one in DEPLOYMENTS), "replicas on a new node", LIMIT_S)
         finally:
             deploy(self._client, self._config)
             node.stop()
             wait_until(self._complete, "replicas on the first node", LIMIT_S)
         return observed
+
+    def _new_node(self) -> Node:
+        return Node(gcs_address(self._server.pid), http_port=self._worker_port)
 
     def _user_config(self) -> dict[str, Any]:
         self._turn += 1

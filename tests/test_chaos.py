@@ -5,17 +5,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
+import msgpack
 import psutil
 import pytest
 import ray
-from conftest import Serve
+from conftest import Serve, free_port
 from image_host import ImageHost
 from marqo_client import MarqoClient
 from test_faults import SCENES, sturdy_config
 
-from benchmarks.cluster import DEPLOYMENTS, Node, Victims, kill, running, wait_until
-from benchmarks.known_answers import KnownAnswers, counts, failures, question
+from benchmarks.cluster import DEPLOYMENTS, Node, Victims, beside_marqo, kill, running, wait_until
+from benchmarks.known_answers import KnownAnswers, Question, counts, elsewhere, failures, question
 from benchmarks.target import registered
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes
 
@@ -53,14 +56,18 @@ def chaos_config(max_contents: int = 1000, **options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def load(deploy: Callable[..., None], serve_instance: Serve, pictures: list[str]) -> Iterator[KnownAnswers]:
-    """Four clients whose right answers are known, all of which have been right for a moment."""
+def questions(deploy: Callable[..., None], serve_instance: Serve, pictures: list[str]) -> list[Question]:
     url = f"{serve_instance.url}/{APP}"
     texts = [scene.caption for scene in SCENES]
-    questions = [
+    return [
         question("pictures", registered(url, "demo/clip"), pictures, 6),
         question("texts", registered(url, "demo/clip", "language"), texts, 4),
     ]
+
+
+@pytest.fixture
+def load(questions: list[Question]) -> Iterator[KnownAnswers]:
+    """Four clients whose right answers are known, all of which have been right for a moment."""
     with KnownAnswers(questions, CLIENTS, period_s=0.2) as load:
         wait_for_right_answers(load)
         yield load
@@ -112,6 +119,30 @@ def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims:
     refused = [reply.sent - began for reply in load.replies if reply.outcome == "refused"]
     assert max(refused, default=0) < STAND_IN_S
     wait_until(lambda: not stand_ins(), "the stand-in to go", LIMIT_S)
+
+
+@pytest.mark.parametrize("part", ["front_doors", "proxy_actors"])
+def test_with_a_haproxy_beside_marqo_a_killed_front_door_costs_nobody_an_answer(
+    questions: list[Question], serve_instance: Serve, victims: Victims, part: str
+) -> None:
+    doors = victims.front_doors()
+    with (
+        beside_marqo(urlsplit(serve_instance.url).netloc) as url,
+        KnownAnswers([elsewhere(asked, url) for asked in questions], CLIENTS, period_s=0.1) as load,
+    ):
+        wait_for_right_answers(load)
+        kill(*getattr(victims, part)())
+        wait_until(lambda: set(victims.front_doors()) - set(doors), "another front door", LIMIT_S)
+        wait_for_right_answers(load)
+    assert failures(load.replies) == []
+    wait_until(lambda: not stand_ins(), "the stand-in to go", LIMIT_S)
+
+
+def test_a_haproxy_beside_marqo_says_so_if_there_is_no_server() -> None:
+    with beside_marqo(f"127.0.0.1:{free_port()}") as url:
+        reply = httpx.post(f"{url}/vectorise", content=b"", timeout=60)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+    assert "no inference server can be reached" in msgpack.unpackb(reply.content)["detail"]
 
 
 def test_a_rolling_update_costs_nobody_an_answer(
