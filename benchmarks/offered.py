@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,14 +102,21 @@ def offer(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
         return pool.apply(_run_phases, (asks, phases))
 
 
-def closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
-    """Requests per second that clients get answered who each wait for one answer before they send the next request.
+def closed(asks: Sequence[Ask], clients: int, seconds: float, beside: Mapping[str, float]) -> list[Outcome]:
+    """What clients get answered who each wait for one answer before they send the next request.
+
+    Args:
+        asks: sent in turn.
+        clients: how many.
+        seconds: how long.
+        beside: requests per second of the kinds that come at their rate meanwhile, whatever the server does; of all
+            other kinds the clients ask.
 
     Raises:
         ValueError: an answer was not right.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_run_closed, (asks, clients, seconds))
+        return pool.apply(_run_closed, (asks, clients, seconds, beside))
 
 
 def _run_phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
@@ -117,7 +124,7 @@ def _run_phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, 
 
 
 async def _phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    turns = {kind: itertools.cycle([ask for ask in asks if ask.kind == kind]) for kind in {ask.kind for ask in asks}}
+    turns = _turns(asks)
     results: list[dict[str, Any]] = []
     waiting = []
     async with session() as http:
@@ -138,29 +145,39 @@ async def _phases(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str
     return results
 
 
-def _run_closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
-    return asyncio.run(_closed(asks, clients, seconds))
+def _run_closed(asks: Sequence[Ask], clients: int, seconds: float, beside: Mapping[str, float]) -> list[Outcome]:
+    return asyncio.run(_closed(asks, clients, seconds, beside))
 
 
-async def _closed(asks: Sequence[Ask], clients: int, seconds: float) -> float:
-    turn = itertools.cycle(asks)
+async def _closed(asks: Sequence[Ask], clients: int, seconds: float, beside: Mapping[str, float]) -> list[Outcome]:
+    turns = _turns(asks)
+    of_clients = itertools.cycle([ask for ask in asks if ask.kind not in beside])
     outcomes: list[Outcome] = []
     started = time.monotonic()
 
+    async def one(http: aiohttp.ClientSession, ask: Ask, due: float) -> None:
+        outcomes.append(await judged(http, ask, started, due))
+
     async def client(http: aiohttp.ClientSession) -> None:
         while True:
-            outcomes.append(await judged(http, next(turn), started, time.monotonic() - started))
+            await one(http, next(of_clients), time.monotonic() - started)
 
     async with session() as http, asyncio.TaskGroup() as group:
         tasks = [group.create_task(client(http)) for _ in range(clients)]
-        await asyncio.sleep(seconds)
+        for due, kind in Phase("beside", beside, seconds).arrivals():
+            await asyncio.sleep(max(0.0, started + due - time.monotonic()))
+            group.create_task(one(http, next(turns[kind]), due))
+        await asyncio.sleep(max(0.0, started + seconds - time.monotonic()))
         for task in tasks:
             task.cancel()
     wrong = {outcome.verdict for outcome in outcomes} - {"right"}
     if wrong:
         raise ValueError(f"answers at the sustainable rate are not right: {wrong}")
-    # The first third only warms up.
-    return sum(outcome.done > seconds / 3 for outcome in outcomes) / (seconds * 2 / 3)
+    return outcomes
+
+
+def _turns(asks: Sequence[Ask]) -> dict[str, Iterator[Ask]]:
+    return {kind: itertools.cycle([ask for ask in asks if ask.kind == kind]) for kind in {ask.kind for ask in asks}}
 
 
 async def judged(http: aiohttp.ClientSession, ask: Ask, started: float, due: float) -> Outcome:

@@ -3,6 +3,7 @@
 * A vision transformer's last block computes every token, and a picture's vector is made of the first. Its attention
   needs all of them as keys and values, but that one alone as query, and the rest of the block needs no other.
 * Under a causal mask, what comes after the end of a text changes nothing before it: of the 77 tokens of a query most.
+  What torch's attention does around its products for a few tokens takes as long as the products, and is left out too.
 * (x/255 - mean)/std is linear, as is the layer that cuts a picture into patches: on a CPU one product does both.
 
 A shortcut serves only models of exactly the classes that it was written for, and only if it gives, when the model is
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
-from torch.nn.functional import cosine_similarity, linear
+from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
 
 from embedding.image_spec import ImageSpec
 from embedding.models.buffers import floats
@@ -165,6 +166,14 @@ def _folded(visual: Any, normalization: Normalization) -> Encode | None:
     return embed
 
 
+def _attended(attention: torch.nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
+    """Self-attention under a causal mask: (n, length, width) to the same."""
+    projected = linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.view(*x.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    heads = scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    return linear(heads.flatten(-2), attention.out_proj.weight, attention.out_proj.bias)
+
+
 def _encode_texts(tower: Any, end: int | None, tokens: torch.Tensor) -> torch.Tensor:
     """`CLIP.encode_text` and `TextTransformer.forward`, as far as the end of the longest text.
 
@@ -174,7 +183,9 @@ def _encode_texts(tower: Any, end: int | None, tokens: torch.Tensor) -> torch.Te
     length = int(ends.max()) + 1
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens[:, :length]).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    for block in tower.transformer.resblocks:
+        x = x + block.ls_1(_attended(block.attn, block.ln_1(x)))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
     pooled: torch.Tensor = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection: Any = tower.text_projection
     if isinstance(projection, torch.nn.Linear):
