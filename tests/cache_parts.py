@@ -87,6 +87,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what other threads have a part in; `run` sets the time limit."""
+    while not condition():  # noqa: ASYNC110  (no event: some of it happens in threads)
+        await asyncio.sleep(0.005)
+
+
 def foreseen(spec: ModelSpec) -> int:
     """As `Loader` will have it, unless the name says otherwise: `NAME:ACTUAL:FORESEEN`."""
     parts = spec.name.split(":")
