@@ -38,8 +38,7 @@ def test_no_load_begins_while_models_in_use_fill_the_budget() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         async with cache.use(spec("a")), cache.use(spec("b")):
             waiting = [asyncio.create_task(touch(cache, name)) for name in ("c", "d")]
-            await settle()
-            assert cache.stats().waiting == 2
+            await until(lambda: cache.stats().waiting == 2)
             assert loader.loads == ["a", "b"]
             assert cache.stats().bytes == 20
         await asyncio.gather(*waiting)
