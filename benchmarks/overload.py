@@ -1,14 +1,15 @@
 """Five times what the server can do, for three minutes: what it still does, what the refused get, and what is left.
 
-The load: requests of 32 pictures by URL, and searches for a text. The sustainable load is what four clients get who
-wait for each answer, and send the one and the other in turn. Then an open loop offers 80 % of it, an overload, and
-80 % again, without a pause. Twice: five times the pictures beside as many searches as before, as when somebody
-reindexes; and five times both. Contents count only if their vectors are right.
+The load: requests of 32 pictures by URL, and searches for a text. The sustainable rate is what four clients get who
+wait for each answer, and send the one and the other in turn. Then an open loop offers 80 % of that rate, an overload,
+and 80 % again, without a pause. Twice: five times the pictures beside as many searches as before, as when somebody
+reindexes; and five times both. Contents count only if their vectors are right. The rate that they are compared with is
+the mean of what was sustainable before and after: machines drift.
 
-The server refuses next to no search, and a search costs more than a picture: where five times the searches come, fewer
-pictures fit beside them, overload or not. So an overload is compared with what is sustainable beside as many searches:
-four clients that wait for each answer ask for pictures, and searches come at the rate of the overload. That is measured
-before and after, and the mean of both counts: machines drift.
+The server keeps searches apart from pictures and refuses next to none of them, though one costs more than a picture, so
+with five times the searches it does other work than at the sustainable rate. Goodput is therefore also compared with
+what is sustainable beside as many searches as in the overload: four clients that wait for each answer ask for pictures,
+and searches come at the overload's rate; before and after it, too.
 """
 
 from __future__ import annotations
@@ -72,22 +73,22 @@ def measure(quick: bool) -> dict[str, Any]:
         search = marqo(server.url, checkpoint.properties, "language", search=True)
         once(bulk, urls)
         asks = _asks(bulk, search, urls)
-        sustainable = _rates(closed(asks, CLIENTS, calibration, {}), calibration)
-        load = statistics.mean(sustainable) / sum(len(ask.vectors) for ask in asks[: len(KINDS)])
+        sustainable = [_rates(closed(asks, CLIENTS, calibration, {}), calibration)]
         measured = []
         with watching(server.pid, 1.0) as samples:
             for scenario in SCENARIOS:
-                beside = {"search": scenario.times["search"] * load}
-                before = _rates(closed(asks, CLIENTS, calibration, beside), calibration)
+                load = statistics.mean(sustainable[-1]) / (BATCH + 1)
+                searches = {"search": scenario.times["search"] * load}
+                beside = [_rates(closed(asks, CLIENTS, calibration, searches), calibration)]
                 offered = offer(asks, _phases(scenario, load, normal, over))
-                after = _rates(closed(asks, CLIENTS, calibration, beside), calibration)
-                measured.append((scenario, offered, (before, after)))
+                beside.append(_rates(closed(asks, CLIENTS, calibration, searches), calibration))
+                sustainable.append(_rates(closed(asks, CLIENTS, calibration, {}), calibration))
+                measured.append((scenario, offered, sustainable[-2:], beside))
     began = measured[0][1][0]["started"]
     machine = [_at_the_time(sample, began) for sample in samples]
     return {
         "shape": described(SHAPE),
-        "sustainable, contents per second": statistics.mean(sustainable),
-        "scenarios": [_result(*one, statistics.mean(sustainable), began, machine) for one in measured],
+        "scenarios": [_result(*one, began, machine) for one in measured],
         "machine": machine,
     }
 
@@ -107,25 +108,24 @@ def _rates(outcomes: Sequence[Outcome], seconds: float) -> list[int]:
 def _result(
     scenario: Scenario,
     offered: Sequence[dict[str, Any]],
-    beside: tuple[list[int], list[int]],
-    load: float,
+    sustainable: Sequence[Sequence[int]],
+    beside: Sequence[Sequence[int]],
     began: float,
     machine: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     for phase in offered:
         phase["started"] -= began
-    before, over, after = offered
-    sustainable = statistics.mean(statistics.mean(rates) for rates in beside)
+    before, _, after = (phase["outcomes"] for phase in offered)
+    rate, rate_beside = (statistics.mean(map(statistics.mean, runs)) for runs in (sustainable, beside))
+    phases = [_digest(phase, rate, machine) for phase in offered]
     return {
         "name": scenario.name,
-        "contents per second": sustainable,
-        "worst of the sustainable": min(min(_windows(rates)) for rates in beside) / sustainable,
-        "phases": [
-            _digest(before, load, load, machine),
-            _digest(over, load, sustainable, machine),
-            _digest(after, load, load, machine),
-        ],
-        "recovery s": _recovery(before["outcomes"], after["outcomes"]),
+        "contents per second": rate,
+        "worst of the sustainable": min(min(_windows(run)) for run in sustainable) / rate,
+        "contents per second beside searches": rate_beside,
+        "goodput beside searches": phases[1]["goodput"] * rate / rate_beside,
+        "phases": phases,
+        "recovery s": _recovery(before, after),
     }
 
 
@@ -147,8 +147,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
 
     return [
         ["", *(f"{one['name']}: {phase['name']}" for one in scenarios for phase in one["phases"])],
-        line("offered, % of the sustainable load", "offered", 0, 100),
-        line("goodput, % of what is sustainable with such searches", "goodput", 0, 100),
+        line("offered, % of the sustainable rate", "offered", 0, 100),
+        line("goodput, % of the sustainable rate", "goodput", 0, 100),
         line("… its worst 30 seconds, %", "worst half minute", 0, 100),
         line("… its worst 5 seconds, %", "worst goodput", 0, 100),
         line("… windows of 5 seconds below 90 %, %", "windows below aim", 0, 100),
@@ -172,9 +172,10 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
         held("… its last third, MiB", "anonymous", 2 / 3, 1),
         held("object store, MiB", "object bytes"),
         at_the_end("recovered after the overload, s", "recovery s", 1),
-        at_the_end("sustainable with the overload's searches, contents per second", "contents per second", 0),
+        at_the_end("sustainable, contents per second", "contents per second", 0),
         at_the_end("… its own worst 5 seconds, %", "worst of the sustainable", 0, 100),
-        ["sustainable load, contents per second", f"{result['sustainable, contents per second']:.0f}", *[""] * 5],
+        at_the_end("sustainable beside the overload's searches", "contents per second beside searches", 0),
+        at_the_end("… goodput of the overload, % of that", "goodput beside searches", 0, 100),
     ]
 
 
@@ -185,6 +186,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
         over = one["phases"][1]
         figures |= {
             f"{scenario.key}_goodput": over["goodput"],
+            f"{scenario.key}_goodput_beside_searches": one["goodput beside searches"],
             f"{scenario.key}_worst_half_minute": over["worst half minute"],
             f"{scenario.key}_worst_goodput": over["worst goodput"],
             f"{scenario.key}_refusal_p99_ms": over["refused p99"] and 1000 * over["refused p99"],
@@ -239,15 +241,7 @@ def _windows(by_second: Sequence[int], seconds: float = WINDOW_S) -> list[float]
     return [sum(by_second[i : i + width]) / width for i in range(len(by_second) - width + 1)]
 
 
-def _digest(
-    phase: Mapping[str, Any], load: float, sustainable: float, machine: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    """Args:
-    phase: as `offer` gives it.
-    load: sustainable contents per second, of which multiples were offered.
-    sustainable: contents per second that the goodput is compared with.
-    machine: samples.
-    """
+def _digest(phase: Mapping[str, Any], sustainable: float, machine: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     outcomes: list[Outcome] = phase["outcomes"]
     started, seconds = phase["started"], phase["seconds"]
     # What came before the phase is answered in its beginning, what comes at its end after it: neither is counted.
@@ -261,7 +255,7 @@ def _digest(
         "started": started,
         "seconds": seconds,
         "cores": phase["cores"],
-        "offered": sum(one.contents for one in outcomes) / seconds / load,
+        "offered": sum(one.contents for one in outcomes) / seconds / sustainable,
         "goodput": statistics.mean(by_second[1:]) / sustainable,
         "worst half minute": min(_windows(by_second[1:], LONG_WINDOW_S)) / sustainable,
         "worst goodput": min(windows) / sustainable,

@@ -67,11 +67,11 @@ def test_goodput_counts_right_answers_within_the_phase() -> None:
     right, refused = outcomes([0.2] * 200), outcomes([0.01] * 800, "refused")
     wrong = [Outcome("pictures", 32, 1.0, 1.2, "a wrong vector, off by 1")]
     phase = {"name": "overload", "started": 0.0, "seconds": 20.0, "cores": 0.1, "outcomes": [*right, *refused, *wrong]}
-    digest = overload._digest(phase, 165.0, 330.0, [])
+    digest = overload._digest(phase, 330.0, [])
     assert digest["goodput"] == pytest.approx(1.0, rel=0.02)
     assert digest["worst goodput"] == pytest.approx(1.0, rel=0.05)
     assert digest["windows below aim"] == 0
-    assert digest["offered"] == pytest.approx(10.0, rel=0.02)
+    assert digest["offered"] == pytest.approx(5.0, rel=0.02)
     assert (digest["refused"], digest["wrong"]) == (1600, 1)
     assert digest["refused p99"] == pytest.approx(0.01)
 
@@ -83,7 +83,7 @@ def test_the_worst_seconds_tell_what_the_machine_did_meanwhile() -> None:
         {"at": 100.0 + at, "busy": 2.0 * at - 1.5 * min(5, max(0, at - 8)), "stolen": 1.5 * min(5, max(0, at - 8))}
         for at in range(21)
     ]
-    digest = overload._digest(phase, 330.0, 330.0, machine)
+    digest = overload._digest(phase, 330.0, machine)
     assert digest["worst goodput"] < 0.1
     assert digest["worst half minute"] == digest["goodput"] == pytest.approx(15 / 20, abs=0.05)
     assert 0.3 < digest["windows below aim"] < 0.7

@@ -3,7 +3,7 @@
 * A vision transformer's last block computes every token, and a picture's vector is made of the first. Its attention
   needs all of them as keys and values, but that one alone as query, and the rest of the block needs no other.
 * Under a causal mask, what comes after the end of a text changes nothing before it: of the 77 tokens of a query most.
-  What torch's attention does around its products for a few tokens takes as long as the products, and is left out too.
+  What torch's attention does around its products is left out too: for a few tokens, a seventh of the time.
 * (x/255 - mean)/std is linear, as is the layer that cuts a picture into patches: on a CPU one product does both.
 
 A shortcut serves only models of exactly the classes that it was written for, and only if it gives, when the model is
