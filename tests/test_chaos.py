@@ -121,13 +121,15 @@ def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims:
     wait_until(lambda: not stand_ins(), "the stand-in to go", LIMIT_S)
 
 
-@pytest.mark.parametrize("part", ["front_doors", "proxy_actors"])
+@pytest.mark.parametrize(("part", "dead"), [("front_doors", 0), ("proxy_actors", 0), ("front_doors", 1)])
 def test_with_a_haproxy_beside_marqo_a_killed_front_door_costs_nobody_an_answer(
-    questions: list[Question], serve_instance: Serve, victims: Victims, part: str
+    questions: list[Question], serve_instance: Serve, victims: Victims, part: str, dead: int
 ) -> None:
+    """Also where it is the last one, after those of nodes that are gone already."""
     doors = victims.front_doors()
+    gone = [f"127.0.0.1:{free_port()}" for _ in range(dead)]
     with (
-        beside_marqo(urlsplit(serve_instance.url).netloc) as url,
+        beside_marqo(*gone, urlsplit(serve_instance.url).netloc) as url,
         KnownAnswers([elsewhere(asked, url) for asked in questions], CLIENTS, period_s=0.1) as load,
     ):
         wait_for_right_answers(load)
