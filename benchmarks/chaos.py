@@ -212,14 +212,20 @@ class _Events:
         }
 
     def _calm(self, since: float, normal: float = 5.0) -> Sequence[Reply]:
-        """Waits until for some seconds every answer has been right and none slow; the replies of these seconds."""
+        """Waits until for some seconds every answer has been right and none slow, and nobody waits for a slow one; the
+        replies of these seconds."""
         while time.monotonic() < since + LIMIT_S:
             time.sleep(0.2)
             begin = max(since, time.monotonic() - CALM_S)
             if time.monotonic() - since < CALM_S:
                 continue
+            waits = self._load.longest_wait()
             latest = self._load.since(begin)
-            if latest and all(reply.outcome == "right" and reply.seconds <= normal for reply in latest):
+            if (
+                latest
+                and waits <= normal
+                and all(reply.outcome == "right" and reply.seconds <= normal for reply in latest)
+            ):
                 return latest
         raise TimeoutError(f"no calm within {LIMIT_S:.0f} s: {failures(self._load.since(since))[-5:]}")
 

@@ -104,6 +104,7 @@ class KnownAnswers:
         self.replies: list[Reply] = []
         self._questions = questions
         self._period_s = period_s
+        self._waiting: dict[int, float] = {}
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
 
@@ -123,6 +124,10 @@ class KnownAnswers:
         """Replies to requests that ended later than `moment`."""
         return [reply for reply in list(self.replies) if reply.ended > moment]
 
+    def longest_wait(self) -> float:
+        """Seconds for which the oldest request without an answer has waited; 0 if there is none."""
+        return time.monotonic() - min(list(self._waiting.values()), default=time.monotonic())
+
     def _ask(self, number: int) -> None:
         rng = random.Random(number)
         due = time.monotonic() + self._period_s * number / len(self._threads)
@@ -131,7 +136,9 @@ class KnownAnswers:
             while not self._stop.wait(max(0.0, due - time.monotonic())):
                 asked = self._questions[turn % len(self._questions)]
                 chosen = rng.sample(range(len(asked.contents)), asked.count)
+                self._waiting[number] = time.monotonic()
                 self.replies.append(_reply(http, asked, chosen))
+                del self._waiting[number]
                 turn += 1
                 due = max(due + self._period_s, time.monotonic())
 

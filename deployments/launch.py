@@ -33,6 +33,10 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Ray starts replicas at 15 of 19, behind every other program of the machine. Of ours, decoders alone belong there.
     "RAY_worker_niceness": "0",
+    # A node that cannot be connected to counts as gone after three seconds instead of fifteen: until then calls to its
+    # replicas, and pictures that were prepared there, are waited for. One that is only slow has ten seconds each time.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
