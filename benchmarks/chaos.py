@@ -219,13 +219,9 @@ class _Events:
             begin = max(since, time.monotonic() - CALM_S)
             if time.monotonic() - since < CALM_S:
                 continue
-            waits = self._load.longest_wait()
+            prompt = self._load.longest_wait() <= normal
             latest = self._load.since(begin)
-            if (
-                latest
-                and waits <= normal
-                and all(reply.outcome == "right" and reply.seconds <= normal for reply in latest)
-            ):
+            if prompt and latest and all(reply.outcome == "right" and reply.seconds <= normal for reply in latest):
                 return latest
         raise TimeoutError(f"no calm within {LIMIT_S:.0f} s: {failures(self._load.since(since))[-5:]}")
 
