@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cost import cost
+from hostile_archives import BROKEN, ESCAPED, FILES, REFUSED, TAKEN, plain_tar, plain_zip
 from image_host import ImageHost
 from weights_parts import CONTENT, left, options
 
 from embedding.errors import RequestError
 from embedding.models.properties import HfProperties
+from embedding.models.tree import Tree
 from embedding.models.weights import Weights
 
 
@@ -24,36 +24,18 @@ def host() -> Iterator[ImageHost]:
         yield host
 
 
-def _tar(files: dict[str, bytes], mode: Any = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _zip(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, content in files.items():
-            file.writestr(name, content)
-    return buffer.getvalue()
-
-
 def hf_properties(**location: Any) -> HfProperties:
     return HfProperties.model_validate({"type": "hf", "dimensions": 8, **location})
 
 
-FILES = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
 ARCHIVES = {
-    "model.zip": _zip(FILES),
-    "model.tar": _tar(FILES, "w"),
-    "model.tar.gz": _tar(FILES),
-    "model.tar.xz": _tar(FILES, "w:xz"),
-    "nested.tar.gz": _tar({f"model/{name}": content for name, content in FILES.items()}),
-    "nameless": _zip(FILES),
+    "model.zip": plain_zip(FILES.items()),
+    "model.tar": plain_tar(FILES, "w"),
+    "model.tar.gz": plain_tar(FILES),
+    "model.tar.xz": plain_tar(FILES, "w:xz"),
+    "nested.tar.gz": plain_tar({f"model/{name}": content for name, content in FILES.items()}),
+    "nameless": plain_zip(FILES.items()),
+    **{f"odd-{name}": make() for name, make in TAKEN.items()},
 }
 
 
@@ -67,34 +49,49 @@ def test_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
     assert len(host.requests) == 1
 
 
-def _with_link(target: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        entry = tarfile.TarInfo("config.json")
-        entry.type, entry.linkname = tarfile.SYMTYPE, target
-        tar.addfile(entry)
-    return buffer.getvalue()
-
-
-HOSTILE = {
-    "up.tar": _tar({"../../escaped": b"x"}, "w"),
-    "absolute-link.tar": _with_link("/etc/passwd"),
-    "link.tar": _with_link("../../../../../../etc/passwd"),
-    "up.zip": _zip({"../../escaped": b"x"}),
-    "absolute.zip": _zip({"/escaped": b"x"}),
-    "bomb.tar.gz": _tar({"zeros": bytes(50_000_000)}),
-    "many.zip": _zip({str(number): b"" for number in range(10_001)}),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", REFUSED)
 def test_hostile_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
-    host.files[name] = HOSTILE[name]
+    make, reason = REFUSED[name]
+    host.files[name] = make()
     weights = Weights(options(tmp_path, max_checkpoint_bytes=10_000_000))
-    with pytest.raises(RequestError, match="Unable to load model: the archive"):
+    with pytest.raises(RequestError, match=f"Unable to load model: the archive .*{reason}"):
         weights.archive(hf_properties(url=host.url(f"/ok/{name}")))
-    assert not list(tmp_path.rglob("escaped"))
+    assert not list(tmp_path.rglob(ESCAPED))
+    assert not list(Path("/tmp").glob(ESCAPED))
     assert left(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
+    host.files[name] = BROKEN[name]()
+    with pytest.raises(RequestError, match=f"the archive '{name}' is corrupt"):
+        Weights(options(tmp_path)).archive(hf_properties(url=host.url(f"/ok/{name}")))
+    assert left(tmp_path) == []
+
+
+def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+    """Also not if something else puts it there meanwhile."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with Tree(tmp_path / "new") as tree:
+        tree.folder("model")
+        (tmp_path / "new" / "model").rmdir()
+        (tmp_path / "new" / "model").symlink_to(outside)
+        with pytest.raises(OSError), tree.file("model/config.json") as file:  # noqa: PT011
+            file.write(b"x")
+    assert not list(outside.iterdir())
+
+
+def test_what_hostile_archives_cost(tmp_path: Path) -> None:
+    """With the production limit of bytes: it is the ratio that ends the bombs."""
+    for name, make in {**{name: make for name, (make, _) in REFUSED.items()}, **BROKEN}.items():
+        (tmp_path / name).write_bytes(make())
+    costs = cost("weights_parts:unpack_archive", [str(path) for path in sorted(tmp_path.iterdir())])
+    for path, one in costs.items():
+        assert one.result.startswith(("RequestError", "BrokenArchive")), (path, one)
+        assert one.peak_mib < 200, (path, one)
+        assert one.stall_s < 0.25, (path, one)
+        assert one.seconds < 10, (path, one)
 
 
 @pytest.mark.parametrize("name", ["model.zip", "model.tar.gz", "model.tar.xz", "junk"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from embedding.errors import Fault, RequestError
+from embedding.models.archive import unpack
 from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
 from embedding.models.weights import Weights
@@ -71,3 +72,9 @@ def process(code: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def unpack_archive(path: str) -> None:
+    """For `cost`: unpacked beside itself, as production does it."""
+    archive = Path(path)
+    unpack(archive, archive.with_name(f"{archive.name}.part"), LoadOptions().max_checkpoint_bytes, lambda nbytes: None)

@@ -1,17 +1,23 @@
-"""zip and tar files of a model, unpacked without letting them leave their folder or fill the disk."""
+"""zip and tar files of a model, unpacked member by member as a stranger's input."""
 
 from __future__ import annotations
 
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+import errno
+import lzma
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from embedding.models import tar, zips
 from embedding.models.failure import unloadable
+from embedding.models.inflate import Readable, inflated
+from embedding.models.tree import MAX_ENTRIES, Tree
 
-MAX_ENTRIES = 10_000
+_CHUNK_BYTES = 2**18
+_ROOM_STEP_BYTES = 64 * 2**20
+# Weights hardly shrink, and vocabularies to a third: more than this is no model.
+_MAX_RATIO = 100
+_FREE_BYTES = 2**20
 
 
 class BrokenArchive(Exception):
@@ -21,33 +27,31 @@ class BrokenArchive(Exception):
 def unpack(archive: Path, folder: Path, max_bytes: int, check_room: Callable[[int], None]) -> None:
     """Unpacks a zip file or a tar file (plain, gz, bz2, xz) into a new folder.
 
+    Files and folders are taken, and nothing else; their names are as `Tree` wants them. What a member is and how long
+    is looked at before it is read, and its bytes are counted as they come: those of headers and padding as well.
+
     Args:
         archive: the file; its content says what it is, not its name.
         folder: does not exist yet.
         max_bytes: of all its files together; 0 is no limit.
-        check_room: called with their bytes; raises RequestError if there is no room for them.
+        check_room: called with bytes that are about to be written; raises RequestError if there is no room for them.
 
     Raises:
         BrokenArchive: it is no archive, or a damaged one.
-        RequestError: REFUSED: too much in it, or an entry that points out of it.
+        RequestError: REFUSED: too much in it, or an entry that is not taken.
+        OSError: the disk is full or cannot be written.
     """
-    folder.mkdir()
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                _check((entry.file_size for entry in file.infolist()), max_bytes, check_room)
-                _check_names(file)
-                file.extractall(folder)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tar:
-                _check((entry.size for entry in tar), max_bytes, check_room)
-                tar.extractall(folder, filter="data")
-        else:
-            raise BrokenArchive("it is neither a zip nor a tar file")
-    except tarfile.FilterError as error:
-        raise unloadable(f"the archive has an entry that points out of it ({type(error).__name__})") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BrokenArchive(f"{type(error).__name__}: {error}") from None
+    with archive.open("rb") as file, Tree(folder) as tree:
+        budget = _Budget(archive.stat().st_size, max_bytes, check_room)
+        unpack_into = _unpack_zip if zips.is_zip(file) else _unpack_tar
+        try:
+            unpack_into(file, tree, budget)
+        except (tar.BrokenTar, lzma.LZMAError, *zips.BROKEN) as error:
+            # Those of decompressors have no number, and a seek to a place that a directory lies about has this one.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
+            text = " ".join(str(error).split())[:200]
+            raise BrokenArchive(f"{type(error).__name__}: {text}") from None
 
 
 def content_root(folder: Path) -> Path:
@@ -59,18 +63,88 @@ def content_root(folder: Path) -> Path:
         folder = entries[0]
 
 
-def _check(sizes: Iterable[int], max_bytes: int, check_room: Callable[[int], None]) -> None:
-    total = 0
-    for count, size in enumerate(sizes, start=1):
-        total += size
-        if count > MAX_ENTRIES or (max_bytes and total > max_bytes):
-            raise unloadable(f"the archive holds more than {MAX_ENTRIES} files or max_checkpoint_bytes ({max_bytes})")
-    check_room(total)
+def _unpack_tar(file: BinaryIO, tree: Tree, budget: _Budget) -> None:
+    stream = _Counted(inflated(file), budget)
+    for member in tar.members(stream):
+        if member.is_folder:
+            tree.folder(member.name)
+            continue
+        budget.announce(member.size)
+        with tree.file(member.name) as target:
+            _copy(stream, target, member.size)
+    while stream.read(_CHUNK_BYTES):  # to the end, where the checksums are
+        pass
 
 
-def _check_names(file: zipfile.ZipFile) -> None:
-    # `extractall` would rename such entries; what needs that was not made by a friend.
-    for entry in file.infolist():
-        parts = Path(entry.filename).parts
-        if ".." in parts or Path(entry.filename).is_absolute() or stat.S_ISLNK(entry.external_attr >> 16):
-            raise unloadable("the archive has an entry that points out of it")
+def _unpack_zip(file: BinaryIO, tree: Tree, budget: _Budget) -> None:
+    with zips.opened(file, MAX_ENTRIES) as archive:
+        budget.announce(sum(info.file_size for info in archive.infolist()))
+        for info in archive.infolist():
+            if zips.is_folder(info):
+                tree.folder(info.orig_filename.removesuffix("/"))
+                continue
+            with archive.open(info) as source, tree.file(info.orig_filename) as target:
+                stream = _Counted(source, budget)
+                _copy(stream, target, info.file_size)
+                if stream.read(1):
+                    raise EOFError("an entry is longer than its directory says")
+
+
+def _copy(source: Readable, target: BinaryIO, size: int) -> None:
+    for chunk in _chunks(source, size):
+        target.write(chunk)
+
+
+def _chunks(source: Readable, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = source.read(min(size, _CHUNK_BYTES))
+        if not chunk:
+            raise EOFError("it is cut off")
+        size -= len(chunk)
+        yield chunk
+
+
+class _Budget:
+    """What may come out of one archive."""
+
+    def __init__(self, archive_bytes: int, max_bytes: int, check_room: Callable[[int], None]) -> None:
+        self._max_bytes = max_bytes
+        self._most = _FREE_BYTES + _MAX_RATIO * archive_bytes
+        self._check_room = check_room
+        self._come = 0
+        self._announced = 0
+        self._room = 0
+
+    def announce(self, nbytes: int) -> None:
+        """So many bytes are about to be written."""
+        self._announced += nbytes
+        self._check(self._announced)
+        if self._announced > self._room:
+            # In steps, since looking at the disk takes longer than writing a small file.
+            step = max(nbytes, _ROOM_STEP_BYTES if self._room else 0)
+            self._check_room(step)
+            self._room = self._announced - nbytes + step
+
+    def count(self, nbytes: int) -> None:
+        """So many bytes have come."""
+        self._come += nbytes
+        self._check(self._come)
+
+    def _check(self, nbytes: int) -> None:
+        if self._max_bytes and nbytes > self._max_bytes:
+            raise unloadable(f"the archive holds more than max_checkpoint_bytes ({self._max_bytes})")
+        if nbytes > self._most:
+            raise unloadable(f"the archive inflates to more than {_MAX_RATIO} times its size")
+
+
+class _Counted:
+    """A stream whose bytes count."""
+
+    def __init__(self, stream: Readable, budget: _Budget) -> None:
+        self._stream = stream
+        self._budget = budget
+
+    def read(self, size: int, /) -> bytes:
+        content = self._stream.read(size)
+        self._budget.count(len(content))
+        return content

@@ -29,6 +29,8 @@ Auth = Mapping[str, Any]
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """A repository's open_clip weights, in open_clip's own order of preference."""
 
+_MAX_SHARDS = 500
+
 
 class Located(Protocol):
     """Properties that may say where the weights are; at most one of the three is set."""
@@ -239,7 +241,10 @@ class Weights:
 
         def write(folder: Path) -> None:
             unpack(archive, folder, limit, self._disk.check_room)
-            for path in [*folder.rglob("pytorch_model*.bin"), *folder.rglob("model*.safetensors")]:
+            files = [*folder.rglob("pytorch_model*.bin"), *folder.rglob("model*.safetensors")]
+            if len(files) > _MAX_SHARDS:
+                raise unloadable(f"the archive has more than {_MAX_SHARDS} files of weights")
+            for path in files:
                 checkpoint_kind(path)
 
         try:
