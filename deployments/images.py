@@ -14,7 +14,6 @@ from deployments.gather import Answers, answered, cut, flags, reply_to, strict, 
 from deployments.poison import Poison
 from deployments.retry import is_lost, retried
 from deployments.routing import to_home
-from embedding.errors import CrashError
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
@@ -69,7 +68,7 @@ class ImageFanOut:
         return [item for chunk in chunks for item in chunk]
 
     async def _answers(self, task: ImageTask, contents: Sequence[str]) -> Answers:
-        """A chunk's answers; what lately killed preprocessors is not sent to them again."""
+        """A chunk's answers; what lately killed decoders, or kept them for too long, is not sent to them again."""
         refused = {i: error for i, content in enumerate(contents) if (error := self._poison.error(content))}
         if not refused:
             return await self._encoded(task, contents)
@@ -79,6 +78,8 @@ class ImageFanOut:
 
     async def _encoded(self, task: ImageTask, contents: Sequence[str]) -> Answers:
         pixels, errors = await self._prepared(task, contents)
+        for i, error in errors.items():
+            self._poison.remember(contents[i], error)
         rows: Iterable[np.ndarray] = ()
         if pixels is not None:
             encoding = to_home(self._encode, task.spec).remote(task.spec, pixels, *flags(task.request))
@@ -88,7 +89,7 @@ class ImageFanOut:
 
     async def _prepared(self, task: ImageTask, contents: Sequence[str]) -> Prepared:
         """A chunk, prepared. If that costs a preprocessor, any picture that was there may have done it: each of this
-        chunk's is decoded in a process of its own then, which shows a culprit and harms nobody else."""
+        chunk's is decoded in another process then, which shows a culprit and harms nobody else."""
         config = task.config
         prepare = partial(
             self._prepare.remote, contents, task.image, config.download_timeout_ms, config.download_header
@@ -98,8 +99,4 @@ class ImageFanOut:
         except Exception as error:
             if not is_lost(error):
                 raise
-        pixels, errors = await retried("pictures apart", lambda: reply_to(prepare(apart=True)))
-        for i, error in errors.items():
-            if isinstance(error, CrashError):
-                self._poison.remember(contents[i])
-        return pixels, errors
+        return await retried("pictures apart", lambda: reply_to(prepare(apart=True)))

@@ -9,16 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import ray
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
 from deployments.replica import Settings, assigned_cpus, be_nice
-from embedding.apart import DecoderCrashed, preprocess_apart
-from embedding.errors import CrashError, ItemError, MediaError
+from embedding.apart import DecoderCrashed
+from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.image import ImageLimits, limit_pillow, preprocess
+from embedding.image import PILLOW_MAX_PIXELS, ImageLimits, limit_pillow
 from embedding.image_spec import ImageSpec
+from embedding.lanes import Lanes
 from embedding.text import SplitMethod, chunk_texts
+from embedding.turns import Call
 
 HAND_OVER_S = 5.0
 Prepared = tuple[ObjectRef | None, dict[int, ItemError]]
@@ -30,18 +32,25 @@ class PreprocessorSettings(Settings):
     """Fetching and decoding.
 
     Args:
-        decode_threads: threads that decode and resize; null is one for each CPU that the replica was given.
-        max_pixels: a picture with more pixels (width times height) is refused before it is decoded.
+        decode_threads: pictures that are decoded and resized at a time, plain JPEGs in threads and others in processes:
+            so many that are quick to decode, as many of medium cost, half as many slow ones; null is one for each CPU
+            that the replica was given.
+        max_pixels: a picture with more pixels (width times height) is refused before it is decoded. It also bounds the
+            memory of a decoder: 16 bytes for each, and 256 MiB.
+        max_decode_s: seconds of CPU that decoding and resizing one picture may take.
         fetch: limits on downloads.
     """
 
     decode_threads: PositiveInt | None = None
-    max_pixels: PositiveInt = 178_956_970
+    max_pixels: PositiveInt = Field(PILLOW_MAX_PIXELS, le=PILLOW_MAX_PIXELS)
+    max_decode_s: PositiveFloat = Field(5.0, allow_inf_nan=False)
     fetch: FetchSettings = FetchSettings()
 
 
-# No access log: the ingress writes one line for each request, and chunks are not requests.
-@serve.deployment(max_ongoing_requests=32, health_check_period_s=10, logging_config={"enable_access_log": False})
+# No access log: the ingress writes one line for each request, and chunks are not requests. Chunks beyond
+# `max_ongoing_requests` would wait behind others whatever they cost, so it is out of reach: ingresses bound what
+# there is to do, and the lanes say what is done first.
+@serve.deployment(max_ongoing_requests=100_000, health_check_period_s=10, logging_config={"enable_access_log": False})
 class Preprocessor:
     """Fetches, decodes and resizes chunks of pictures: downloads on the event loop, decoding in threads.
 
@@ -52,14 +61,13 @@ class Preprocessor:
     def __init__(self, settings: PreprocessorSettings) -> None:
         # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
         torch.set_num_threads(1)
-        threads = settings.decode_threads or assigned_cpus()
+        limits = ImageLimits(settings.max_pixels, settings.max_decode_s)
+        limit_pillow(limits)
         # Behind searches, and behind the event loop, whose downloads have deadlines.
-        self._decoders = ThreadPoolExecutor(threads, "decode", initializer=be_nice)
+        self._lanes = Lanes(settings.decode_threads or assigned_cpus(), limits, be_nice)
         # Not a decoder's work: a document made to be slow must not keep pictures waiting.
         self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
-        self._limits = ImageLimits(settings.max_pixels)
-        limit_pillow(self._limits)
         self._handed_over: deque[tuple[float, ObjectRef]] = deque()
 
     async def prepare(
@@ -80,11 +88,12 @@ class Preprocessor:
             spec: how the model wants its pictures.
             timeout_ms: for each whole download.
             headers: sent with each download.
-            apart: one of them may kill whatever decodes it: each is decoded in a process of its own, and the error of
-                one that does is a CrashError.
+            apart: one of them may kill whatever decodes it: none is decoded in this process. The error of one that
+                does kill its decoder is a CrashError, of one that takes too long a CostlyError.
         """
         options = FetchOptions(timeout_ms, headers)
-        outcomes = await asyncio.gather(*(self._picture(content, spec, options, apart) for content in contents))
+        call = Call()
+        outcomes = await asyncio.gather(*(self._picture(content, spec, options, call, apart) for content in contents))
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
         pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
         return (self._stored(np.stack(pictures)) if pictures else None), errors
@@ -110,15 +119,15 @@ class Preprocessor:
         return reference
 
     async def _picture(
-        self, content: str, spec: ImageSpec, options: FetchOptions, apart: bool
+        self, content: str, spec: ImageSpec, options: FetchOptions, call: Call, apart: bool
     ) -> np.ndarray | ItemError:
-        decode = preprocess_apart if apart else preprocess
         try:
             # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
             async with self._fetcher.holding(content, options) as data:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._decoders, decode, data, spec, content, self._limits)
+                return await self._lanes.decode(data, spec, content, call, apart)
         except DecoderCrashed as error:
             return CrashError(error.message)
+        except SlowError as error:
+            return CostlyError(error.message)
         except MediaError as error:
             return ItemError(error.message)

@@ -61,6 +61,10 @@ class MediaError(Exception):
         self.message = message
 
 
+class SlowError(MediaError):
+    """A picture takes longer to decode than it may."""
+
+
 @dataclass(frozen=True, slots=True)
 class ItemError:
     """The answer in place of one content's vectors. Marqo's protocol knows just these two constants.
@@ -75,3 +79,7 @@ class ItemError:
 
 class CrashError(ItemError):
     """The answer in place of a content that has killed the process which decoded it."""
+
+
+class CostlyError(ItemError):
+    """The answer in place of a content that took longer to decode than it may: it would again."""

@@ -11,6 +11,7 @@ and line art, takes Pillow's resize: identical pixels.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +20,25 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from embedding import jpeg
-from embedding.errors import MediaError
+from embedding.errors import MediaError, SlowError
+from embedding.header import block_scans
 from embedding.image_spec import ImageSpec
 from embedding.resample import Axis, columns_first, resample_window
 from embedding.url import shown
 
-__all__ = ["ImageLimits", "ImageSpec", "limit_pillow", "preprocess", "reference_pixels"]
+__all__ = [
+    "ImageLimits",
+    "ImageSpec",
+    "limit_pillow",
+    "preprocess",
+    "preprocess_shown",
+    "reference_pixels",
+    "too_hungry",
+    "too_slow",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,6 +48,12 @@ PILLOW_MAX_PIXELS = 178_956_970
 ELONGATED_PIXELS = 16_000_000
 """A resize to more pixels than this computes only what the crop keeps (1×3000 becomes 224×672000 first)."""
 
+BASE_BYTES = 256 * 2**20
+"""Memory for a picture beyond its pixels: the file itself, and a resize to ELONGATED_PIXELS."""
+
+LEAST_SCAN_NS = 4.0
+"""Of CPU, for a block in a scan of a JPEG: three times as many were measured."""
+
 FEW_LEVELS = 24
 
 # Formats that Pillow names and we do not open. EPS is a program that Pillow hands to ghostscript; WMF is drawn by
@@ -44,7 +61,14 @@ FEW_LEVELS = 24
 UNSAFE_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 Image.init()
-FORMATS = tuple(name for name in Image.ID if name not in UNSAFE_FORMATS)
+for unsafe in UNSAFE_FORMATS.intersection(Image.ID):
+    # For the whole process: Pillow opens what it finds inside some files (IPTC) as any format that it knows.
+    Image.ID.remove(unsafe)
+    del Image.OPEN[unsafe]
+FORMATS = tuple(Image.ID)
+
+# As many threads as cores for each picture otherwise: decoders run side by side, and their time is counted.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 # Strangers' files make Pillow warn (corrupt EXIF, over 89 megapixels, …). What matters is refused here, the rest
 # is noise. Once for the whole process: warnings.catch_warnings is not safe among threads.
@@ -61,20 +85,34 @@ class ImageLimits:
     """What a picture may cost.
 
     Args:
-        max_pixels: width times height, read from the header before anything is decoded.
+        max_pixels: width times height, and of a TIFF's tile too, read from the header before anything is decoded.
+        max_decode_s: seconds of CPU for decoding and resizing. `preprocess` refuses what the header tells; the rest can
+            only be ended from outside (see `apart`).
 
     Raises:
-        ValueError: below 1 or above Pillow's own limit, which stays in force.
+        ValueError: pixels below 1 or above Pillow's own limit, which stays in force; no time.
     """
 
     max_pixels: int = PILLOW_MAX_PIXELS
+    max_decode_s: float = 5.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
             raise ValueError(f"max_pixels must be within 1..{PILLOW_MAX_PIXELS}, not {self.max_pixels}")
+        if not 0 < self.max_decode_s < math.inf:
+            raise ValueError(f"max_decode_s must be a positive number of seconds, not {self.max_decode_s}")
+
+    @property
+    def max_bytes(self) -> int:
+        """Memory for one picture. The hungriest decoders (JPEG 2000, progressive JPEG) hold 16 bytes for a pixel."""
+        return 16 * self.max_pixels + BASE_BYTES
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+
+class _TooManyScans(Exception):
+    """A JPEG whose scans alone would take too long."""
 
 
 def preprocess(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
@@ -90,14 +128,36 @@ def preprocess(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DE
         (3, height, width) uint8, C-contiguous: what the reference has just before ToTensor.
 
     Raises:
+        SlowError: the header says that it would take too long.
         MediaError: the picture cannot be decoded, or is too large.
     """
+    return preprocess_shown(data, spec, shown(name), limits)
+
+
+def preprocess_shown(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits) -> Pixels:
+    """As `preprocess`, with a name that is fit for a message."""
     return _explained(_quick_pixels, data, spec, name, limits)
 
 
 def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """As `preprocess`, by Pillow alone: open_clip's transform step by step."""
-    return _explained(_pillow_pixels, data, spec, name, limits)
+    return _explained(_pillow_pixels, data, spec, shown(name), limits)
+
+
+def too_slow(name: str, limits: ImageLimits) -> SlowError:
+    """The error of a picture that has used up its time; `name` is fit for a message."""
+    return SlowError(
+        f"image `{name}` takes more than {limits.max_decode_s:g} s of CPU to decode, which is the most that a picture "
+        "may take here (preprocessor.max_decode_s); send it smaller, or as a plain JPEG or PNG"
+    )
+
+
+def too_hungry(name: str) -> str:
+    """What is said of a picture that needs more memory than `ImageLimits.max_bytes`; `name` is fit for a message."""
+    return (
+        f"image `{name}` takes more memory to decode than a picture may take here (preprocessor.max_pixels); "
+        "send it smaller, or as a plain JPEG or PNG"
+    )
 
 
 def limit_pillow(limits: ImageLimits) -> None:
@@ -119,8 +179,10 @@ def _explained(
     """Whatever goes wrong (OSError, SyntaxError, struct.error, MemoryError, …) is this picture's fault."""
     try:
         return pixels(data, spec, limits)
+    except _TooManyScans as error:
+        raise too_slow(name, limits) from error
     except Exception as error:
-        raise MediaError(_reason(error, shown(name))) from error
+        raise MediaError(_reason(error, name)) from error
 
 
 def _reason(error: Exception, name: str) -> str:
@@ -130,6 +192,8 @@ def _reason(error: Exception, name: str) -> str:
         return f"cannot identify image file `{name}`"
     if isinstance(error, Image.DecompressionBombError):
         return f"image `{name}` is too large: {text}"
+    if isinstance(error, MemoryError):
+        return too_hungry(name)
     if "truncated" in text.lower():
         return f"Image file is truncated: `{name}`: {text}"
     return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}"
@@ -139,7 +203,18 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only: decoding changes size or mode of some formats, and the reference asks before it."""
     image = Image.open(BytesIO(data), formats=FORMATS)
     _check_pixels(image.width * image.height, limits)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, limits)
+    if image.info.get("progressive") and block_scans(data) * LEAST_SCAN_NS * 1e-9 > limits.max_decode_s:
+        raise _TooManyScans
     return image
+
+
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
+    """libtiff makes room for a whole tile, which may be larger than the picture."""
+    width, height = (image.tag_v2.get(tag) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+    if isinstance(width, int) and isinstance(height, int):
+        _check_pixels(width * height, limits)
 
 
 def _check_pixels(pixels: int, limits: ImageLimits) -> None:

@@ -1,4 +1,4 @@
-"""Imported by every Python with this folder on its path: teaches Pillow two formats whose decoders have bugs."""
+"""Imported by every Python with this folder on its path: teaches Pillow formats whose decoders have bugs."""
 
 import ctypes
 import time
@@ -29,6 +29,27 @@ class Endless(ImageFile.ImageFile):
             time.sleep(1)
 
 
-for decoder in (Crashing, Endless):
+class Busy(ImageFile.ImageFile):
+    """Never comes back either, and works."""
+
+    format = "BUSY"
+
+    def _open(self) -> None:
+        while True:
+            pass
+
+
+class Hungry(ImageFile.ImageFile):
+    """Wants ever more memory."""
+
+    format = "HUNGRY"
+
+    def _open(self) -> None:
+        taken = []
+        while True:
+            taken.append(bytes(2**24))
+
+
+for decoder in (Crashing, Endless, Busy, Hungry):
     magic = decoder.format.encode()
     Image.register_open(decoder.format, decoder, lambda prefix, magic=magic: prefix.startswith(magic))
