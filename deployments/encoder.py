@@ -30,6 +30,7 @@ from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import panics_as_errors
 from embedding.protocol import ModelConfig
 from embedding.url import shown
 
@@ -113,7 +114,8 @@ def _refusals_as_values(
     @functools.wraps(method)
     async def wrapper(self: "Encoder", *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
         try:
-            return await method(self, *args, **kwargs)
+            with panics_as_errors():
+                return await method(self, *args, **kwargs)
         except RequestError as error:
             return error
 

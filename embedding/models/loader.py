@@ -26,6 +26,7 @@ from embedding.models.random import HashName, random_vectors
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import panics_as_errors
 
 logger = logging.getLogger("ray.serve")
 
@@ -84,7 +85,7 @@ def load_model(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with load_time() as clock:
+        with load_time() as clock, panics_as_errors():
             with weights.session():
                 model = _load(spec, parse_properties(spec.properties), device, options, weights)
             loaded_s = clock.elapsed_s
@@ -115,7 +116,7 @@ def estimate_bytes(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with weights.session():
+        with weights.session(), panics_as_errors():
             return _estimate(spec, parse_properties(spec.properties), device, options, weights)
     except RequestError as error:
         raise named(error, spec.name) from None

@@ -24,7 +24,7 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.failure import described, is_out_of_memory, unloadable
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import Pooling, hf_folder, load_tokenizer, pool, pooling_of, spec_auth
+from embedding.models.hf import Pooling, hf_folder, load_tokenizer, operators_folders, pool, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
@@ -248,9 +248,9 @@ def _load_text(
     folder = hf_folder(properties, options, weights, auth, with_weights=False)
     files = _graph_files(encoder, weights, auth)
     graph = _graph(files, encoder, device, weights)
-    tokenizer = load_tokenizer(folder, properties)
+    tokenizer = load_tokenizer(folder, properties, options)
     info = ModelInfo.of(spec, device, properties.dimensions, None, _nbytes(files))
-    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties))
+    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties, operators_folders(properties, options)))
 
 
 def _digest(file: BinaryIO) -> str:
