@@ -240,9 +240,10 @@ class Encoder:
             return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        if model.tokenizing is None and sum(map(len, texts)) <= INLINE_CHARS:
             return model.tokenize(texts)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
+        executor = model.tokenizing or self._tokenizers
+        return await asyncio.get_running_loop().run_in_executor(executor, model.tokenize, texts)
 
     async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
         """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond."""

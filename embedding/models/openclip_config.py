@@ -53,15 +53,26 @@ _MAX_PATCHES = 4096
 _POSITIVE = frozenset({"head_width", "heads", "image_size", "patch_size", "width", "embed_dim", "context_length"})
 
 
-def checked_openclip(given: JsonMap) -> JsonMap:
+def checked_openclip(given: JsonMap, name: str = _NAME) -> JsonMap:
     """An open_clip config, as it may be given to open_clip: {"model_cfg", "preprocess_cfg"?}.
 
     Raises:
         RequestError: REFUSED: a key or a value that is not served, or a size that no model has.
     """
+    try:
+        return _checked(given)
+    except _Unfit as error:
+        raise unloadable(f"the {name} cannot be used: {error}") from None
+
+
+class _Unfit(Exception):
+    pass
+
+
+def _checked(given: JsonMap) -> JsonMap:
     model = given.get("model_cfg")
     if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
-        raise _refused("model_cfg lacks embed_dim, vision_cfg or text_cfg")
+        raise _Unfit("model_cfg lacks embed_dim, vision_cfg or text_cfg")
     _check_keys(model, _MODEL_KEYS, "model_cfg")
     _check_sizes({"embed_dim": model["embed_dim"]})
     for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
@@ -73,7 +84,7 @@ def checked_openclip(given: JsonMap) -> JsonMap:
     _close_towers(model)
     preprocessing = given.get("preprocess_cfg")
     if preprocessing is not None and not isinstance(preprocessing, dict):
-        raise _refused("preprocess_cfg is no map")
+        raise _Unfit("preprocess_cfg is no map")
     return {"model_cfg": model, "preprocess_cfg": preprocessing or {}}
 
 
@@ -85,7 +96,7 @@ def check_openclip_sizes(model: JsonMap, nbytes: int) -> None:
         width, layers = tower.get("width"), tower.get("layers", 12)
         own = not (tower.get("timm_model_name") or tower.get("hf_model_name"))
         if own and isinstance(width, int) and isinstance(layers, int):
-            least += 4 * width * width * layers
+            least += int((4 + 2 * tower.get("mlp_ratio", 4)) * width * width) * layers
         if own and isinstance(width, int) and isinstance(tower.get("vocab_size"), int):
             least += width * tower["vocab_size"]
     if least > nbytes:
@@ -101,7 +112,7 @@ def _timm_names() -> frozenset[str]:
 
 def _check_tower(tower: Any, part: str) -> None:
     if not isinstance(tower, dict):
-        raise _refused(f"{part} is no map")
+        raise _Unfit(f"{part} is no map")
     _check_keys(tower, _TOWER_KEYS, part)
     _check_sizes(tower)
     for key, value in tower.items():
@@ -120,9 +131,9 @@ def _check_sizes(tower: JsonMap) -> None:
         kinds = (int, float) if key == "mlp_ratio" else (int,)
         for value in values:
             if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-                raise _refused(f"{key} is {shown(str(value))}, and must be a number from {least} to {most}")
+                raise _Unfit(f"{key} is {shown(str(value))}, and must be a number from {least} to {most}")
         if len(values) > 4 or not values:
-            raise _refused(f"{key} has {len(values)} numbers")
+            raise _Unfit(f"{key} has {len(values)} numbers")
 
 
 def _check_picture(vision: JsonMap) -> None:
@@ -130,7 +141,7 @@ def _check_picture(vision: JsonMap) -> None:
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
     plain = not vision.get("timm_model_name") and not isinstance(vision.get("layers"), list)
     if plain and (height // patch) * (width // patch) > _MAX_PATCHES:
-        raise _refused(f"a picture of {height} x {width} in patches of {patch} has more than {_MAX_PATCHES} of them")
+        raise _Unfit(f"a picture of {height} x {width} in patches of {patch} has more than {_MAX_PATCHES} of them")
 
 
 def _close_towers(model: JsonMap) -> None:
@@ -140,12 +151,12 @@ def _close_towers(model: JsonMap) -> None:
     name = vision.get("timm_model_name")
     if name is not None:
         if not isinstance(name, str) or not _TIMM_NAME.fullmatch(name) or not _is_timm(name):
-            raise _refused(f"timm_model_name '{shown(str(name))}' is not a name of timm's own")
+            raise _Unfit(f"timm_model_name '{shown(str(name))}' is not a name of timm's own")
         vision["timm_model_pretrained"] = False
     for key in ("hf_model_name", "hf_tokenizer_name"):
         name = text.get(key)
         if name is not None and not (isinstance(name, str) and _REPOSITORY.fullmatch(name) and ".." not in name):
-            raise _refused(f"{key} '{shown(str(name))}' is not the name of a hub repository")
+            raise _Unfit(f"{key} '{shown(str(name))}' is not the name of a hub repository")
     if text.get("hf_model_name") is not None:
         text["hf_model_pretrained"] = False
 
@@ -156,24 +167,20 @@ def _is_timm(name: str) -> bool:
 
 def _check_keys(given: JsonMap, known: frozenset[str], part: str) -> None:
     if unknown := sorted(given.keys() - known):
-        raise _refused(f"{part} has a key '{shown(unknown[0])}' that is not served")
+        raise _Unfit(f"{part} has a key '{shown(unknown[0])}' that is not served")
 
 
 def _check_kwargs(value: Any, key: str) -> None:
     if value is None:
         return
     if not isinstance(value, dict) or not value.keys() <= _KWARGS:
-        raise _refused(f"{key} holds more than {', '.join(sorted(_KWARGS))}")
+        raise _Unfit(f"{key} holds more than {', '.join(sorted(_KWARGS))}")
     for inner in value.values():
         _check_scalar(inner, key)
 
 
 def _check_scalar(value: object, key: str) -> None:
     if not (value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)):
-        raise _refused(f"{key} is neither a number nor a short text")
+        raise _Unfit(f"{key} is neither a number nor a short text")
     if isinstance(value, int | float) and not abs(value) <= 2**31:
-        raise _refused(f"{key} is out of range")
-
-
-def _refused(reason: str) -> Exception:
-    return unloadable(f"the {_NAME} cannot be used: {reason}")
+        raise _Unfit(f"{key} is out of range")
