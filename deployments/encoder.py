@@ -30,6 +30,7 @@ from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import panics_as_errors
 from embedding.protocol import ModelConfig
 from embedding.url import shown
 
@@ -113,7 +114,8 @@ def _refusals_as_values(
     @functools.wraps(method)
     async def wrapper(self: "Encoder", *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
         try:
-            return await method(self, *args, **kwargs)
+            with panics_as_errors():
+                return await method(self, *args, **kwargs)
         except RequestError as error:
             return error
 
@@ -238,9 +240,10 @@ class Encoder:
             return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        if model.tokenizing is None and sum(map(len, texts)) <= INLINE_CHARS:
             return model.tokenize(texts)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
+        executor = model.tokenizing or self._tokenizers
+        return await asyncio.get_running_loop().run_in_executor(executor, model.tokenize, texts)
 
     async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
         """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond."""

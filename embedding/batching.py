@@ -15,6 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedding.panic import as_error
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -104,9 +106,9 @@ class DeviceQueue:
         """
         try:
             return self._run(group, payloads)
-        except Exception as error:
+        except BaseException as error:  # whatever it is: this thread serves everybody
             if len(payloads) == 1:
-                return [error]
+                return [as_error(error)]
         # Out here the traceback is gone, and with it what the failed pass still held of the device's memory.
         half = len(payloads) // 2
         return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]

@@ -9,7 +9,9 @@ import importlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +20,16 @@ import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
+from embedding.models.attention import attended_apart
+from embedding.models.description import check_sizes, pools_first_token
 from embedding.models.failure import invalid, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.staging import described_by, model_config, own_file, staged_model, staged_tokenizer, tensor_count
+from embedding.models.tokenizer_process import Loading, TokenizerProcess
 from embedding.models.tokens import TextTokenizer, Tokens
 from embedding.models.weights import Auth, Weights, hf_token
 
@@ -33,6 +39,8 @@ Pooling = Literal["mean", "cls"]
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")
 # transformers builds models inside context managers that patch torch for the whole process.
 _building = threading.Lock()
+# Tables that no file holds, such as those of positions.
+_BUFFER_BYTES = 64 * 2**20
 
 
 class HfModel:
@@ -60,10 +68,19 @@ class HfModel:
         self._pooling: Pooling = pooling
         self._dense = dense
         self._device = torch.device(info.device)
+        self._heads = _heads(module)
+
+    @property
+    def tokenizing(self) -> Executor:
+        """See `Model.tokenizing`."""
+        return self.tokenize.thread
 
     @torch.inference_mode()
     def encode_texts(self, tokens: Sequence[Tokens]) -> Rows:
         """See `Model.encode_texts`."""
+        return attended_apart(tokens, self._heads, self._encode)
+
+    def _encode(self, tokens: Sequence[Tokens]) -> Rows:
         inputs = {name: torch.from_numpy(a).to(self._device) for name, a in self.tokenize.merge(tokens).items()}
         hidden = self._module(**inputs)[0]
         vectors = pool(hidden, inputs["attention_mask"], self._pooling)
@@ -101,16 +118,21 @@ def load_hf(
         Exception: whatever transformers raises for files that it cannot use.
     """
     folder = hf_folder(properties, options, weights, spec_auth(spec))
-    for path in _weight_files(folder):
+    roots = operators_folders(properties, options)
+    files = _weight_files(folder)
+    for path in files:
+        own_file(path, folder, roots)
         weights.check(path)
-    with _building:
-        module = _read_module(folder, properties)
+    with _source(folder, files, properties, roots) as source:
+        _judged(source, files, properties)
+        with _building:
+            module = _read_module(source, properties)
     module.requires_grad_(False).eval().to(device)
     dense = _read_dense(folder, properties.dimensions, weights).to(device) if properties.type == "hf_stella" else None
-    tokenizer = load_tokenizer(folder, properties, _positions(module), _vocabulary(module))
+    tokenizer = load_tokenizer(folder, properties, options, _positions(module), _vocabulary(module))
     tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
     info = ModelInfo.of(spec, device, properties.dimensions, None, sum(tensor.nbytes for tensor in tensors))
-    return HfModel(info, module, tokenizer, pooling_of(folder, properties), dense)
+    return HfModel(info, module, tokenizer, pooling_of(folder, properties, roots), dense)
 
 
 def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions, weights: Weights) -> int:
@@ -119,14 +141,54 @@ def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions,
     Raises: as `load_hf`.
     """
     folder = hf_folder(properties, options, weights, spec_auth(spec))
-    auto = transformers().AutoModel
+    files = _weight_files(folder)
+    with _source(folder, files, properties, operators_folders(properties, options)) as source:
+        return _judged(source, files, properties)
+
+
+def operators_folders(properties: HfProperties, options: LoadOptions) -> tuple[Path, ...]:
+    """Where links of a local model may lead: they are the operator's own."""
+    return options.path_roots if properties.localpath is not None else ()
+
+
+@contextmanager
+def _source(folder: Path, files: Sequence[Path], properties: HfProperties, roots: Sequence[Path]) -> Iterator[Path]:
+    """The folder that transformers reads: a checked copy, or the repository itself if its own code runs anyway."""
+    if properties.trust_remote_code:
+        yield folder
+        return
+    config = model_config(folder, roots)
+    own = [own_file(path, folder, roots) for path in files]
+    counts = [tensor_count(path) for path in own]
+    tensors = None if None in counts else sum(count for count in counts if count is not None)
+    check_sizes(config, sum(path.stat().st_size for path in own), tensors)
+    with staged_model(folder, config, files, roots) as staged:
+        yield staged
+
+
+def _judged(source: Path, files: Sequence[Path], properties: HfProperties) -> int:
+    """Bytes of the model, which is built without memory.
+
+    Raises:
+        RequestError: REFUSED: it has more weights than its files have bytes.
+    """
+    there = sum(path.stat().st_size for path in files)
     try:
         with _building, torch.device("meta"):
-            module = auto.from_config(_config(folder, properties), trust_remote_code=properties.trust_remote_code)
+            module = transformers().AutoModel.from_config(
+                _config(source, properties), trust_remote_code=properties.trust_remote_code
+            )
     except Exception:
+        if not properties.trust_remote_code:
+            raise
         # Code of a repository that cannot be built without memory: single precision is at least what the file holds.
-        return sum(path.stat().st_size for path in _weight_files(folder))
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        return there
+    # The pooler may be missing, and is made up then: of the width's square.
+    weights = sum(tensor.numel() for name, tensor in module.named_parameters() if "pooler." not in name)
+    buffers = sum(int(tensor.nbytes) for tensor in module.buffers())
+    if weights > there or buffers > there + _BUFFER_BYTES:
+        raise unloadable(f"config.json describes {weights} weights, but the files of weights have {there} bytes")
+    return buffers + sum(int(tensor.nbytes) for tensor in module.parameters())
 
 
 def transformers() -> Any:
@@ -248,17 +310,22 @@ def _read_dense(folder: Path, dimensions: int, weights: Weights) -> torch.nn.Lin
 
 
 def load_tokenizer(
-    folder: Path, properties: HfProperties, positions: int | None = None, vocabulary: int = 0
+    folder: Path, properties: HfProperties, options: LoadOptions, positions: int | None = None, vocabulary: int = 0
 ) -> TextTokenizer:
     """The tokenizer of a folder, cut off at the properties' `tokens`, or where the model's positions end."""
-    tokenizer = transformers().AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=properties.trust_remote_code
-    )
-    limit = properties.tokens
-    if positions is not None and positions < limit:
-        logger.warning(f"tokens is {limit}, but the model in {folder.name} takes at most {positions}: cut off there")
-        limit = positions
-    return TextTokenizer(tokenizer, limit, vocabulary)
+    limit = min(properties.tokens, options.max_tokens, positions or properties.tokens)
+    if limit < properties.tokens:
+        logger.warning(
+            f"tokens is {properties.tokens}, but the model in {folder.name} takes at most {positions or 'any'}, and "
+            f"max_tokens is {options.max_tokens}: cut off at {limit}"
+        )
+    trusted = properties.trust_remote_code
+    roots = operators_folders(properties, options)
+
+    def stage() -> AbstractContextManager[Path]:
+        return nullcontext(folder) if trusted else staged_tokenizer(folder, roots)
+
+    return TextTokenizer(TokenizerProcess(Loading(stage, limit, trusted), options), limit, vocabulary)
 
 
 def _positions(module: torch.nn.Module) -> int | None:
@@ -267,7 +334,14 @@ def _positions(module: torch.nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
             # RoBERTa's kin count from behind the padding index.
             return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    return None
+    # Rotary ones have no table: beyond what it was trained for, such a model gives anything.
+    trained = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return trained if isinstance(trained, int) and trained > 0 else None
+
+
+def _heads(module: Any) -> int:
+    heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
+    return heads if isinstance(heads, int) and heads > 0 else 1
 
 
 def _vocabulary(module: Any) -> int:
@@ -278,10 +352,9 @@ def _vocabulary(module: Any) -> int:
         return 0
 
 
-def pooling_of(folder: Path, properties: HfProperties) -> Pooling:
+def pooling_of(folder: Path, properties: HfProperties, roots: Sequence[Path] = ()) -> Pooling:
     """The properties' pooling, else what the repository's `1_Pooling/config.json` says, else mean."""
     if properties.pooling is not None:
         return properties.pooling
-    path = folder / "1_Pooling" / "config.json"
-    config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return "cls" if config.get("pooling_mode_cls_token") else "mean"
+    config = described_by(folder, "1_Pooling/config.json", roots)
+    return "cls" if config is not None and pools_first_token(config) else "mean"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,13 +17,14 @@ from embedding.models.hf import estimate_hf, load_hf, spec_auth
 from embedding.models.load_time import LoadTime, load_time
 from embedding.models.model import Model, Pixels, Rows
 from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
-from embedding.models.openclip import load_openclip
+from embedding.models.openclip import load_openclip, without_memory
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
 from embedding.models.random import HashName, random_vectors
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import panics_as_errors
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,6 +40,8 @@ class RandomModel:
     def __init__(self, info: ModelInfo, hash_name: HashName = "blake3") -> None:
         self.info = info
         self._hash_name: HashName = hash_name
+
+    tokenizing = None
 
     def tokenize(self, texts: Sequence[str]) -> list[str]:
         """Texts are their own tokens."""
@@ -84,7 +85,7 @@ def load_model(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with load_time() as clock:
+        with load_time() as clock, panics_as_errors():
             with weights.session():
                 model = _load(spec, parse_properties(spec.properties), device, options, weights)
             loaded_s = clock.elapsed_s
@@ -115,7 +116,7 @@ def estimate_bytes(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with weights.session():
+        with weights.session(), panics_as_errors():
             return _estimate(spec, parse_properties(spec.properties), device, options, weights)
     except RequestError as error:
         raise named(error, spec.name) from None
@@ -170,18 +171,11 @@ def _estimate_openclip(
     """Bytes of the architecture, which is built without memory: a checkpoint's own size may be that of its optimiser's
     state, or of another precision."""
     recipe = find_recipe(properties, spec_auth(spec), weights)
-    config: dict[str, Any] = copy.deepcopy(recipe.config)
-    hf_tower, timm_tower = "hf_model_name" in config["text_cfg"], "timm_model_name" in config["vision_cfg"]
-    config["text_cfg"] |= {"hf_model_pretrained": False} if hf_tower else {}
-    config["vision_cfg"] |= {"timm_model_pretrained": False} if timm_tower else {}
-    custom = config.pop("custom_text", False) or hf_tower
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
-    with torch.device("meta"):
-        module: torch.nn.Module = kind(**config)
+    module = without_memory(recipe)
     if precision in _LOW_PRECISIONS:
         # As open_clip: all of a model with a tower of timm, the larger weights of any other.
-        if timm_tower:
+        if "timm_model_name" in recipe.config["vision_cfg"]:
             module.to(_LOW_PRECISIONS[precision])
         else:
             open_clip.convert_weights_to_lp(module, _LOW_PRECISIONS[precision])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,10 @@ class Model(Protocol):
     """A loaded model. Its methods block: call them off the event loop. On a CPU, any number of threads may encode."""
 
     info: ModelInfo
+
+    @property
+    def tokenizing(self) -> Executor | None:
+        """Where `tokenize` has to run, since it may take its time; None for one that is quick whatever the texts."""
 
     def tokenize(self, texts: Sequence[str]) -> Any:
         """Texts to what `encode_texts` takes; safe to run while another thread encodes."""

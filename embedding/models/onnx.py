@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.failure import described, is_out_of_memory, unloadable
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import Pooling, hf_folder, load_tokenizer, pool, pooling_of, spec_auth
+from embedding.models.hf import Pooling, hf_folder, load_tokenizer, operators_folders, pool, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
@@ -137,6 +138,11 @@ class OnnxClip:
         mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (info.image.mean, info.image.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
+    @property
+    def tokenizing(self) -> Executor | None:
+        """See `Model.tokenizing`."""
+        return getattr(self._tokenizer, "thread", None)
+
     def tokenize(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """int64 tokens, shape (n, context length)."""
         tokens: npt.NDArray[np.int64] = self._tokenizer(list(texts)).numpy()
@@ -172,6 +178,11 @@ class OnnxText:
         self.tokenize = tokenizer
         self._graph = graph
         self._pooling: Pooling = pooling
+
+    @property
+    def tokenizing(self) -> Executor:
+        """See `Model.tokenizing`."""
+        return self.tokenize.thread
 
     def encode_texts(self, tokens: Sequence[Tokens]) -> Rows:
         """See `Model.encode_texts`."""
@@ -226,7 +237,7 @@ def load_onnx(
         paths[tower] = _graph_files(encoder, weights, auth)
         graphs[tower] = _graph(paths[tower], encoder, device, weights)
     info = ModelInfo.of(spec, device, properties.dimensions, image, _nbytes([*paths["text"], *paths["image"]]))
-    return OnnxClip(info, graphs["text"], graphs["image"], recipe.make_tokenizer())
+    return OnnxClip(info, graphs["text"], graphs["image"], recipe.make_tokenizer(options))
 
 
 def estimate_onnx(spec: ModelSpec, properties: OpenClipProperties | HfProperties, weights: Weights) -> int:
@@ -248,9 +259,9 @@ def _load_text(
     folder = hf_folder(properties, options, weights, auth, with_weights=False)
     files = _graph_files(encoder, weights, auth)
     graph = _graph(files, encoder, device, weights)
-    tokenizer = load_tokenizer(folder, properties)
+    tokenizer = load_tokenizer(folder, properties, options)
     info = ModelInfo.of(spec, device, properties.dimensions, None, _nbytes(files))
-    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties))
+    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties, operators_folders(properties, options)))
 
 
 def _digest(file: BinaryIO) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cached_property
 from importlib import resources
@@ -21,9 +23,11 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.buffers import gather
 from embedding.models.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
+from embedding.models.description import check_sizes
 from embedding.models.failure import described, is_out_of_memory, named, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Pixels, Rows
+from embedding.models.openclip_config import check_openclip_sizes
 from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
 from embedding.models.recipe import PRESETS, Recipe, find_recipe
@@ -74,6 +78,11 @@ class OpenClipModel:
         if info.image is not None:
             normalization = Normalization(info.image, self._device, _DTYPES[precision])
             self._encode_image = image_encoder(module, normalization, _probe(info.image.size).to(self._device))
+
+    @property
+    def tokenizing(self) -> Executor | None:
+        """See `Model.tokenizing`."""
+        return getattr(self._tokenizer, "thread", None)
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """int64 tokens, shape (n, context length); long texts are cut off, as open_clip does."""
@@ -146,7 +155,9 @@ def _load(
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
     module = _create(recipe, precision, device, weights)
     try:
-        tokenizer = recipe.make_tokenizer()
+        tokenizer = recipe.make_tokenizer(options)
+    except RequestError:
+        raise
     except Exception as error:
         raise unloadable(f"its tokenizer cannot be used: {described(error)}") from None
     nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
@@ -159,6 +170,7 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
     """open_clip's own loading. When it fails, the file is read again to tell a bad file from one that does not fit."""
     try:
         kind = checkpoint_kind(recipe.weights)
+        check_fits(recipe)
         try:
             return _build(recipe, kind, precision, device)
         except Exception as error:
@@ -176,9 +188,9 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
 
 def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> torch.nn.Module:
     """Stages config and weights as a folder of open_clip's, so that it looks for nothing elsewhere."""
-    with tempfile.TemporaryDirectory() as staged:
+    with tempfile.TemporaryDirectory() as staged, recipe.whole_config() as model_config:
         folder = Path(staged)
-        config = {"model_cfg": recipe.config, "preprocess_cfg": recipe.preprocessing}
+        config = {"model_cfg": model_config, "preprocess_cfg": recipe.preprocessing}
         (folder / "open_clip_config.json").write_text(json.dumps(config))
         (folder / _STAGED[kind]).symlink_to(recipe.weights.absolute())
         module: torch.nn.Module = open_clip.create_model(
@@ -191,6 +203,43 @@ def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> 
         )
     module.eval().requires_grad_(False)
     return _scripted(module) if recipe.jit else module
+
+
+def check_fits(recipe: Recipe) -> None:
+    """Compares what would be built with the checkpoint's size: a weight takes a byte at least.
+
+    Raises:
+        RequestError: REFUSED: the checkpoint cannot hold that many weights.
+    """
+    there = recipe.weights.stat().st_size
+    check_openclip_sizes(recipe.config, there)
+    if recipe.text_tower is not None:
+        check_sizes(recipe.text_tower, there, None)
+    elif "timm_model_name" not in recipe.config["vision_cfg"]:
+        return
+    try:
+        module = without_memory(recipe)
+    except Exception as error:
+        raise unloadable(f"the architecture {recipe.architecture} cannot be built: {described(error)}") from None
+    weights = sum(tensor.numel() for tensor in module.parameters())
+    if weights > there:
+        raise unloadable(
+            f"the architecture {recipe.architecture} has {weights} weights, but the checkpoint "
+            f"'{recipe.weights.name}' has only {there} bytes"
+        )
+
+
+def without_memory(recipe: Recipe) -> torch.nn.Module:
+    """The module of a recipe, on torch's device `meta`: shapes alone."""
+    with recipe.whole_config() as whole:
+        config: dict[str, Any] = copy.deepcopy(whole)
+        if "timm_model_name" in config["vision_cfg"]:
+            config["vision_cfg"]["timm_model_pretrained"] = False
+        custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+        kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+        with torch.device("meta"):
+            module: torch.nn.Module = kind(**config)
+    return module
 
 
 def _scripted(module: torch.nn.Module) -> torch.nn.Module:

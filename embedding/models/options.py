@@ -47,6 +47,9 @@ class LoadOptions(BaseModel):
         random_hash: seeds the `random` models; "md5" for indexes made before Marqo 2.25.
         backend: what runs models for which it has a choice.
         backends: the same for single models, by name.
+        max_tokens: of one text, whatever a request's `tokens` says: attention takes memory by their square.
+        tokenizer_bytes: memory of the process that a transformers tokenizer has for itself.
+        tokenizer_load_s: seconds of CPU time to load and try such a tokenizer.
         cuda_precision: of models on a GPU whose properties do not ask for `fp32`. CPUs always compute in fp32, unless
             the properties ask for fp16.
         max_checkpoint_bytes: of one file; 0 is no limit.
@@ -69,6 +72,9 @@ class LoadOptions(BaseModel):
     random_hash: HashName = "blake3"
     backend: Backend = "torch"
     backends: Mapping[str, Backend] = Field(default_factory=dict)
+    max_tokens: PositiveInt = 8192
+    tokenizer_bytes: PositiveInt = 2**30
+    tokenizer_load_s: PositiveFloat = 30.0
     cuda_precision: Precision = "fp16"
     max_checkpoint_bytes: NonNegativeInt = 64 * 2**30
     connect_timeout_s: PositiveFloat = 10.0

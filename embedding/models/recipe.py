@@ -8,28 +8,30 @@ preprocessing, tokenizer, jit and precision of the properties have an effect.
 from __future__ import annotations
 
 import json
-import re
-import threading
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
 
 from embedding.image_spec import ImageSpec
 from embedding.models.bpe import BpeTokenizer
-from embedding.models.failure import described, invalid, unloadable
+from embedding.models.failure import invalid, unloadable
+from embedding.models.json_file import read_map
+from embedding.models.openclip_config import checked_openclip
+from embedding.models.openclip_tokenizer import OpenClipHfTokenizer
+from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
+from embedding.models.staging import model_config, own_file
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
-from embedding.url import shown
 
 HUB_PREFIX = "hf-hub:"
 _CONFIG = "open_clip_config.json"
-_TIMM_NAME = re.compile(r"[\w.-]+", re.ASCII)
 # A repository says how its tokenizer is made. Of the other options of transformers some read any file of this machine,
 # and one, trust_remote_code, runs any program.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
@@ -54,6 +56,7 @@ class Recipe:
         weights: the checkpoint.
         tokenizer: folder of a transformers tokenizer; None is the architecture's own, which comes with open_clip.
         tokenizer_options: further arguments of open_clip's tokenizer class.
+        text_tower: the transformers config of the text tower, checked; None is a tower of open_clip's own.
         preprocessing: open_clip's `preprocess_cfg`, which its own defaults complete.
         image: how pictures are prepared, if the properties say it; None leaves it to `preprocessing` and the model.
         precision: "fp32" or "fp16" if the properties ask for it by name; None is the server's choice.
@@ -65,34 +68,33 @@ class Recipe:
     weights: Path
     tokenizer: Path | None
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    text_tower: dict[str, Any] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     image: ImageSpec | None = None
     precision: str | None = None
     jit: bool = False
 
-    def make_tokenizer(self) -> Any:
+    @contextmanager
+    def whole_config(self) -> Iterator[dict[str, Any]]:
+        """The config, with a transformers text tower's own in a folder for as long as the model is built from it."""
+        if self.text_tower is None:
+            yield self.config
+            return
+        with tempfile.TemporaryDirectory(prefix="marqo-tower-") as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(self.text_tower))
+            text = {**self.config["text_cfg"], "hf_model_name": folder, "hf_model_pretrained": False}
+            yield {**self.config, "text_cfg": text}
+
+    def make_tokenizer(self, settings: LoadOptions) -> Any:
         """open_clip's tokenizer: a callable from texts to int64 tokens, shape (n, context length)."""
         text = self.config["text_cfg"]
         length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
         if self.tokenizer is not None:
-            options = self.tokenizer_options
-            return _OneAtATime(open_clip.tokenizer.HFTokenizer(str(self.tokenizer), context_length=length, **options))
+            return OpenClipHfTokenizer(self.tokenizer, length, settings, **self.tokenizer_options)
         options = _tokenizer_options(text)
         if not options:
             return _clip_tokenizer(length)
         return BpeTokenizer(open_clip.SimpleTokenizer(context_length=length, **options))
-
-
-class _OneAtATime:
-    """Transformers' fast tokenizers keep settings in a cell that two threads may not borrow together."""
-
-    def __init__(self, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()
-
-    def __call__(self, texts: list[str]) -> torch.Tensor:
-        with self._lock:
-            return self._tokenizer(texts)
 
 
 @cache
@@ -130,10 +132,11 @@ def _from_checkpoint(properties: OpenClipProperties, auth: Auth | None, weights:
     preset = PRESETS[properties.preset]
     return Recipe(
         name,
-        _with_local_text_tower(config, name, token, weights),
+        config,
         path,
         tokenizer,
         tokenizer_options,
+        _text_tower(config, name, token, weights),
         image=ImageSpec(
             size=(properties.size, properties.size),
             mean=properties.mean or preset.mean,
@@ -152,9 +155,9 @@ def _from_repository(name: str, token: str | None, weights: Weights) -> Recipe:
     config = both["model_cfg"]
     path = weights.repository_file(repository, OPENCLIP_FILES, token, name)
     tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
-    config = _with_local_text_tower(config, name, token, weights)
+    tower = _text_tower(config, name, token, weights)
     preprocessing = both.get("preprocess_cfg") or {}
-    return Recipe(name, config, path, tokenizer, tokenizer_options, preprocessing)
+    return Recipe(name, config, path, tokenizer, tokenizer_options, tower, preprocessing)
 
 
 def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
@@ -163,9 +166,9 @@ def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
     config = _architecture(architecture, architecture)
     path = _tagged_weights(architecture, tag, token, weights, name)
     tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
-    config = _with_local_text_tower(config, name, token, weights)
+    tower = _text_tower(config, name, token, weights)
     preprocessing = get_pretrained_cfg(architecture, tag)
-    return Recipe(architecture, config, path, tokenizer, tokenizer_options, preprocessing)
+    return Recipe(architecture, config, path, tokenizer, tokenizer_options, tower, preprocessing)
 
 
 def _architecture(name: str, given: str) -> dict[str, Any]:
@@ -211,24 +214,7 @@ def _hash_in(url: str) -> str:
 def _repository_config(name: str, token: str | None, weights: Weights) -> dict[str, Any]:
     repository = name.removeprefix(HUB_PREFIX)
     path = weights.repository_file(repository, (_CONFIG,), token, name)
-    try:
-        config = json.loads(path.read_bytes())
-        if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"]):
-            raise ValueError("model_cfg lacks embed_dim, vision_cfg or text_cfg")
-        _close_image_tower(config["model_cfg"]["vision_cfg"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise unloadable(f"the {_CONFIG} of '{repository}' cannot be used: {described(error)}") from None
-    return dict(config)
-
-
-def _close_image_tower(vision: dict[str, Any]) -> None:
-    """Keeps timm from looking elsewhere: it would follow `hf-hub:` and `local-dir:`, and fetch weights of its own,
-    which the checkpoint's are about to replace."""
-    name = vision.get("timm_model_name")
-    if name is not None and not _TIMM_NAME.fullmatch(name):
-        raise ValueError(f"timm_model_name '{shown(name)}' is not a name of timm's own")
-    if name is not None:
-        vision["timm_model_pretrained"] = False
+    return checked_openclip(read_map(own_file(path, path.parent)), f"{_CONFIG} of '{repository}'")
 
 
 def _tokenizer(
@@ -253,11 +239,10 @@ def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _with_local_text_tower(config: dict[str, Any], name: str, token: str | None, weights: Weights) -> dict[str, Any]:
+def _text_tower(config: dict[str, Any], name: str, token: str | None, weights: Weights) -> dict[str, Any] | None:
     """A transformers text tower is described by a config of its own, which transformers would fetch without our token,
     limits and cache; given a folder, it fetches nothing."""
     repository = config["text_cfg"].get("hf_model_name")
     if not repository:
-        return config
-    folder = weights.repository(repository, token, ("config.json",), name)
-    return {**config, "text_cfg": {**config["text_cfg"], "hf_model_name": str(folder)}}
+        return None
+    return model_config(weights.repository(repository, token, ("config.json",), name))

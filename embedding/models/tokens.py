@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
 
 from embedding.errors import Fault, RequestError
+from embedding.models.tokenizer_process import TokenizerProcess
 
 Tokens = list[dict[str, list[int]]]
 """One map for each text, from the name of an input (`input_ids`, …) to its values, not padded."""
@@ -21,33 +21,39 @@ class TextTokenizer:
     """A transformers tokenizer whose results can be merged into one batch.
 
     Args:
-        tokenizer: of transformers.
+        process: the tokenizer.
         limit: tokens after which a text is cut off, special ones included.
         vocabulary: rows of the model's embedding table; 0 if unknown.
     """
 
-    def __init__(self, tokenizer: Any, limit: int, vocabulary: int = 0) -> None:
-        if tokenizer.pad_token_id is None:
+    def __init__(self, process: TokenizerProcess, limit: int, vocabulary: int = 0) -> None:
+        facts = process.facts
+        if facts["pad_token_id"] is None:
             raise ValueError("its tokenizer has no padding token")
-        self._tokenizer = tokenizer
+        self._process = process
         self._limit = limit
         self._vocabulary = vocabulary
-        self._lock = threading.Lock()
+        self._left = facts["padding_side"] == "left"
         self._padding = {
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
+            "input_ids": facts["pad_token_id"],
+            "token_type_ids": facts["pad_token_type_id"] or 0,
             "attention_mask": 0,
         }
 
+    @property
+    def thread(self) -> Executor:
+        """Where calls belong."""
+        return self._process.thread
+
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """The tokens of each text."""
+        """The tokens of each text. Safe in any thread.
+
+        Raises:
+            RequestError: REFUSED, see `TokenizerProcess`.
+        """
         if not texts:
             return []
-        # A fast tokenizer keeps its settings in a cell that two threads may not borrow together.
-        with self._lock:
-            encoded = self._tokenizer(
-                list(texts), truncation=True, max_length=self._limit, padding=False, return_attention_mask=True
-            )
+        encoded = self._process(texts, self._limit, "text")
         return [{name: values[i] for name, values in encoded.items()} for i in range(len(texts))]
 
     def merge(self, parts: Sequence[Tokens]) -> Padded:
@@ -58,13 +64,12 @@ class TextTokenizer:
         """
         rows = [row for part in parts for row in part]
         longest = max(len(row["input_ids"]) for row in rows)
-        left = self._tokenizer.padding_side == "left"
         merged: Padded = {}
         for name in rows[0]:
             merged[name] = np.full((len(rows), longest), self._padding.get(name, 0), np.int64)
             for target, row in zip(merged[name], rows, strict=True):
                 values = row[name]
-                target[longest - len(values) if left else 0 :][: len(values)] = values
+                target[longest - len(values) if self._left else 0 :][: len(values)] = values
         self._check(merged["input_ids"])
         return merged
 
