@@ -12,11 +12,13 @@ class Admission:
     Args:
         most: how much of it may be, over all requests.
         what: its name, for people.
+        spare: of `most`, kept for small requests, so that few large ones cannot keep them out.
     """
 
-    def __init__(self, most: int, what: str) -> None:
+    def __init__(self, most: int, what: str, spare: int = 0) -> None:
         self.most = most
         self.what = what
+        self.spare = spare
         self.held = 0
 
     @contextmanager
@@ -26,7 +28,7 @@ class Admission:
         try:
             yield share
         finally:
-            self.held -= share.held
+            share.clear()
 
 
 class Share:
@@ -41,7 +43,7 @@ class Share:
         self.held = 0
 
     def add(self, count: int) -> None:
-        """Holds `count` more.
+        """Holds `count` more. Up to a 64th of what is spare, a request counts as small.
 
         A request that is larger than all that may be held is taken when nothing else is in flight.
 
@@ -49,7 +51,8 @@ class Share:
             RequestError: OVERLOADED.
         """
         held, most, what = self._admission.held, self._admission.most, self._admission.what
-        if held + count > most and held > self.held:
+        room = most if self.held + count <= self._admission.spare // 64 else most - self._admission.spare
+        if held + count > room and held > self.held:
             raise RequestError(
                 Fault.OVERLOADED,
                 f"The server is busy with {held} {what} and takes no more than {most} at a time; try again in a moment",

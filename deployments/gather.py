@@ -1,7 +1,7 @@
 """Small tools of the fan-out: cutting, running side by side, reading answers."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentResponse
@@ -14,16 +14,50 @@ Answers = list[Vectors | ItemError]
 """One answer for each content, in order."""
 
 
-def cut(contents: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Contiguous chunks of at most `size`."""
-    return [contents[start : start + size] for start in range(0, len(contents), size)]
+def cut(sizes: Iterable[int], most_items: int, most_bytes: int) -> Iterator[tuple[slice, int]]:
+    """Contiguous parts of at most so many items, and at most so many bytes unless a single item has more.
+
+    Yields:
+        Each part's place and bytes.
+    """
+    start, end, held = 0, 0, 0
+    for size in sizes:
+        if end > start and (end - start == most_items or held + size > most_bytes):
+            yield slice(start, end), held
+            start, held = end, 0
+        end += 1
+        held += size
+    if end > start:
+        yield slice(start, end), held
 
 
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first failure cancels the rest."""
+async def together(work: Iterable[tuple[int, Callable[[], Awaitable[T]]]], most_bytes: int) -> list[T]:
+    """All results in order; the first failure cancels the rest.
+
+    Args:
+        work: bytes that each takes while it runs, and what begins it.
+        most_bytes: that those which run side by side may take, unless one alone takes more.
+    """
+    tasks: list[asyncio.Task[T]] = []
+    held = 0
+    ended = asyncio.Event()
+
+    async def run(nbytes: int, begin: Callable[[], Awaitable[T]]) -> T:
+        nonlocal held
+        try:
+            return await begin()
+        finally:
+            held -= nbytes
+            ended.set()
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
+            for nbytes, begin in work:
+                while held and held + nbytes > most_bytes:
+                    ended.clear()
+                    await ended.wait()
+                held += nbytes
+                tasks.append(group.create_task(run(nbytes, begin)))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]

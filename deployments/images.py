@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
+from deployments.admission import Share
 from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
 from deployments.poison import Poison
 from deployments.retry import is_lost, retried
 from deployments.routing import to_home
+from embedding.expansion import Expansion, check_expansion, text_bytes
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
+from embedding.text import chunks_cost
 
 if TYPE_CHECKING:
     # Not for real: it would bring torch, and an ingress needs none.
     from deployments.preprocessor import Prepared
+
+# Of the contents and pixels of one call, unless a single picture has more.
+CALL_BYTES = 16 * 2**20
+IN_FLIGHT_BYTES = 64 * 2**20
+"""Of the contents and pixels of one request's calls that are on their way at a time, with what each call carries."""
 
 # One pixel, and the smallest that is made of it.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
 BLANK_SPEC = ImageSpec((1, 1), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "squash")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageTask:
     """What all chunks of one request share."""
 
@@ -35,6 +43,24 @@ class ImageTask:
     config: ImageConfig
     spec: ModelSpec
     image: ImageSpec
+
+    @cached_property
+    def picture_bytes(self) -> int:
+        """Of one picture's pixels."""
+        height, width = self.image.size
+        return 3 * height * width
+
+    @cached_property
+    def call_bytes(self) -> int:
+        """What goes along with each call."""
+        headers = self.config.download_header or {}
+        return self.spec.characters + sum(len(name) + len(value) for name, value in headers.items())
+
+    def expanded_bytes(self) -> int:
+        """What the request becomes: vectors, the reply, and the pixels that there are at a time."""
+        contents = self.request.contents
+        vectors = chunks_cost(contents, Expansion("", self.spec.dimensions))
+        return vectors + min(IN_FLIGHT_BYTES, len(contents) * self.picture_bytes)
 
 
 class ImageFanOut:
@@ -44,14 +70,16 @@ class ImageFanOut:
         preprocessor: handle of the preprocessors.
         encoder: handle of the encoders.
         chunk: pictures in one call.
+        max_bytes: what one request may become.
     """
 
-    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int) -> None:
+    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int, max_bytes: int) -> None:
         # By reference even where Serve's throughput mode would send by value: pixels never pass through here.
         self._prepare = preprocessor.options(method_name="prepare", _by_reference=True)
         self._encode = encoder.options(method_name="encode_images", _by_reference=True)
         self._touch = encoder.options(method_name="touch", _by_reference=True)
         self._chunk = chunk
+        self._max_bytes = max_bytes
         self._poison = Poison()
 
     async def warm_up(self) -> None:
@@ -59,13 +87,20 @@ class ImageFanOut:
         pixels, _ = await self._prepare.remote([BLANK], BLANK_SPEC, 1000, None)
         await self._touch.remote(pixels)
 
-    async def vectorise(self, task: ImageTask) -> Answers:
-        """One answer for each content of the request, in order."""
-        chunks = await together(
-            retried("image chunk", lambda chunk=chunk: self._answers(task, chunk))
-            for chunk in cut(task.request.contents, self._chunk)
-        )
+    async def vectorise(self, task: ImageTask, expanded: Share) -> Answers:
+        """One answer for each content of the request, in order; what it becomes counts in `expanded`."""
+        nbytes = task.expanded_bytes()
+        check_expansion(nbytes, self._max_bytes)
+        expanded.add(nbytes)
+        chunks = await together(self._calls(task), IN_FLIGHT_BYTES)
         return [item for chunk in chunks for item in chunk]
+
+    def _calls(self, task: ImageTask) -> Iterable[tuple[int, partial]]:
+        contents = task.request.contents
+        sizes = (task.picture_bytes + text_bytes(content) for content in contents)
+        for place, nbytes in cut(sizes, self._chunk, CALL_BYTES):
+            call = partial(self._answers, task, contents[place])
+            yield nbytes + task.call_bytes, partial(retried, "image chunk", call)
 
     async def _answers(self, task: ImageTask, contents: Sequence[str]) -> Answers:
         """A chunk's answers; what lately killed decoders, or kept them for too long, is not sent to them again."""

@@ -1,9 +1,7 @@
 """The front door: Marqo's HTTP protocol, and the same in Python through a deployment handle."""
 
 import asyncio
-import hmac
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,50 +11,47 @@ from fastapi.responses import JSONResponse
 from pydantic import PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import ClientDisconnect
 
 from deployments.admission import Admission, Share
+from deployments.bodies import Arrivals
+from deployments.gate import HELD, guard
 from deployments.health import trouble
 from deployments.images import ImageFanOut
 from deployments.listing import listed
 from deployments.metrics import PERIOD_S, IngressMetrics
 from deployments.pipeline import Pipeline
 from deployments.replica import Settings
+from deployments.replies import PartsResponse
 from deployments.texts import TextFanOut
 from embedding import __version__
 from embedding.errors import Fault, ItemError, RequestError
+from embedding.expansion import text_bytes
 from embedding.protocol import (
     MSGPACK,
+    ImageConfig,
     InferenceRequest,
+    TextConfig,
     Vectors,
     decode_request,
-    encode_error,
-    encode_result,
+    encode_parts,
     parse_request,
 )
+from embedding.text import MOST_EXPANDED_BYTES
+from embedding.url import shown
 
 logger = logging.getLogger("ray.serve")
-
-# Status and preamble of each fault's `detail`. Source: protocol sheet, section 1.3.
-STATUS: dict[Fault, tuple[int, str]] = {
-    Fault.UNAUTHORIZED: (401, ""),
-    Fault.UNSUPPORTED_MEDIA_TYPE: (415, ""),
-    Fault.TOO_LARGE: (413, ""),
-    Fault.MALFORMED: (400, ""),
-    Fault.INVALID: (422, ""),
-    Fault.REFUSED: (400, "An error occurred during vectorisation. "),
-    Fault.OVERLOADED: (503, ""),
-    Fault.INTERNAL: (500, "An unexpected error occurred during vectorisation. "),
-}
 
 FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
 """A request that brings it, with any value, gets it back with the hash of all that decides its model's vectors."""
 WARM_UP_TIMEOUT_S = 20.0
 """Below Serve's limit for one health check. While encoders are still loading, the next check tries again."""
-TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
-"""If set, requests must bring this bearer token. Marqo sends none."""
+INCOMPLETE_PART = 2
+"""Of the bytes of bodies, those that are not complete may hold one in so many."""
+SPARE_PART = 8
+"""Of all bytes, one in so many is kept for small requests."""
 
 api = FastAPI(title="Marqo Inference", version=__version__)
+guard(api)
 
 
 class IngressSettings(Settings):
@@ -72,7 +67,14 @@ class IngressSettings(Settings):
             by the contents that the graph embeds in a second, it is the longest that anybody waits.
         max_searches_in_flight: contents of searches likewise; they have a count of their own, so that indexing does
             not keep them out.
-        max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive.
+        max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive. Bodies that are not complete may
+            hold half of it, and an eighth is kept for small ones.
+        max_expanded_bytes: what one request may become: keys, prefixed texts, chunks, vectors and reply, counted before
+            they are made. Beyond it is a 413, or the content's own error if it is cut into chunks.
+        max_expanded_bytes_in_flight: of all requests together; an eighth is kept for small ones.
+        min_body_bytes_per_s: a body that arrives more slowly is given up with a 408, a reply that is read more slowly
+            with the end of the connection.
+        body_grace_s: over so many seconds that is counted, again and again.
         request_timeout_s: after which a request is given up with a 503.
         health_timeout_s: how long `/healthz` waits for a silent replica before it says that the graph cannot embed.
     """
@@ -87,53 +89,40 @@ class IngressSettings(Settings):
     max_items_in_flight: PositiveInt = 2048
     max_searches_in_flight: PositiveInt = 512
     max_bytes_in_flight: PositiveInt = 512 * 2**20
+    # 16,384 contents of 1024 dimensions become 134 MiB.
+    max_expanded_bytes: PositiveInt = MOST_EXPANDED_BYTES
+    max_expanded_bytes_in_flight: PositiveInt = 2**30
+    min_body_bytes_per_s: PositiveFloat = 10_000.0
+    body_grace_s: PositiveFloat = 5.0
     request_timeout_s: PositiveFloat = 290.0
     health_timeout_s: PositiveFloat = 5.0
 
 
 # Defined before the class: `serve.ingress` copies the routes, and the globals that they use, at that very moment.
+def _check_headers(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise RequestError(
+            Fault.UNSUPPORTED_MEDIA_TYPE,
+            f"Unsupported content encoding: '{shown(encoding)}'. Send the body as it is, without Content-Encoding",
+        )
+    content_type = request.headers.get("content-type")
+    if content_type != MSGPACK:
+        raise RequestError(
+            Fault.UNSUPPORTED_MEDIA_TYPE, f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'"
+        )
+
+
 def _ejected(message: str) -> Response:
     return JSONResponse({"result": "success", "message": message})
 
 
-async def _read(request: Request, limit: int, share: Share) -> bytes:
-    """The body, counted as it arrives, whatever its Content-Length says.
-
-    A body for which there is no room is read to its end all the same, and forgotten: most clients look for an answer
-    only when they have sent everything.
-    """
-    body = bytearray()
-    total = 0
-    refusal: RequestError | None = None
-    try:
-        async for part in request.stream():
-            total += len(part)
-            if total > limit:
-                raise RequestError(
-                    Fault.TOO_LARGE, f"The request body is larger than {limit} bytes; send several requests"
-                )
-            if refusal is None:
-                try:
-                    share.add(len(part))
-                    body += part
-                except RequestError as error:
-                    refusal = error
-                    body.clear()
-                    share.clear()
-    except ClientDisconnect:
-        raise RequestError(Fault.MALFORMED, "The client hung up before the request body was complete") from None
-    if refusal is not None:
-        raise refusal
-    return bytes(body)
-
-
-def _error_response(error: RequestError, request: Request) -> Response:
-    status, preamble = STATUS[error.fault]
-    detail = preamble + error.message
-    headers = {"Retry-After": "1"} if error.fault is Fault.OVERLOADED else None
-    if request.headers.get("accept") == MSGPACK:
-        return Response(encode_error(detail), status_code=status, media_type=MSGPACK, headers=headers)
-    return JSONResponse({"detail": detail}, status_code=status, headers=headers)
+def _size(request: InferenceRequest) -> int:
+    """Bytes of the texts that a request holds: what its body would have, at least."""
+    config = request.preprocessing_config
+    texts = [config.text_prefix or ""] if isinstance(config, TextConfig) else []
+    headers = (config.download_header or {}) if isinstance(config, ImageConfig) else {}
+    return sum(map(text_bytes, (*request.contents, *texts, *headers, *headers.values())))
 
 
 # It asks Ray for no CPU: it waits most of the time, and the bare graph must come up on two cores. Serve lets requests
@@ -155,17 +144,25 @@ class Ingress:
         self._settings = settings
         self._bulk = Admission(settings.max_items_in_flight, "contents")
         self._searches = Admission(settings.max_searches_in_flight, "contents of searches")
-        self._bytes = Admission(settings.max_bytes_in_flight, "bytes of requests")
+        most = settings.max_bytes_in_flight
+        self._bytes = Admission(most, "bytes of requests", most // SPARE_PART)
+        self._arrivals = Arrivals(
+            settings.max_body_bytes,
+            most // INCOMPLETE_PART,
+            settings.min_body_bytes_per_s,
+            settings.body_grace_s,
+        )
+        most = settings.max_expanded_bytes_in_flight
+        self._expanded = Admission(most, "bytes that requests become", most // SPARE_PART)
+        limit = settings.max_expanded_bytes
         self._pipeline = Pipeline(
-            ImageFanOut(preprocessor, encoder, settings.image_chunk),
-            TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars),
+            ImageFanOut(preprocessor, encoder, settings.image_chunk, limit),
+            TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars, limit),
             encoder,
         )
         self._cold = True
         self._metrics = IngressMetrics()
         self._exporter: asyncio.Task | None = None
-        # A secret: in the environment of the replicas, not in a config that dashboards show.
-        self._token = os.environ.get(TOKEN_VARIABLE, "")
 
     async def check_health(self) -> None:
         """Serve's own check, which comes for the first time before the replica takes traffic: then the connections are
@@ -182,7 +179,7 @@ class Ingress:
 
     async def _export_metrics(self) -> None:
         while True:
-            self._metrics.in_flight((self._bulk, self._searches, self._bytes))
+            self._metrics.in_flight((self._bulk, self._searches, self._bytes, self._expanded))
             await asyncio.sleep(PERIOD_S)
 
     async def vectorise(
@@ -199,9 +196,19 @@ class Ingress:
         Raises:
             RequestError: the request is invalid, or its model cannot be had.
         """
-        return await self._answers(parse_request(request))
+        parsed = parse_request(request)
+        size = _size(parsed)
+        if size > self._settings.max_body_bytes:
+            raise RequestError(
+                Fault.TOO_LARGE,
+                f"The request holds {size} bytes of text, and at most {self._settings.max_body_bytes} are taken; "
+                "send several requests",
+            )
+        with self._bytes.share() as share, self._expanded.share() as expanded:
+            share.add(size)
+            return await self._answers(parsed, expanded)
 
-    async def _answers(self, request: InferenceRequest) -> list[Vectors | ItemError]:
+    async def _answers(self, request: InferenceRequest, expanded: Share) -> list[Vectors | ItemError]:
         if len(request.contents) > self._settings.max_contents:
             raise RequestError(
                 Fault.TOO_LARGE,
@@ -212,7 +219,7 @@ class Ingress:
             share.add(max(1, len(request.contents)))
             try:
                 async with asyncio.timeout(self._settings.request_timeout_s):
-                    return await self._pipeline.vectorise(request)
+                    return await self._pipeline.vectorise(request, expanded)
             except TimeoutError:
                 seconds = self._settings.request_timeout_s
                 raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
@@ -276,32 +283,17 @@ class Ingress:
     @api.post("/vectorise", include_in_schema=False)
     async def post_vectorise(self, request: Request) -> Response:
         """Section 1.2 of the sheet: MessagePack in and out, whatever `Accept` says of errors."""
-        try:
-            self._check_headers(request)
-            with self._bytes.share() as share:
-                decoded = decode_request(await _read(request, self._settings.max_body_bytes, share))
-                results = await self._answers(decoded)
-            headers = {}
-            if FINGERPRINT_HEADER in request.headers:
-                headers[FINGERPRINT_HEADER] = await self._pipeline.fingerprint(decoded)
-        except RequestError as error:
-            return _error_response(error, request)
-        except Exception as error:
-            logger.exception("POST /vectorise failed")
-            fault = RequestError(Fault.INTERNAL, f"{type(error).__name__}. Please try again later")
-            return _error_response(fault, request)
-        return Response(encode_result(results), media_type=MSGPACK, headers=headers)
-
-    def _check_headers(self, request: Request) -> None:
-        if self._token:
-            given = request.headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                raise RequestError(Fault.UNAUTHORIZED, "A bearer token is needed in the header Authorization")
-        content_type = request.headers.get("content-type")
-        if content_type != MSGPACK:
-            raise RequestError(
-                Fault.UNSUPPORTED_MEDIA_TYPE, f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'"
-            )
+        _check_headers(request)
+        # Until the reply has been sent: some of it is kept for as long as its client does not read.
+        expanded = request.scope[HELD].enter_context(self._expanded.share())
+        with self._bytes.share() as share:
+            decoded = decode_request(await self._arrivals.read(request.receive, share))
+            results = await self._answers(decoded, expanded)
+        headers = {}
+        if FINGERPRINT_HEADER in request.headers:
+            headers[FINGERPRINT_HEADER] = await self._pipeline.fingerprint(decoded)
+        settings = self._settings
+        return PartsResponse(encode_parts(results), headers, settings.min_body_bytes_per_s, settings.body_grace_s)
 
     @api.get("/")
     async def get_root(self) -> dict[str, str]:

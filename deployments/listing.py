@@ -50,18 +50,24 @@ def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) ->
 
 def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
     if detailed is None:
-        return {"model_name": info.name, "model_device": info.device}
-    entry = {"modelName": info.key}
+        return {"model_name": without_credentials(info.name), "model_device": info.device}
+    entry = {"modelName": shown_key(info.key)}
     if detailed:
         properties = _without_secrets(json.loads(info.properties_json))
         entry["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return entry
 
 
+def shown_key(key: str) -> str:
+    """`name||hash`, where the name may be a URL."""
+    name, mark, digest = key.rpartition("||")
+    return f"{without_credentials(name)}{mark}{digest}"
+
+
 def _without_secrets(value: Any) -> Any:
     """Model properties whose URLs have lost password and query: a presigned one carries its credentials there."""
     if isinstance(value, dict):
-        return {key: _without_secrets(one) for key, one in value.items()}
+        return {without_credentials(key): _without_secrets(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_secrets(one) for one in value]
     return without_credentials(value) if isinstance(value, str) else value

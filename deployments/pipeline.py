@@ -1,18 +1,23 @@
 """Who asks whom: from a request to its answers, through the handles of the other two deployments."""
 
 from collections import OrderedDict
+from functools import partial
 
+from blake3 import blake3
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gather import Answers, answered
+from deployments.admission import Share
+from deployments.gather import Answers, answered, reply_to
 from deployments.images import ImageFanOut, ImageTask
 from deployments.retry import retried
 from deployments.routing import to_home
 from deployments.texts import TextFanOut
+from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest, TextConfig
 
 KNOWN_MODELS = 4096
+"""By a hash: what a model says of itself may be long."""
 
 
 class Pipeline:
@@ -29,25 +34,31 @@ class Pipeline:
         self._texts = texts
         self._describe = encoder.options(method_name="describe")
         self._fingerprint = encoder.options(method_name="fingerprint")
-        self._known: OrderedDict[ModelSpec, ModelInfo] = OrderedDict()
+        self._known: OrderedDict[bytes, ImageSpec | None] = OrderedDict()
 
     async def warm_up(self) -> None:
         """Sends one picture as far as it gets without a model: nothing is loaded for it."""
         await self._images.warm_up()
 
-    async def vectorise(self, request: InferenceRequest) -> Answers:
+    async def vectorise(self, request: InferenceRequest, expanded: Share) -> Answers:
         """One answer for each content, in order.
 
+        Args:
+            request: what is asked for.
+            expanded: where the bytes count that the request becomes.
+
         Raises:
-            RequestError: the model cannot be had; or one content failed and the request wants no individual errors.
+            RequestError: the model cannot be had; the request becomes too much; or one content failed and the request
+                wants no individual errors.
         """
         spec = ModelSpec.from_config(request.model_settings, request.device)
         config = request.preprocessing_config
-        image = (await self._info(spec)).image if isinstance(config, ImageConfig) else None
+        image = await self._image(spec) if isinstance(config, ImageConfig) else None
         if isinstance(config, ImageConfig) and image is not None:
-            return await self._images.vectorise(ImageTask(request, config, spec, image))
+            return await self._images.vectorise(ImageTask(request, config, spec, image), expanded)
         # A model without an image encoder takes an image's URL as text, as Marqo's servers do.
-        return await self._texts.vectorise(request, config if isinstance(config, TextConfig) else TextConfig(), spec)
+        text = config if isinstance(config, TextConfig) else TextConfig()
+        return await self._texts.vectorise(request, text, spec, expanded)
 
     async def fingerprint(self, request: InferenceRequest) -> str:
         """Hash of all that decides the vectors of the request's model: equal where vectors are equal.
@@ -58,11 +69,13 @@ class Pipeline:
         spec = ModelSpec.from_config(request.model_settings, request.device)
         return answered(await retried("fingerprint", lambda: to_home(self._fingerprint, spec).remote(spec)))
 
-    async def _info(self, spec: ModelSpec) -> ModelInfo:
-        known = self._known.get(spec)
-        if known is None:
-            known = answered(await retried("describe", lambda: to_home(self._describe, spec).remote(spec)))
-            self._known[spec] = known
+    async def _image(self, spec: ModelSpec) -> ImageSpec | None:
+        """How a model wants its pictures; None if it takes texts only."""
+        identity = blake3(f"{spec.device} {spec.properties_json}".encode()).digest()
+        if identity not in self._known:
+            call = partial(to_home(self._describe, spec).remote, spec)
+            info: ModelInfo = answered(await retried("describe", lambda: reply_to(call())))
+            self._known[identity] = info.image
             if len(self._known) > KNOWN_MODELS:
                 self._known.popitem(last=False)
-        return known
+        return self._known[identity]

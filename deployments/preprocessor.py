@@ -15,6 +15,7 @@ from ray import ObjectRef, serve
 from deployments.replica import Settings, assigned_cpus, be_nice
 from embedding.apart import DecoderCrashed
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
+from embedding.expansion import Expansion
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
 from embedding.image import PILLOW_MAX_PIXELS, ImageLimits, limit_pillow
 from embedding.image_spec import ImageSpec
@@ -99,11 +100,12 @@ class Preprocessor:
         return (self._stored(np.stack(pictures)) if pictures else None), errors
 
     async def chunk_texts(
-        self, contents: Sequence[str], method: SplitMethod, length: int, overlap: int
+        self, contents: Sequence[str], method: SplitMethod, length: int, overlap: int, expansion: Expansion, room: int
     ) -> list[list[str] | ItemError]:
         """The chunks of each text: up to ten seconds of Python for a megabyte, which is why no ingress does it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._splitters, chunk_texts, contents, method, length, overlap)
+        windows = (method, length, overlap, expansion, room)
+        return await loop.run_in_executor(self._splitters, chunk_texts, contents, *windows)
 
     def _stored(self, pixels: np.ndarray) -> ObjectRef:
         """Puts pixels into the object store, and keeps them there until the ingress surely knows of them.

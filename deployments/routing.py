@@ -7,7 +7,6 @@ A cold model is therefore loaded once in the cluster; a hot one overflows to fur
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 from blake3 import blake3
@@ -143,14 +142,9 @@ class CallsInFlight:
             del self._of_replica[replica_id]
 
 
-@lru_cache(4096)
-def _home_key(properties_json: str) -> str:
-    return blake3(properties_json.encode()).hexdigest(8)
-
-
 def to_home(handle: DeploymentHandle, spec: ModelSpec) -> DeploymentHandle:
     """The handle, its next call steered to where the model is."""
-    return handle.options(session_id=_home_key(spec.properties_json))
+    return handle.options(session_id=blake3(spec.properties_json.encode()).hexdigest(8))
 
 
 MODEL_AFFINITY = RequestRouterConfig(request_router_class="deployments.routing.ModelAffinityRouter")

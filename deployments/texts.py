@@ -1,35 +1,36 @@
 """Texts: prefixed, cut into chunks where the request asks for it, and encoded many at a time."""
 
 import asyncio
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 from typing import TypeGuard
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
+from deployments.admission import Share
 from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
 from deployments.retry import retried
 from deployments.routing import to_home
 from embedding.errors import ItemError
+from embedding.expansion import Expansion, check_expansion, text_bytes
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ChunkConfig, InferenceRequest, TextConfig, Vectors
-from embedding.text import MAX_CHUNK_CHARACTERS, chunk_texts, too_many_characters
+from embedding.text import chunk_texts, chunks_cost
 
 # What costs less than a millisecond to split, whatever it holds, is split here. Splitting holds Python's lock, so more
 # of it would hold up everybody else's requests.
 INLINE_CHARS = 100
-# Of the texts that a preprocessor splits in one call, unless a single one is longer.
+# Of the texts that a preprocessor splits in one call, unless a single one is longer. One call of a request at a time:
+# what its chunks take counts before more of them are made.
 SPLIT_CHARS = 250_000
-SPLIT_CALLS = 4
-"""Calls of one request that are on their way at a time: a request does not take all preprocessors for itself."""
 
-# Between replicas, gRPC takes messages of up to 4 MiB. What may come near that goes through the object store.
+# Between replicas, gRPC takes messages of up to 4 MiB. A single text that may come near that goes through the object
+# store.
 MESSAGE_BYTES = 3_000_000
-CHARACTER_BYTES = 4
-MODEL_DIMENSIONS = 4096
-"""No model has more, but a `random` one, which has as many as its properties say."""
-
+IN_FLIGHT_BYTES = 32 * 2**20
+"""Of the texts and vectors of one request's calls that are on their way at a time."""
 Keys = list[str]
 """Of one content: itself, or the chunks that it is cut into."""
 
@@ -42,74 +43,96 @@ class TextFanOut:
         encoder: handle of the encoders.
         chunk: texts in one call.
         max_chars: characters of one content; a longer one is its own error.
+        max_bytes: what one request may become.
     """
 
-    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int, max_chars: int) -> None:
+    def __init__(
+        self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int, max_chars: int, max_bytes: int
+    ) -> None:
         # By reference: the chunks of one content may be larger than a message may be.
         self._split = preprocessor.options(method_name="chunk_texts", _by_reference=True)
         self._encode = encoder.options(method_name="encode_texts")
         self._encode_much = encoder.options(method_name="encode_texts", _by_reference=True)
         self._chunk = chunk
         self._max_chars = max_chars
+        self._max_bytes = max_bytes
 
-    async def vectorise(self, request: InferenceRequest, config: TextConfig, spec: ModelSpec) -> Answers:
-        """One answer for each content of the request, in order."""
-        keys = await self._keys(request.contents, config)
+    async def vectorise(
+        self, request: InferenceRequest, config: TextConfig, spec: ModelSpec, expanded: Share
+    ) -> Answers:
+        """One answer for each content of the request, in order.
+
+        Args:
+            request: what is asked for.
+            config: of its texts.
+            spec: the model.
+            expanded: where the bytes count that the request becomes.
+        """
+        expansion = Expansion(config.text_prefix or "", spec.dimensions)
+        keys = await self._keys(request.contents, config, expansion, expanded)
         strict(request, [key for key in keys if isinstance(key, ItemError)])
         split = [key for key in keys if _is_good(key)]
-        good = iter(await self._vectors(request, config, spec, split) if split else ())
+        good = iter(await self._vectors(request, expansion, spec, split) if split else ())
         return [key if isinstance(key, ItemError) else next(good) for key in keys]
 
-    async def _keys(self, contents: Sequence[str], config: TextConfig) -> list[Keys | ItemError]:
+    async def _keys(
+        self, contents: Sequence[str], config: TextConfig, expansion: Expansion, expanded: Share
+    ) -> list[Keys | ItemError]:
         keys = [self._too_long(content) if len(content) > self._max_chars else [content] for content in contents]
-        if config.chunk_config is None:
-            return keys
         whole = [key[0] for key in keys if _is_good(key)]
-        chunks = iter(await self._chunked(whole, config.chunk_config) if whole else ())
+        # At least; chunks come on top.
+        least = chunks_cost(whole, expansion)
+        check_expansion(least, self._max_bytes)
+        expanded.add(least)
+        if config.chunk_config is None or not whole:
+            return keys
+        chunks = iter(await self._chunked(whole, config.chunk_config, expansion, expanded))
         return [next(chunks) if _is_good(key) else key for key in keys]
 
-    async def _chunked(self, contents: Sequence[str], config: ChunkConfig) -> list[Keys | ItemError]:
-        windows = (config.split_method, config.split_length, config.split_overlap)
-        if sum(map(len, contents)) <= INLINE_CHARS:
-            # In a thread, since the very first one loads NLTK.
-            return await asyncio.to_thread(chunk_texts, contents, *windows)
-        turn = asyncio.Semaphore(SPLIT_CALLS)
-        characters = 0
-
-        async def split(batch: Sequence[str]) -> list[Keys | ItemError]:
-            nonlocal characters
-            async with turn:
-                part = await retried("chunking", lambda: reply_to(self._split.remote(batch, *windows)))
-            for i, key in enumerate(part):
-                characters += 0 if isinstance(key, ItemError) else sum(map(len, key))
-                if characters > MAX_CHUNK_CHARACTERS:
-                    part[i] = ItemError(too_many_characters(config.split_length, config.split_overlap))
-            return part
-
-        parts = await together(split(batch) for batch in _batches(contents))
-        return [key for part in parts for key in part]
+    async def _chunked(
+        self, contents: Sequence[str], config: ChunkConfig, expansion: Expansion, expanded: Share
+    ) -> list[Keys | ItemError]:
+        windows = (config.split_method, config.split_length, config.split_overlap, expansion)
+        inline = sum(map(len, contents)) <= INLINE_CHARS
+        taken = 0
+        keys: list[Keys | ItemError] = []
+        for place, _ in cut(map(len, contents), len(contents), SPLIT_CHARS):
+            arguments = (contents[place], *windows, self._max_bytes - taken)
+            if inline:
+                # In a thread, since the very first one loads NLTK.
+                part = await asyncio.to_thread(chunk_texts, *arguments)
+            else:
+                split = partial(self._split.remote, *arguments)
+                part = await retried("chunking", lambda split=split: reply_to(split()))
+            taken += sum(chunks_cost(key, expansion) for key in part if _is_good(key))
+            expanded.add(max(0, taken - expanded.held))
+            keys += part
+        return keys
 
     async def _vectors(
-        self, request: InferenceRequest, config: TextConfig, spec: ModelSpec, keys: Sequence[Keys]
+        self, request: InferenceRequest, expansion: Expansion, spec: ModelSpec, keys: Sequence[Keys]
     ) -> list[Vectors]:
-        prefix = config.text_prefix or ""
-        texts = [prefix + key for chunks in keys for key in chunks]
-        row_bytes = 4 * _dimensions(spec)
+        flat = list(chain.from_iterable(keys))
+        parts = await together(self._calls(request, expansion, spec, flat), IN_FLIGHT_BYTES)
+        # Views of the parts: one array of them all would be a copy.
+        rows = chain.from_iterable(parts)
+        return [[(key, next(rows)) for key in chunks] for chunks in keys]
 
-        async def encoded(chunk: Sequence[str]) -> np.ndarray:
-            size = CHARACTER_BYTES * sum(map(len, chunk)) + row_bytes * len(chunk)
-            encode = self._encode if size <= MESSAGE_BYTES else self._encode_much
-            return answered(await reply_to(to_home(encode, spec).remote(spec, chunk, *flags(request))))
+    def _calls(
+        self, request: InferenceRequest, expansion: Expansion, spec: ModelSpec, keys: Sequence[str]
+    ) -> Iterable[tuple[int, partial]]:
+        each = text_bytes(expansion.prefix) + 4 * expansion.dimensions
+        sizes = (each + text_bytes(key) for key in keys)
+        for place, nbytes in cut(sizes, self._chunk, MESSAGE_BYTES):
+            encode = self._encode if nbytes <= MESSAGE_BYTES else self._encode_much
+            call = partial(self._encoded, request, encode, spec, expansion.prefix, keys[place])
+            yield nbytes + spec.characters, partial(retried, "texts", call)
 
-        parts = await together(
-            retried("texts", lambda chunk=chunk: encoded(chunk)) for chunk in cut(texts, self._chunk)
-        )
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        bounds = accumulate((len(chunks) for chunks in keys), initial=0)
-        return [
-            list(zip(chunks, rows[start:end], strict=True))
-            for chunks, (start, end) in zip(keys, pairwise(bounds), strict=True)
-        ]
+    async def _encoded(
+        self, request: InferenceRequest, encode: DeploymentHandle, spec: ModelSpec, prefix: str, keys: Sequence[str]
+    ) -> np.ndarray:
+        texts = [prefix + key for key in keys] if prefix else keys
+        return answered(await reply_to(to_home(encode, spec).remote(spec, texts, *flags(request))))
 
     def _too_long(self, text: str) -> ItemError:
         return ItemError(
@@ -120,20 +143,3 @@ class TextFanOut:
 
 def _is_good(key: Keys | ItemError) -> TypeGuard[Keys]:
     return not isinstance(key, ItemError)
-
-
-def _dimensions(spec: ModelSpec) -> int:
-    given = spec.properties.get("dimensions")
-    return max(given, MODEL_DIMENSIONS) if isinstance(given, int) else MODEL_DIMENSIONS
-
-
-def _batches(contents: Sequence[str]) -> list[list[str]]:
-    batches: list[list[str]] = []
-    room = 0
-    for content in contents:
-        if len(content) > room:
-            batches.append([])
-            room = SPLIT_CHARS
-        batches[-1].append(content)
-        room -= len(content)
-    return batches

@@ -23,6 +23,8 @@ class Fault(Enum):
     """Readable, but it breaks the request schema."""
     REFUSED = "refused"
     """Well formed, but it asks for something that cannot be given: a bad model, device or content."""
+    TOO_SLOW = "too_slow"
+    """Its body, or the reading of its reply, makes no progress."""
     OVERLOADED = "overloaded"
     """Not now: the server holds as much work as it may."""
     INTERNAL = "internal"

@@ -35,6 +35,7 @@ from embedding.values import check_values
 
 MSGPACK = "application/msgpack"
 SHOWN_PROBLEMS = 10
+PART_BYTES = 256 * 2**10
 Modality = Literal["language", "image"]
 Vectors = list[tuple[str, np.ndarray]]
 """One content's answer: (key, float32 vector of shape (dimensions,)) pairs, one unless text was chunked."""
@@ -178,7 +179,7 @@ class InferenceRequest(_Message):
         return self
 
 
-def decode_request(body: bytes) -> InferenceRequest:
+def decode_request(body: bytes | bytearray) -> InferenceRequest:
     """Reads one request body.
 
     Raises:
@@ -251,25 +252,55 @@ def _short(text: str, limit: int = 200) -> str:
 
 def encode_result(results: Sequence[Vectors | ItemError]) -> bytes:
     """The body of a successful reply: `{"result": [...]}` in MessagePack, arrays as msgpack-numpy writes them."""
-    return _pack({"result": [_encode_item(item) for item in results]})
+    return b"".join(encode_parts(list(results)))
+
+
+def encode_parts(results: list[Vectors | ItemError]) -> list[bytes]:
+    """`encode_result` in parts of some `PART_BYTES`, so that there is no second copy of it at any time.
+
+    Args:
+        results: emptied, each as soon as it has been written.
+    """
+    packer = _packer(autoreset=False)
+    packer.pack_map_header(1)
+    packer.pack("result")
+    packer.pack_array_header(len(results))
+    parts: list[bytes] = []
+    results.reverse()
+    while results:
+        item = results.pop()
+        if isinstance(item, ItemError):
+            packer.pack(_encode_error(item))
+        else:
+            packer.pack_array_header(len(item))
+            for key, vector in item:
+                packer.pack((key, vector))
+                _cut(packer, parts, PART_BYTES)
+        _cut(packer, parts, PART_BYTES)
+    _cut(packer, parts, 1)
+    return parts
+
+
+def _cut(packer: msgpack.Packer, parts: list[bytes], least: int) -> None:
+    if packer.getbuffer().nbytes >= least:
+        parts.append(packer.bytes())
+        packer.reset()
 
 
 def encode_error(detail: str) -> bytes:
     """The body of a failed reply: `{"detail": ...}` in MessagePack."""
-    return _pack({"detail": detail})
-
-
-def _encode_item(item: Vectors | ItemError) -> Mapping[str, object] | Vectors:
-    if isinstance(item, ItemError):
-        return {
-            "status_code": item.status_code,
-            "error_code": item.error_code,
-            "error_message": item.message,
-        }
-    return item
-
-
-def _pack(value: object) -> bytes:
-    # A lone surrogate can reach us in a key or message through a handle call; a reply must still be readable.
-    packed: bytes = msgpack.packb(value, default=msgpack_numpy.encode, unicode_errors="replace")
+    packed: bytes = _packer().pack({"detail": detail})
     return packed
+
+
+def _encode_error(item: ItemError) -> Mapping[str, object]:
+    return {
+        "status_code": item.status_code,
+        "error_code": item.error_code,
+        "error_message": item.message,
+    }
+
+
+def _packer(**options: Any) -> msgpack.Packer:
+    # A lone surrogate can reach us in a key or message through a handle call; a reply must still be readable.
+    return msgpack.Packer(default=msgpack_numpy.encode, unicode_errors="replace", **options)

@@ -11,12 +11,15 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from embedding.errors import Fault, ItemError, RequestError
+from embedding.expansion import Expansion, shown_bytes, text_bytes
 
 SplitMethod = Literal["character", "word", "sentence", "passage"]
 
-MAX_CHUNK_CHARACTERS = 64_000_000
-"""The most characters that the chunks of one request may hold together. Windows that overlap almost entirely
-turn one megabyte into gigabytes, so there has to be an end; no sensible request comes near this one."""
+MOST_EXPANDED_BYTES = 256 * 2**20
+"""What the chunks of one request may take together, unless the operator says otherwise. Windows that overlap almost
+entirely turn one megabyte into gigabytes, and so do a million chunks of one character each; no sensible request comes
+near this limit."""
+_CHUNKS_ALONE = Expansion("", 0)
 
 
 class _Tokenizers(NamedTuple):
@@ -26,7 +29,12 @@ class _Tokenizers(NamedTuple):
 
 
 def chunk_text(
-    content: str, method: SplitMethod, length: int, overlap: int, max_characters: int = MAX_CHUNK_CHARACTERS
+    content: str,
+    method: SplitMethod,
+    length: int,
+    overlap: int,
+    expansion: Expansion = _CHUNKS_ALONE,
+    room: int = MOST_EXPANDED_BYTES,
 ) -> list[str]:
     """Split a content into windows of ``length`` units that share ``overlap`` units with the one before.
 
@@ -38,14 +46,15 @@ def chunk_text(
         method: what a unit is. ``word`` and ``sentence`` are NLTK's, for English, whatever the language.
         length: units in a window.
         overlap: units that neighbours share.
-        max_characters: of all chunks together.
+        expansion: what a chunk costs, its vector included.
+        room: bytes that all chunks together may cost.
 
     Returns:
         At least one chunk, in order of appearance. Word chunks are not substrings of the content.
 
     Raises:
         ValueError: not ``0 <= overlap < length``.
-        RequestError: the chunks together exceed `max_characters`, or NLTK gave up on the text.
+        RequestError: the chunks together cost more than `room`, or NLTK gave up on the text.
     """
     if not 0 <= overlap < length:
         raise ValueError(f"need 0 <= overlap < length, got length {length} and overlap {overlap}")
@@ -54,22 +63,41 @@ def chunk_text(
     if len(content) == 1:
         return [content]
     units = _split(content, method)
-    return _join_windows(units, "" if method == "character" else " ", length, overlap, max_characters)
+    try:
+        return _join_windows(units, "" if method == "character" else " ", length, overlap, expansion, room)
+    except _NoRoom:
+        raise RequestError(
+            Fault.REFUSED,
+            f"a content of {len(content)} characters in chunks of {length} with an overlap of {overlap} would take "
+            f"more than the {shown_bytes(room)} that are left for this request; use larger chunks, a smaller overlap, "
+            "or send less text",
+        ) from None
 
 
-def chunk_texts(contents: Sequence[str], method: SplitMethod, length: int, overlap: int) -> list[list[str] | ItemError]:
-    """`chunk_text` for several contents, whose chunks share the limit; one that cannot be split is its own error."""
+def chunk_texts(
+    contents: Sequence[str],
+    method: SplitMethod,
+    length: int,
+    overlap: int,
+    expansion: Expansion = _CHUNKS_ALONE,
+    room: int = MOST_EXPANDED_BYTES,
+) -> list[list[str] | ItemError]:
+    """`chunk_text` for several contents, whose chunks share the room; one that cannot be split is its own error."""
     results: list[list[str] | ItemError] = []
-    room = MAX_CHUNK_CHARACTERS
     for content in contents:
         try:
-            chunks = chunk_text(content, method, length, overlap, room)
+            chunks = chunk_text(content, method, length, overlap, expansion, room)
         except RequestError as error:
             results.append(ItemError(error.message))
         else:
-            room -= sum(map(len, chunks))
+            room -= chunks_cost(chunks, expansion)
             results.append(chunks)
     return results
+
+
+def chunks_cost(chunks: Sequence[str], expansion: Expansion) -> int:
+    """Bytes that the chunks of a content take, with their vectors."""
+    return expansion.nbytes(len(chunks), sum(map(text_bytes, chunks)))
 
 
 def _split(content: str, method: SplitMethod) -> Sequence[str]:
@@ -84,26 +112,27 @@ def _split(content: str, method: SplitMethod) -> Sequence[str]:
             return [word for sentence in _sentences(content) for word in _words(sentence)]
 
 
-def _join_windows(units: Sequence[str], separator: str, length: int, overlap: int, max_characters: int) -> list[str]:
-    chunks = []
-    characters = 0
+class _NoRoom(Exception):
+    """The chunks of a content cost more than is left."""
+
+
+def _join_windows(
+    units: Sequence[str], separator: str, length: int, overlap: int, expansion: Expansion, room: int
+) -> list[str]:
     # The last start is the first one whose window reaches the end: no window holds only shared units.
-    for start in range(0, max(len(units) - overlap, 1), length - overlap):
+    starts = range(0, max(len(units) - overlap, 1), length - overlap)
+    room -= expansion.nbytes(len(starts), 0)
+    chunks = []
+    for start in starts:
+        if room < 0:
+            raise _NoRoom
         chunk = separator.join(units[start : start + length])
-        characters += len(chunk)
-        if characters > max_characters:
-            raise RequestError(Fault.REFUSED, too_many_characters(length, overlap))
+        room -= expansion.nbytes(0, text_bytes(chunk))
         if chunk:
             chunks.append(chunk)
+    if room < 0:
+        raise _NoRoom
     return chunks
-
-
-def too_many_characters(length: int, overlap: int) -> str:
-    """What a content is told whose chunks find no room any more."""
-    return (
-        f"chunks of {length} with an overlap of {overlap} blow this request's contents up to more than "
-        f"{MAX_CHUNK_CHARACTERS} characters; use a smaller overlap or send less text"
-    )
 
 
 def _sentences(text: str) -> list[str]:

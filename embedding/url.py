@@ -27,6 +27,11 @@ _PASSWORD = re.compile(r"(//[^/?#:@\s]*):[^/?#]*@")
 _PLAIN_URL = re.compile(
     r"(https?://[^/?#@\s]+)(?:/[-a-zA-Z0-9._~!$&'()*+,;=:@%/]*)?(?:\?[-a-zA-Z0-9._~!$&'()*+,;=:@%/?]*)?"
 )
+_SCHEME_END = re.compile(r"(:[/\\]+)")
+_QUERY = re.compile(r"[?][^\s?&=]+=.*", re.DOTALL)
+_BETWEEN = re.compile(r"([\s/]+)")
+_CHECKSUM = re.compile(r"[a-z0-9]+=[0-9a-fA-F]+")
+_HOST_AND_PORT = re.compile(r"(\[[^\]@]*\]|[^:@]*)(:\d*)?")
 _HOST = re.compile(r"[a-z0-9_.-]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
@@ -58,13 +63,36 @@ def shown(content: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """An http(s) URL without user, password and query, which may be a signature; any other text as it is."""
-    if not text.lower().startswith(("http://", "https://")):
-        return text
-    scheme, _, rest = text.partition("://")
-    rest, hash_mark, fragment = rest.partition("#")
-    authority, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}{hash_mark}{fragment}"
+    """A text whose URLs, of any scheme or none, have lost user, password and query: a signature may be in each.
+
+    Whatever follows the first query goes with it, since nobody can tell where it ends.
+    """
+    before, *rest = _SCHEME_END.split(text)
+    plain = _QUERY.sub("", before)
+    shown = [_without_users(plain)]
+    last_at, end = text.rfind("@"), len(before)
+    for i in range(0, len(rest) if plain == before else 0, 2):
+        mark, piece = rest[i : i + 2]
+        bare, fragment_mark, fragment = piece.partition("?")[0].partition("#")
+        authority, slash, path = bare.partition("/")
+        host = authority.rpartition("@")[2]
+        # A password that holds one of those marks is cut in two, and its first half is no port.
+        halved = "@" not in authority and ":" in authority and last_at >= end + len(mark) + len(bare)
+        end += len(mark) + len(piece)
+        if halved or not _HOST_AND_PORT.fullmatch(host):
+            return "".join((*shown, mark, "***"))
+        shown += (mark, host, slash, _without_users(path))
+        if _CHECKSUM.fullmatch(fragment):
+            shown += (fragment_mark, fragment)
+        if "?" in piece:
+            break
+    return "".join(shown)
+
+
+def _without_users(text: str) -> str:
+    """Without the `user:password@` before what may be a host."""
+    words = _BETWEEN.split(text)
+    return "".join(word.rpartition("@")[2] if ":" in word.rpartition("@")[0] else word for word in words)
 
 
 def parse_url(content: str) -> Target:

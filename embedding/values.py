@@ -6,8 +6,6 @@ limit of bytes takes a hundred times that much memory.
 
 from __future__ import annotations
 
-import io
-
 import msgpack
 
 from embedding.errors import Fault, RequestError
@@ -20,7 +18,20 @@ ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
-def check_values(body: bytes) -> None:
+class _Reader:
+    """A file of bytes that somebody else holds: `io.BytesIO` would copy a bytearray."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def read(self, count: int) -> bytes:
+        part = bytes(self._data[self._at : self._at + count])
+        self._at += len(part)
+        return part
+
+
+def check_values(body: bytes | bytearray) -> None:
     """Reads a body through once, and makes nothing of it.
 
     Raises:
@@ -29,7 +40,7 @@ def check_values(body: bytes) -> None:
     """
     if len(body) <= MOST_VALUES:
         return  # each value takes a byte or more
-    reader = msgpack.Unpacker(io.BytesIO(body), read_size=READ_BYTES, max_buffer_size=len(body))
+    reader = msgpack.Unpacker(_Reader(body), read_size=READ_BYTES, max_buffer_size=len(body))
     seen, expected = 0, 1
     while seen < expected:
         first = body[reader.tell() : reader.tell() + 1]

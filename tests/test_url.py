@@ -200,6 +200,18 @@ def test_messages_show_no_password_and_no_novel() -> None:
         ("https://a:b@c@host/x", "https://host/x"),
         ("ViT-B-32?", "ViT-B-32?"),
         ("s3://bucket/key", "s3://bucket/key"),
+        ("s3://key:secret@bucket/key?X-Amz-Signature=secret", "s3://bucket/key"),
+        (" see https://me:secret@host/x?y=secret or ask", " see https://host/x"),
+        ("https://a/b,https://me:secret@host/x", "https://a/b,https://host/x"),
+        ("https:\\\\me:secret@host", "https:\\\\host"),
+        ("https://me:sec?ret@host/x", "https://***"),
+        ("https://me:sec/ret@host/x", "https://***"),
+        ("https://host/x#access_token=secret", "https://host/x"),
+        ("bucket/key.pt?X-Amz-Signature=secret", "bucket/key.pt"),
+        ("x?u=https://me:secret@host", "x"),
+        ("me:secret@host/x", "host/x"),
+        ("a:/" * 30_000, "a:/" * 30_000),
+        ("a" * 90_000, "a" * 90_000),
     ],
 )
 def test_credentials_of_a_url_are_left_out(given: str, left: str) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from embedding.errors import Fault, RequestError
+from embedding.models.spec import MOST_DIMENSIONS
 from embedding.protocol import explain
 from embedding.url import shown
 
@@ -19,7 +20,7 @@ SERVED_TYPES = ("open_clip", "hf", "hf_stella", "random")
 Vector3 = tuple[float, float, float]
 Scale = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 # Upper bounds far beyond any model: one number in a request must not be able to fill the machine's memory.
-Dimensions = Annotated[int, Field(ge=1, le=65_536)]
+Dimensions = Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)]
 Side = Annotated[int, Field(ge=1, le=2048)]
 Tower = Literal["text", "image"]
 

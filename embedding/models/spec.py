@@ -11,6 +11,8 @@ from embedding.protocol import ModelConfig
 from embedding.registry import canonical_json, lookup, model_key, properties_digest
 from embedding.url import shown
 
+MOST_DIMENSIONS = 65_536
+"""Of a model."""
 MAX_SPEC_CHARS = 100_000
 """Of everything that a request says of its model: it goes along with each chunk of work."""
 
@@ -54,7 +56,7 @@ class ModelSpec:
             device=device,
             auth_json=None if auth is None else _revealed(auth.model_dump(exclude_none=True)),
         )
-        size = sum(len(part or "") for part in (spec.name, spec.properties_json, spec.device, spec.auth_json))
+        size = spec.characters
         if size > MAX_SPEC_CHARS:
             raise RequestError(
                 Fault.REFUSED,
@@ -62,6 +64,17 @@ class ModelSpec:
                 f"characters together, at most {MAX_SPEC_CHARS} are taken",
             )
         return spec
+
+    @property
+    def characters(self) -> int:
+        """Characters of all that it says, which each call to an encoder carries."""
+        return sum(len(part or "") for part in (self.name, self.properties_json, self.device, self.auth_json))
+
+    @property
+    def dimensions(self) -> int:
+        """Of its vectors, as its properties say: a model that has others is not loaded."""
+        given = self.properties.get("dimensions")
+        return given if type(given) is int and given > 0 else MOST_DIMENSIONS
 
     @property
     def properties(self) -> dict[str, object]:

@@ -1,0 +1,152 @@
+"""What holds for every HTTP request: who may come in, and that each gets an answer that it can read."""
+
+import asyncio
+import hmac
+import logging
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.replies import detail_response, error_response, problems
+from deployments.retry import as_request_error, is_lost
+from embedding.errors import Fault, RequestError
+
+logger = logging.getLogger("ray.serve")
+
+TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
+"""If set, requests must bring this bearer token. Marqo sends none."""
+OPEN_PATHS = frozenset(("/", "/healthz"))
+"""What anybody may GET: what a load balancer asks for."""
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+READ_ON_S = 5.0
+"""For so long the body of a refused request is read on: most clients look for an answer when they have sent it all."""
+HELD = "marqo.held"
+"""Key of a request's scope: an ExitStack that is closed when its answer has been sent, or will not be."""
+
+
+class Gate:
+    """The outermost layer of the application: the token, HEAD, and errors that nobody expected.
+
+    Args:
+        app: what is within.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        # A secret: in the environment of the replicas, not in a config that dashboards show.
+        self._expected = f"Bearer {token}".encode() if (token := os.environ.get(TOKEN_VARIABLE)) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        exchange = _Exchange(headers, receive, send)
+        with ExitStack() as held:
+            # The server leaves the body of an answer to HEAD out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            inner = {**scope, "method": method, HELD: held}
+            try:
+                self._check_token(inner, headers)
+                await self._app(inner, exchange.receive, exchange.send)
+            except Exception as error:
+                if exchange.answered:
+                    raise  # nothing can be said any more: the server closes the connection
+                _log(error, scope)
+                answer = error_response(as_request_error(error), headers.get("accept"))
+                await answer(inner, exchange.receive, exchange.send)
+
+    def _check_token(self, scope: Scope, headers: Headers) -> None:
+        if self._expected is None or (scope["method"] == "GET" and _path(scope) in OPEN_PATHS):
+            return
+        given = headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode("latin-1"), self._expected):
+            raise RequestError(Fault.UNAUTHORIZED, "A bearer token is needed in the header Authorization")
+
+
+class _Exchange:
+    """A request's messages and those of its answer."""
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._read = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+        self.answered = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._read = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400 and not self._read:
+                message = await self._after_the_body(message)
+            self.answered = True
+        await self._send(message)
+
+    async def _after_the_body(self, refusal: Message) -> Message:
+        """A refusal, when its request's body has been read, or else with word that the connection ends here."""
+        try:
+            async with asyncio.timeout(READ_ON_S):
+                while not self._read:
+                    await self.receive()
+        except TimeoutError:
+            refusal["headers"] = [*refusal.get("headers", ()), (b"connection", b"close")]
+        return refusal
+
+
+def _path(scope: Scope) -> str:
+    """Below the application's prefix."""
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return path[len(prefix) :] if path.startswith(prefix) else path
+
+
+def _log(error: Exception, scope: Scope) -> None:
+    what = f"{scope['method']} failed"
+    if is_lost(error):
+        logger.warning(f"{what}: lost a replica ({type(error).__name__})")
+    elif not isinstance(error, RequestError):
+        logger.error(what, exc_info=error)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    headers = dict(error.headers or {})
+    detail = str(error.detail)
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+        detail = f"{request.scope['method']} is not for this path; it takes {headers['Allow']}"
+    return detail_response(error.status_code, detail, request.headers.get("accept"), headers)
+
+
+async def _bad_query(request: Request, error: Any) -> Response:
+    return error_response(RequestError(Fault.INVALID, problems(error.errors())), request.headers.get("accept"))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that a path has. Starlette names those of its first route only."""
+    fit = [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.router.routes
+        )
+    ]
+    return [*fit, "HEAD"] if "GET" in fit else fit
+
+
+def guard(app: FastAPI) -> None:
+    """Puts an application behind the gate, and its own errors into the form of all others."""
+    app.add_middleware(Gate)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _bad_query)
