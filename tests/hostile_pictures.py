@@ -13,7 +13,7 @@ from PIL import Image
 
 def scan_bomb(side: int, bands: int = 63, levels: int = 14) -> bytes:
     """A valid grey progressive JPEG, all zero, in 1 + bands * levels scans: a decoder goes through all blocks in each."""
-    blocks = -((-side // 8) ** 2)
+    blocks = (-(-side // 8)) ** 2
     out = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     out += _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
     out += _table(0x00, [0]) + _table(0x10, [0xE0, 0x00, 0xD0])

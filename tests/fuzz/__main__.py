@@ -10,12 +10,21 @@ from fuzz import corpus
 from fuzz.archives import Archives
 from fuzz.bodies import Bodies
 from fuzz.campaign import Report, run
+from fuzz.expansions import Expansions
 from fuzz.images import Images
+from fuzz.scans import Scans
 from fuzz.target import Target, apart, minimised
 from fuzz.texts import Texts
 from fuzz.trap import Trap
 
-EXECUTIONS = {"requests": 1_000_000, "images": 200_000, "texts": 50_000, "archives": 100_000}
+EXECUTIONS = {
+    "requests": 1_000_000,
+    "images": 200_000,
+    "texts": 50_000,
+    "archives": 100_000,
+    "scans": 100_000,
+    "expansions": 100_000,
+}
 
 
 def main() -> int:
@@ -28,7 +37,7 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
     options = parser.parse_args()
-    known = (Bodies(), Images(), Texts(), Archives(), Trap())
+    known = (Bodies(), Images(), Texts(), Archives(), Scans(), Expansions(), Trap())
     targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
     if options.replay:
         return min(1, sum(_replay(target) for target in targets))
