@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from safetensors import SafetensorError, safe_open
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
@@ -113,7 +113,7 @@ def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
 def _check_zip(path: Path) -> None:
     try:
         with path.open("rb") as file, zips.opened(file, _MAX_PARTS) as archive:
-            _check_parts(archive)
+            _check_parts(file, archive.infolist())
             # All zero: it was written without checksums (torch.serialization.set_crc32_options(False)).
             damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     except zips.BROKEN as error:
@@ -122,27 +122,23 @@ def _check_zip(path: Path) -> None:
         raise BrokenCheckpoint(f"the checksum of its part '{damaged}' is wrong")
 
 
-def _check_parts(archive: zipfile.ZipFile) -> None:
+def _check_parts(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
     """Parts lie there as they are, and each is as long as the description says."""
-    parts = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+    parts = {info.filename.split("/", 1)[-1]: info for info in infos}
     if any(part.startswith("code/") or part == "constants.pkl" for part in parts):
         raise unloadable("the checkpoint is a TorchScript archive, which is a program; save its state_dict instead")
     if "data.pkl" not in parts:
         raise BrokenCheckpoint("a zip file, but not one of torch.save")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in parts.values()):
-        raise unloadable("the checkpoint is compressed, which torch.save does not do; save it anew")
-    if len({info.filename.split("/", 1)[0] for info in parts.values()}) != 1 or len(parts) != len(archive.infolist()):
+    if len({info.filename.split("/", 1)[0] for info in infos}) != 1 or len(parts) != len(infos):
         raise BrokenCheckpoint("its parts lie in several folders")
-    for storage in _described(_short(archive, parts["data.pkl"])):
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise unloadable("the checkpoint is compressed, which torch.save does not do; save it anew")
+    if parts["data.pkl"].file_size > pickles.MAX_BYTES:
+        raise _too_long()
+    for storage in _described(zips.stored(file, parts["data.pkl"])):
         part = parts.get(f"data/{storage.key}")
         if part is None or part.file_size != storage.nbytes:
             raise BrokenCheckpoint(f"its part 'data/{shown(storage.key)}' is missing or has another size than it says")
-
-
-def _short(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> bytes:
-    if part.file_size > pickles.MAX_BYTES:
-        raise _too_long()
-    return archive.read(part)
 
 
 def _described(content: bytes) -> list[Storage]:
