@@ -1,5 +1,8 @@
 """What kind of file a checkpoint is, told by its content, whether it is intact, and the safe way to read it.
 
+All that it says of itself is checked before a library believes it: the sizes of its parts by arithmetic, its
+description against a list of what may be in one. So what loading it takes is known from the size of the file.
+
 torch.save's zip archives have a checksum for each tensor, which torch's own reader does not look at: a file with a bit
 changed would load, and give other vectors. Safetensors and the pickles of torch before 1.6 have none.
 """
@@ -7,15 +10,24 @@ changed would load, and give other vectors. Safetensors and the pickles of torch
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
-import zlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
+from safetensors import SafetensorError, safe_open
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+from embedding.models import pickles, zips
 from embedding.models.failure import described, is_out_of_memory, unloadable
+from embedding.models.pickles import BrokenPickle, ShortPickle, Storage, python_objects, read_pickle
+from embedding.url import shown
 
 Kind = Literal["safetensors", "pickle"]
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# A tensor takes about 110 bytes of a header: the largest models that are served here have 250 KB.
+_MAX_HEADER_BYTES = 2 * 2**20
+_MAX_PARTS = 20_000
 
 
 class BrokenCheckpoint(Exception):
@@ -29,7 +41,8 @@ def checkpoint_kind(path: Path) -> Kind:
 
     Raises:
         BrokenCheckpoint: neither kind, or visibly damaged.
-        RequestError: REFUSED: a TorchScript archive, which is a program and not just weights.
+        RequestError: REFUSED: a TorchScript archive, which is a program and not just weights; Python objects other
+            than tensors; or a description that would take much to read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -40,7 +53,8 @@ def checkpoint_kind(path: Path) -> Kind:
     if head[:4] == b"PK\x03\x04":
         _check_zip(path)
         return "pickle"
-    if head[:1] == b"\x80":  # torch.save before 1.6
+    if head[:1] == b"\x80":
+        _check_old(path, size)
         return "pickle"
     raise BrokenCheckpoint(f"{size} bytes that are neither safetensors nor of torch.save")
 
@@ -66,40 +80,123 @@ def check_readable(path: Path, kind: Kind) -> None:
             raise
         text = str(error)
         if "Weights only load failed" in text and ("allowed global" in text or "GLOBAL" in text):
-            raise unloadable(
-                "the checkpoint holds Python objects other than tensors, whose loading can run code; save its "
-                "state_dict alone, or as safetensors"
-            ) from None
+            raise python_objects() from None
         raise BrokenCheckpoint(described(error)) from None
 
 
 def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
-    """The header says how long the file is."""
-    if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+    """The header says how long the file is, and what lies where: each byte in one tensor."""
+    if header_bytes > size - 8:
         raise BrokenCheckpoint("its header is cut off")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise unloadable(
+            f"the checkpoint has a header of {header_bytes} bytes, and {_MAX_HEADER_BYTES} are read at most; save it "
+            "in several files"
+        )
     with path.open("rb") as file:
         file.seek(8)
         try:
             header = json.loads(file.read(header_bytes))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            expected = 8 + header_bytes + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise BrokenCheckpoint("its header is malformed") from None
-    if 8 + header_bytes + max(ends, default=0) != size:
-        raise BrokenCheckpoint(f"it has {size} bytes instead of {8 + header_bytes + max(ends, default=0)}")
+    if expected != size:
+        raise BrokenCheckpoint(f"it has {size} bytes instead of {shown(str(expected))}")
+    try:
+        with safe_open(path, "pt"):  # compares types and shapes with places, and leaves no gap
+            pass
+    except SafetensorError as error:
+        raise BrokenCheckpoint(f"its header is malformed: {described(error)}") from None
 
 
 def _check_zip(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with path.open("rb") as file, zips.opened(file, _MAX_PARTS) as archive:
+            _check_parts(file, archive.infolist())
             # All zero: it was written without checksums (torch.serialization.set_crc32_options(False)).
             damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise BrokenCheckpoint(f"it is cut off or damaged: {error}") from None
+    except zips.BROKEN as error:
+        raise BrokenCheckpoint(f"it is cut off or damaged: {described(error)}") from None
     if damaged is not None:
         raise BrokenCheckpoint(f"the checksum of its part '{damaged}' is wrong")
-    parts = [name.split("/", 1)[-1] for name in names]
+
+
+def _check_parts(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
+    """Parts lie there as they are, and each is as long as the description says."""
+    parts = {info.filename.split("/", 1)[-1]: info for info in infos}
     if any(part.startswith("code/") or part == "constants.pkl" for part in parts):
         raise unloadable("the checkpoint is a TorchScript archive, which is a program; save its state_dict instead")
     if "data.pkl" not in parts:
         raise BrokenCheckpoint("a zip file, but not one of torch.save")
+    if len({info.filename.split("/", 1)[0] for info in infos}) != 1 or len(parts) != len(infos):
+        raise BrokenCheckpoint("its parts lie in several folders")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise unloadable("the checkpoint is compressed, which torch.save does not do; save it anew")
+    if parts["data.pkl"].file_size > pickles.MAX_BYTES:
+        raise _too_long()
+    for storage in _described(zips.stored(file, parts["data.pkl"])):
+        part = parts.get(f"data/{storage.key}")
+        if part is None or part.file_size != storage.nbytes:
+            raise BrokenCheckpoint(f"its part 'data/{shown(storage.key)}' is missing or has another size than it says")
+
+
+def _described(content: bytes) -> list[Storage]:
+    """The storages that a pickle names."""
+    try:
+        _, end, storages = read_pickle(content)
+    except BrokenPickle as error:
+        raise BrokenCheckpoint(f"its description is damaged: {error}") from None
+    if end != len(content):
+        raise BrokenCheckpoint("there is something behind its description")
+    return storages
+
+
+def _check_old(path: Path, size: int) -> None:
+    """torch.save before 1.6: five pickles, then the storages in the order of the fifth, each behind its length."""
+    with path.open("rb") as file:
+        content = file.read(pickles.MAX_BYTES)
+        try:
+            storages, position = _described_old(content)
+        except ShortPickle as error:
+            if len(content) < size:
+                raise _too_long() from None
+            raise BrokenCheckpoint(str(error)) from None
+        except BrokenPickle as error:
+            raise BrokenCheckpoint(f"its description is damaged: {error}") from None
+        for storage in storages:
+            file.seek(position)
+            if int.from_bytes(file.read(8), "little") != storage.count:
+                raise BrokenCheckpoint("a part of it is cut off, or has another size than it says")
+            position += 8 + storage.nbytes
+    if position != size:
+        raise BrokenCheckpoint(f"it has {size} bytes instead of {position}")
+
+
+def _described_old(content: bytes) -> tuple[list[Storage], int]:
+    """The storages in the order of the file, and where they begin."""
+    with suppress(tarfile.HeaderError):
+        # A file may be of both kinds, and torch looks for a tar file first.
+        tarfile.TarInfo.frombuf(content[:512], "utf-8", "surrogateescape")
+        raise BrokenCheckpoint("it is a tar file")
+    magic, position, _ = read_pickle(content)
+    version, position, _ = read_pickle(content, position)
+    if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION):
+        raise BrokenCheckpoint("it is not of torch.save")
+    _, position, _ = read_pickle(content, position)
+    _, position, found = read_pickle(content, position)
+    keys, position, _ = read_pickle(content, position)
+    storages: dict[str, Storage] = {}
+    for storage in found:
+        if storages.setdefault(storage.key, storage) != storage:
+            raise BrokenCheckpoint("it says two things of one part")
+    strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not strings or sorted(keys) != sorted(storages):
+        raise BrokenCheckpoint("it does not have the parts that it describes")
+    return [storages[key] for key in keys], position
+
+
+def _too_long() -> Exception:
+    return unloadable(
+        f"the checkpoint's description has more than {pickles.MAX_BYTES} bytes; save its state_dict alone"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import zipfile
@@ -75,6 +76,13 @@ def opened(file: BinaryIO, max_entries: int) -> Iterator[zipfile.ZipFile]:
             _check(info)
         _check_places(file, infos, start)
         yield archive
+
+
+def stored(file: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    """The content of a stored entry, whose checksum is not looked at."""
+    header = _unpacked(file, _LOCAL, info.header_offset, b"PK\3\4")
+    file.seek(header[9] + header[10], io.SEEK_CUR)
+    return file.read(info.file_size)
 
 
 def _end(file: BinaryIO) -> tuple[int, int]:
