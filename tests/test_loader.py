@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     ARCHITECTURE: {"embed_dim": DIMENSIONS, "vision_cfg": VISION, "text_cfg": TEXT},
     TIMM: {"embed_dim": DIMENSIONS, "vision_cfg": TIMM_VISION, "text_cfg": TEXT, "custom_text": True},
     # A thousand terabytes: no machine's memory, and no machine's address space.
-    HUGE: {"embed_dim": DIMENSIONS, "vision_cfg": VISION, "text_cfg": TEXT | {"vocab_size": 2**44}},
+    HUGE: {"embed_dim": DIMENSIONS, "vision_cfg": VISION, "text_cfg": TEXT | {"context_length": 2**24}},
 }
 
 

@@ -170,7 +170,7 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
     """open_clip's own loading. When it fails, the file is read again to tell a bad file from one that does not fit."""
     try:
         kind = checkpoint_kind(recipe.weights)
-        check_fits(recipe)
+        _check_fits(recipe, kind)
         try:
             return _build(recipe, kind, precision, device)
         except Exception as error:
@@ -203,6 +203,14 @@ def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> 
         )
     module.eval().requires_grad_(False)
     return _scripted(module) if recipe.jit else module
+
+
+def _check_fits(recipe: Recipe, kind: Kind) -> None:
+    try:
+        check_fits(recipe)
+    except RequestError:
+        check_readable(recipe.weights, kind)  # a bad file is the better reason
+        raise
 
 
 def check_fits(recipe: Recipe) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import select
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +20,17 @@ from embedding.errors import Fault, RequestError
 from embedding.models import frames
 from embedding.models.failure import unloadable
 from embedding.models.options import LoadOptions
+from embedding.models.own_thread import OwnThread
+from embedding.models.tokenizer_worker import DONE, PANICKED
 from embedding.models.zygote import Zygote
 from embedding.url import shown
-
-logger = logging.getLogger("ray.serve")
 
 Mode = Literal["text", "clip", "clips"]
 TokenRows = dict[str, list[list[int]]]
 """Rows of tokens, one for each text, by the name of the model's input."""
 
 # CPU seconds of one call: a slow tokenizer on a slow core needs a tenth of it.
-_CALL_S = 1.0
+_CALL_S = 0.5
 _CHARACTER_S = 5e-6
 # A process gets its CPU time in the end, however many others want it; what sleeps instead is ended after this.
 _PATIENCE = 10.0
@@ -79,7 +77,7 @@ class TokenizerProcess:
         self._settings = settings
         self._lock = threading.Lock()
         self._ended: deque[float] = deque(maxlen=_MAX_ENDED)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self.thread = OwnThread()
         """Where calls belong: one of its own, since it may take its time, and nobody else is to wait for it."""
         self._pid, self._connection, self.facts = self._started()
 
@@ -89,14 +87,17 @@ class TokenizerProcess:
         Raises:
             RequestError: REFUSED: it failed, took too much time or memory, or has done so twice in the last minute.
         """
-        cpu_s = _CALL_S + _CHARACTER_S * sum(map(len, texts))
+        characters = sum(map(len, texts))
+        cpu_s = _CALL_S + _CHARACTER_S * characters
         request = {"texts": list(texts), "most": most, "mode": mode, "cpu_s": cpu_s}
-        bound = 1 + 4 + _HEAD_BYTES + 24 * len(texts) + 8 * _INPUTS * len(texts) * most
+        bound = 5 + 4 + _HEAD_BYTES + 24 * len(texts) + 8 * _INPUTS * len(texts) * most
         with self._lock:
             answer = self._asked(json.dumps(request).encode(), bound, _PATIENCE * cpu_s)
-        if answer[:1] != b"\1":
-            raise RequestError(Fault.REFUSED, f"the model's tokenizer failed: {_text(answer)}")
-        return _unpacked(answer[1:], len(texts), most)
+        status, spent_s, content = answer[:1], int.from_bytes(answer[1:5], "little") / 1e6, answer[5:]
+        self.thread.spent(spent_s - _CHARACTER_S * characters)
+        if status != DONE:
+            raise RequestError(Fault.REFUSED, f"the model's tokenizer failed: {_text(content)}")
+        return _unpacked(content, len(texts), most)
 
     def _asked(self, request: bytes, bound: int, timeout_s: float) -> bytes:
         if len(self._ended) == _MAX_ENDED and time.monotonic() - self._ended[0] < _ENDED_WITHIN_S:
@@ -105,12 +106,14 @@ class TokenizerProcess:
             self._pid, self._connection, _ = self._started()
         try:
             frames.send(self._connection, request, timeout_s)
-            return frames.receive(self._connection, bound, timeout_s)
+            answer = frames.receive(self._connection, bound, timeout_s)
         except (EOFError, OSError, frames.TooLong) as error:
-            self._ended.append(time.monotonic())
             self._end()
             what = "gave too much" if isinstance(error, frames.TooLong) else "took too much time or memory, or crashed"
             raise _gone(f"{what} with these texts") from None
+        if answer[:1] == PANICKED:
+            self._end()  # who knows what state it is in
+        return answer
 
     def _is_dead(self) -> bool:
         """Whether its process has ended since the last call: it never speaks unasked."""
@@ -121,6 +124,7 @@ class TokenizerProcess:
         return bool(poll.poll(0))
 
     def _end(self) -> None:
+        self._ended.append(time.monotonic())
         self._connection.close()
         _zygote.kill(self._pid)
 
@@ -134,7 +138,10 @@ class TokenizerProcess:
             "load_s": self._settings.tokenizer_load_s,
         }
         with self._loading.stage() as folder:
-            pid, connection = _zygote.fork(job | {"folder": str(folder)})
+            try:
+                pid, connection = _zygote.fork(job | {"folder": str(folder)})
+            except ValueError as error:
+                raise unloadable(f"its tokenizer cannot be used: {error}") from None
             try:
                 answer = frames.receive(connection, _HEAD_BYTES, _PATIENCE * self._settings.tokenizer_load_s)
             except (EOFError, OSError, frames.TooLong):
@@ -145,8 +152,8 @@ class TokenizerProcess:
                     f"{self._settings.tokenizer_load_s:.0f} s of CPU time or {self._settings.tokenizer_bytes} bytes "
                     "(settings tokenizer_load_s, tokenizer_bytes)"
                 ) from None
-        if answer[:1] != b"\1":
-            raise unloadable(f"its tokenizer cannot be used: {_text(answer)}")
+        if answer[:1] != DONE:
+            raise unloadable(f"its tokenizer cannot be used: {_text(answer[1:])}")
         return pid, connection, _facts(answer[1:])
 
 
@@ -166,8 +173,8 @@ def _unpacked(answer: bytes, texts: int, most: int) -> TokenRows:
     return {name: [row.tolist() for row in rows[i * texts : (i + 1) * texts]] for i, name in enumerate(names)}
 
 
-def _text(answer: bytes) -> str:
-    return shown(answer[1:].decode(errors="replace"))
+def _text(content: bytes) -> str:
+    return shown(content.decode(errors="replace"))
 
 
 def _gone(what: str) -> RequestError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from embedding.models import frames
 Rows = Mapping[str, Sequence[Sequence[int]]]
 
 MAX_REQUEST_BYTES = 2**31
+FAILED, DONE, PANICKED = b"\0", b"\1", b"\2"
 _IDS = ("pad_token_id", "pad_token_type_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id")
 _FOREVER_S = 1e6
 _TRUSTED_FILE_BYTES = 2**24  # transformers copies the code of a repository before it runs it
@@ -57,9 +59,9 @@ def work(connection: socket.socket, job: dict[str, Any]) -> None:
             for probe in PROBES:
                 _tokenize(tokenizer, {"texts": [probe], "most": job["limit"], "mode": "text"})
     except BaseException as error:
-        frames.send(connection, b"\0" + _described(error))
+        frames.send(connection, FAILED + _described(error))
         return
-    frames.send(connection, b"\1" + json.dumps(_facts(tokenizer)).encode())
+    frames.send(connection, DONE + json.dumps(_facts(tokenizer)).encode())
     while True:
         try:
             request = json.loads(frames.receive(connection, MAX_REQUEST_BYTES))
@@ -101,11 +103,17 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def _answer(tokenizer: Any, request: dict[str, Any]) -> bytes:
+    """A status, the CPU time in microseconds (4 bytes), and the tokens or what went wrong."""
+    start = time.process_time()
     try:
         with _Within(request["cpu_s"]):
-            return b"\1" + _packed(_tokenize(tokenizer, request))
+            status, content = DONE, _packed(_tokenize(tokenizer, request))
+    except Exception as error:
+        status, content = FAILED, _described(error)
     except BaseException as error:
-        return b"\0" + _described(error)
+        status, content = PANICKED, _described(error)
+    spent = min(int((time.process_time() - start) * 1e6), 2**32 - 1)
+    return status + spent.to_bytes(4, "little") + content
 
 
 def _tokenize(tokenizer: Any, request: dict[str, Any]) -> Rows:

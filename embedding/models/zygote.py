@@ -33,6 +33,7 @@ _SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "RUST_BACKTRACE": "0",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
@@ -57,7 +58,10 @@ class Zygote:
 
         Raises:
             OSError: it cannot be had.
+            ValueError: the job is too large.
         """
+        if len(json.dumps(job)) > _MAX_JOB_BYTES:
+            raise ValueError("a job of too many characters")
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             for attempt in (0, 1):
