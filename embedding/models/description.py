@@ -6,6 +6,7 @@ in a list is dropped where nothing depends on it, and refused where leaving it o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,7 @@ _MAX_SINUSOIDS = 2**21
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
 _WIDTHS = ("embedding_size", "input_embedding_size", "hidden_size", "d_model", "dim", "emb_dim", "n_embd")
 _MAX_TEXT = 1000
+_PATH = re.compile(r"[/:\\]")
 _MAX_LIST = 4096
 
 
@@ -157,6 +159,9 @@ def checked_tokenizer_config(given: JsonMap, name: str = "tokenizer_config.json"
     for key in _SPECIAL_TOKENS & config.keys():
         _check_tokens(config[key], f"{name}: {key}")
     _check_added(config.get("added_tokens_decoder", {}), name)
+    for key in config.keys() - _SPECIAL_TOKENS - {"added_tokens_decoder", "never_split"}:
+        if isinstance(config[key], str | list | dict):
+            _check_plain(config[key], f"{name}: {key}")
     return config
 
 
@@ -279,8 +284,8 @@ def _check_value(key: str, value: object, name: str) -> None:
 
 def _check_plain(value: object, place: str) -> None:
     """Numbers within reason, short texts, and lists and maps of such."""
-    if isinstance(value, str) and len(value) > _MAX_TEXT:
-        raise unloadable(f"{place} is a text of {len(value)} characters")
+    if isinstance(value, str) and (len(value) > _MAX_TEXT or _PATH.search(value)):
+        raise unloadable(f"{place} is '{shown(value)}', which is neither a name nor a number")
     if isinstance(value, int | float) and not abs(value) <= _MOST_OF_OTHERS:
         raise unloadable(f"{place} is out of range")
     if isinstance(value, list | dict):

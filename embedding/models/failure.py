@@ -36,9 +36,10 @@ def invalid(reason: str) -> RequestError:
 
 
 def described(error: BaseException) -> str:
-    """An error of another library in one short line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:_SHOWN_CHARS]}"
+    """An error of another library in one short line; some repeat bytes of the file that they could not read."""
+    text = " ".join(str(error).split())[:_SHOWN_CHARS]
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return f"{type(error).__name__}: {printable}"
 
 
 # torch's allocator on a CPU; a mapping of a file that the kernel refuses; ONNX Runtime's arena, and C++'s own.

@@ -10,8 +10,10 @@ from fuzz import corpus
 from fuzz.archives import Archives
 from fuzz.bodies import Bodies
 from fuzz.campaign import Report, run
+from fuzz.checkpoints import Checkpoints
 from fuzz.expansions import Expansions
 from fuzz.images import Images
+from fuzz.repositories import Repositories
 from fuzz.scans import Scans
 from fuzz.target import Target, apart, minimised
 from fuzz.texts import Texts
@@ -37,7 +39,7 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
     options = parser.parse_args()
-    known = (Bodies(), Images(), Texts(), Archives(), Scans(), Expansions(), Trap())
+    known = (Bodies(), Images(), Texts(), Archives(), Checkpoints(), Repositories(), Scans(), Expansions(), Trap())
     targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
     if options.replay:
         return min(1, sum(_replay(target) for target in targets))
