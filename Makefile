@@ -20,7 +20,7 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A million request bodies, 200,000 pictures, 50,000 documents; with EXECUTIONS=n, n of each.
+# A million request bodies, 200,000 pictures, 50,000 documents, 100,000 of each other kind; with EXECUTIONS=n, n of each.
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python -m fuzz --seed $(SEED) $(if $(EXECUTIONS),--executions $(EXECUTIONS)) --findings ../build/fuzz
 

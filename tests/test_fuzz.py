@@ -31,13 +31,25 @@ def fuzz(*arguments: str, status: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("target", "executions"), [("requests", 10_000), ("images", 4000), ("texts", 1000)])
+CAMPAIGNS = {
+    "requests": 10_000,
+    "images": 4000,
+    "texts": 1000,
+    "archives": 3000,
+    "checkpoints": 2000,
+    "repositories": 3000,
+    "scans": 1000,
+    "expansions": 1000,
+}
+
+
+@pytest.mark.parametrize(("target", "executions"), CAMPAIGNS.items())
 def test_a_short_campaign(target: str, executions: int, tmp_path: Path) -> None:
     told = fuzz(target, "--executions", str(executions), "--seed", "20261122", "--findings", str(tmp_path))
     assert f"{executions} executions" in told
     assert " 0 findings" in told
     # Mutations that only ever break everything would test next to nothing.
-    assert re.search(r"^ +\d{2,} +(valid|pixels|as NLTK's)$", told, re.MULTILINE)
+    assert re.search(r"^ +\d{2,} +(valid|pixels|as NLTK's|unpacked|valid pickle|made)$", told, re.MULTILINE)
 
 
 def test_changes_of_changes_stay_small() -> None:
