@@ -50,6 +50,7 @@ class HubHost(Loopback):
         gated: repository name to the one token that may read it.
         cut: file names whose next transfer ends half-way, when `hold` says yes.
         corrupt: file names that arrive changed.
+        drip: file names that arrive byte by byte, ten a second.
         sizes: file name to the size that the list of files gives, where that is not the true one.
         before: called with a file's name before its content is sent.
     """
@@ -59,6 +60,7 @@ class HubHost(Loopback):
     cut: set[str] = field(default_factory=set)
     hold: Callable[[], bool] = lambda: True
     corrupt: set[str] = field(default_factory=set)
+    drip: set[str] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)
     before: Callable[[str], None] = lambda name: None
     requests: list[HubRequest] = field(default_factory=list)
@@ -143,7 +145,17 @@ class _Handler(Handler):
                 pass
             self.close_connection = True
             return
+        if name in self.hub.drip and self.command == "GET":
+            self._drip(content, headers)
+            return
         self._from_where_it_was(content, headers)
+
+    def _drip(self, content: bytes, headers: Mapping[str, str]) -> None:
+        self._send(200, b"", headers, length=len(content))
+        for byte in content:
+            self.wfile.write(bytes((byte,)))
+            if self.hub.over.wait(0.1):
+                return
 
     def _from_where_it_was(self, content: bytes, headers: dict[str, str]) -> None:
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])

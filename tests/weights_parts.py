@@ -13,6 +13,7 @@ import pytest
 
 from embedding.errors import Fault, RequestError
 from embedding.models.archive import unpack
+from embedding.models.checkpoint import checkpoint_kind
 from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
 from embedding.models.weights import Weights
@@ -78,3 +79,8 @@ def unpack_archive(path: str) -> None:
     """For `cost`: unpacked beside itself, as production does it."""
     archive = Path(path)
     unpack(archive, archive.with_name(f"{archive.name}.part"), LoadOptions().max_checkpoint_bytes, lambda nbytes: None)
+
+
+def judge_checkpoint(path: str) -> None:
+    """For `cost`."""
+    checkpoint_kind(Path(path))

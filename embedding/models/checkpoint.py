@@ -9,7 +9,6 @@ changed would load, and give other vectors. Safetensors and the pickles of torch
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zipfile
 from contextlib import suppress
@@ -85,7 +84,9 @@ def check_readable(path: Path, kind: Kind) -> None:
 
 
 def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
-    """The header says how long the file is, and what lies where: each byte in one tensor."""
+    """The header says how long the file is, and what lies where: safetensors' own reader compares types and shapes with
+    places, and leaves no byte to none or to two tensors. It makes no Python objects of a header, as `json` would.
+    """
     if header_bytes > size - 8:
         raise BrokenCheckpoint("its header is cut off")
     if header_bytes > _MAX_HEADER_BYTES:
@@ -93,21 +94,11 @@ def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
             f"the checkpoint has a header of {header_bytes} bytes, and {_MAX_HEADER_BYTES} are read at most; save it "
             "in several files"
         )
-    with path.open("rb") as file:
-        file.seek(8)
-        try:
-            header = json.loads(file.read(header_bytes))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + header_bytes + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise BrokenCheckpoint("its header is malformed") from None
-    if expected != size:
-        raise BrokenCheckpoint(f"it has {size} bytes instead of {shown(str(expected))}")
     try:
-        with safe_open(path, "pt"):  # compares types and shapes with places, and leaves no gap
+        with safe_open(path, "pt"):
             pass
     except SafetensorError as error:
-        raise BrokenCheckpoint(f"its header is malformed: {described(error)}") from None
+        raise BrokenCheckpoint(f"it is cut off, or its header is malformed: {described(error)}") from None
 
 
 def _check_zip(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import math
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ from embedding.errors import MediaError, RequestError
 from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal
 from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
+from embedding.models.pace import Pace, TooSlow
 from embedding.models.partial import Partial, Version
 from embedding.models.progress import Progress
 from embedding.url import Target, parse_redirect, parse_url
@@ -109,12 +111,13 @@ class _Download:
         self._check_room = check_room
         self._guard = Guard.parse(options.allowed_networks)
         self._resolver = GuardedResolver(self._guard, SystemResolver(1))
+        self._pace = Pace(options)
         self._resumable = False
 
     async def run(self) -> None:
         try:
             async with self._session() as session, asyncio.timeout(self._options.download_timeout_s):
-                await self._attempts(session)
+                await self._in_time(session)
             return
         except RequestError:
             self._partial.discard()
@@ -122,6 +125,8 @@ class _Download:
         except _Failed as error:
             if error.for_good:
                 self._partial.discard()
+            reason = str(error)
+        except TooSlow as error:
             reason = str(error)
         except TimeoutError:
             limits = self._options
@@ -136,6 +141,19 @@ class _Download:
         finally:
             await self._resolver.close()
         raise unloadable(f"downloading {self._source.label} failed: {reason}")
+
+    async def _in_time(self, session: aiohttp.ClientSession) -> None:
+        """Gives up when the pace is too slow. What has arrived is kept: a later request may find a better hour."""
+        task = asyncio.create_task(self._attempts(session))
+        try:
+            while not task.done():
+                left_s = self._pace.left_s
+                if left_s <= 0:
+                    raise self._pace.error()
+                await asyncio.wait((task,), timeout=None if math.isinf(left_s) else left_s)
+            await task
+        finally:
+            await _ended(task)
 
     async def _attempts(self, session: aiohttp.ClientSession) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -211,6 +229,7 @@ class _Download:
                 self._check_size(size)
                 await asyncio.to_thread(file.write, chunk)
                 progress.advance(len(chunk))
+                self._pace.advance(len(chunk))
         if total is not None and size != total:
             raise _Failed(f"the server announced {total} bytes and sent {size}")
         if self._source.sha256:
@@ -252,6 +271,12 @@ class _Download:
             headers={"Accept-Encoding": "identity", "User-Agent": "Marqobot/1.0"},
             trust_env=False,  # the guard cannot see behind a proxy
         )
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancels a task, and waits for its end: nobody writes on when its file is looked at."""
+    if task.cancel():
+        await asyncio.wait((task,))
 
 
 def _version(response: aiohttp.ClientResponse) -> Version | None:

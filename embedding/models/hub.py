@@ -6,18 +6,22 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, get_session, hf_hub_download
 from huggingface_hub import errors as hub_errors
 
 from embedding.models.disk import Disk
 from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
+from embedding.models.pace import Pace, TooSlow
 from embedding.models.progress import HubProgress
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -118,18 +122,19 @@ class Hub:
             self._tidy(self._repository(repo_id) / "blobs")
             self._disk.check_room(file.size)
         try:
-            path = Path(
-                hf_hub_download(  # type: ignore[call-overload]
-                    repo_id,
-                    file.name,
-                    token=token,
-                    endpoint=_endpoint(),
-                    cache_dir=self._cache_dir,
-                    etag_timeout=self._options.connect_timeout_s,
-                    # A callable is all that it needs.
-                    tqdm_class=partial(HubProgress, f"{file.name} of {repo_id}"),
+            with _pace_of_this_thread(Pace(self._options)):
+                path = Path(
+                    hf_hub_download(  # type: ignore[call-overload]
+                        repo_id,
+                        file.name,
+                        token=token,
+                        endpoint=_endpoint(),
+                        cache_dir=self._cache_dir,
+                        etag_timeout=self._options.connect_timeout_s,
+                        # A callable is all that it needs.
+                        tqdm_class=partial(HubProgress, f"{file.name} of {repo_id}"),
+                    )
                 )
-            )
         except OSError as error:
             if is_full(error):
                 raise unloadable(f"the disk of cache_dir became full while '{file.name}' was written") from None
@@ -175,6 +180,38 @@ class Hub:
         return folder
 
 
+_pace: ContextVar[Pace | None] = ContextVar("pace", default=None)
+
+
+@contextmanager
+def _pace_of_this_thread(pace: Pace) -> Iterator[None]:
+    """What the hub's client receives in this thread meanwhile has to keep a pace. It tells its progress bar only of
+    every 10 MiB; transfers by Xet, which has no hook, are not watched.
+    """
+    hooks = get_session().event_hooks
+    if _watched not in hooks["response"]:
+        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _watched]}
+    token = _pace.set(pace)
+    try:
+        yield
+    finally:
+        _pace.reset(token)
+
+
+def _watched(response: Any) -> None:
+    pace = _pace.get()
+    if pace is None:
+        return
+    unwatched = response.iter_raw
+
+    def iter_raw(chunk_size: int | None = None) -> Iterator[bytes]:
+        for chunk in unwatched(chunk_size):
+            pace.advance(len(chunk))
+            yield chunk
+
+    response.iter_raw = iter_raw
+
+
 def forget(path: Path) -> None:
     """Deletes a cached file, so that it will be downloaded anew."""
     blob = path.resolve()
@@ -211,6 +248,8 @@ def _failure(repo_id: str, error: Exception) -> Exception:
             reason = "it does not exist, or it is private and needs a token with access as modelAuth"
         case hub_errors.LocalEntryNotFoundError():
             return _out_of_reach(repo_id)
+        case TooSlow():
+            reason = str(error)
         case hub_errors.EntryNotFoundError():
             reason = "it has no such file"
         case hub_errors.HfHubHTTPError():

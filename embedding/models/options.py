@@ -56,6 +56,9 @@ class LoadOptions(BaseModel):
         connect_timeout_s: seconds to reach a server, and for a hub's first answer.
         read_timeout_s: seconds without a single byte after which a download has failed.
         download_timeout_s: seconds for one whole file; waiting for another process's download of it is not counted.
+        min_download_bytes_per_s: a download that is slower has failed; 0 is no limit.
+        download_window_s: seconds over which that rate is averaged. Before the first byte a server has
+            `read_timeout_s` more.
         max_redirects: that one download may follow.
         ca_file: PEM file of the trusted certificate authorities for "url"; "" is certifi's.
         s3_dual_stack: reach S3 by IPv6 too. Default: MARQO_MODEL_DOWNLOAD_S3_USE_DUAL_STACK.
@@ -80,6 +83,8 @@ class LoadOptions(BaseModel):
     connect_timeout_s: PositiveFloat = 10.0
     read_timeout_s: PositiveFloat = 60.0
     download_timeout_s: PositiveFloat = 3600.0
+    min_download_bytes_per_s: NonNegativeInt = 16 * 1024
+    download_window_s: PositiveFloat = 30.0
     max_redirects: PositiveInt = 10
     ca_file: str = ""
     s3_dual_stack: bool = Field(default_factory=_default_dual_stack)

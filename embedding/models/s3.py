@@ -12,9 +12,9 @@ from typing import Any
 
 from embedding.models.failure import invalid, unloadable
 from embedding.models.options import LoadOptions
+from embedding.models.pace import Pace, TooSlow, Watchdog
 from embedding.models.progress import Progress
 
-_CHUNK_BYTES = 2**20
 # A name only: botocore also takes ARNs here, which stand for other services and hosts.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
@@ -68,6 +68,8 @@ def download_object(
         raise unloadable(f"downloading {label} failed: S3 answered {status} ({code})") from None
     except ParamValidationError:
         raise unloadable(f"downloading {label} failed: that is no valid bucket and key") from None
+    except TooSlow as error:
+        raise unloadable(f"downloading {label} failed: {error}") from None
     except BotoCoreError as error:
         # The type alone: the texts hold endpoints, and who knows what else.
         raise unloadable(f"downloading {label} failed: {type(error).__name__}") from None
@@ -105,9 +107,22 @@ def _save(reply: Any, label: str, path: Path, options: LoadOptions, check_room: 
             raise unloadable(f"downloading {label} failed: it has {total} bytes, and max_checkpoint_bytes is {limit}")
         check_room(total)
         progress = Progress(label, total)
-        with path.open("xb") as file:
-            # botocore compares the size, and the checksum if the object has one, at the end.
-            for chunk in body.iter_chunks(_CHUNK_BYTES):
-                file.write(chunk)
-                progress.advance(len(chunk))
+        pace = Pace(options)
+        with Watchdog(pace, lambda: _shut_down(body)) as watchdog:
+            try:
+                with path.open("xb") as file:
+                    # botocore compares the size, and the checksum if the object has one, at the end.
+                    for chunk in body.iter_chunks(pace.step_bytes):
+                        file.write(chunk)
+                        progress.advance(len(chunk))
+                        pace.advance(len(chunk))
+            except Exception:
+                if watchdog.too_slow:
+                    raise pace.error() from None
+                raise
     progress.finish()
+
+
+def _shut_down(body: Any) -> None:
+    """Makes a thread that waits for bytes go on without them: botocore itself offers nothing for that."""
+    body._raw_stream.shutdown()
