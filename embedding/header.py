@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from embedding.jpeg import LUMA_SAMPLING
 
-UNKNOWN_NS = 1000.0
+UNKNOWN_NS = 2000.0
 """For a byte of a format that is not known here: Pillow's decoders in plain Python take as long."""
 
 UNKNOWN_LEAST_S = 0.2

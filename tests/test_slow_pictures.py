@@ -29,7 +29,7 @@ SLOW = {
     "segments": hostile_pictures.many_segments(6_000_000),
 }
 BUDGET_S = 5.0
-CLIENTS = 6
+CLIENTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], Ma
         for turn in range(1000):
             if over.is_set():
                 break
-            count = 24 if number % 2 else 1
+            count = 12 if number % 2 else 1
             urls = [host.url(f"/ok/{names[(turn + i) % len(names)]}?{number}-{turn}-{i}") for i in range(count)]
             messages += [item["error_message"] for item in client.results(urls, "image")]
             refused.set()
@@ -63,7 +63,7 @@ def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], Ma
         try:
             assert refused.wait(120)
             taken = []
-            for turn in range(3):
+            for turn in range(2):
                 for url, expected in zip(ordinary, right, strict=True):
                     started = time.monotonic()
                     ((_, vector),) = client.results([f"{url}?{turn}"], "image")[0]
@@ -72,6 +72,7 @@ def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], Ma
         finally:
             over.set()
         messages = [message for attacker in attackers for message in attacker.result()]
+    print(f"answers within {[round(each, 2) for each in taken]} s, {len(messages)} slow pictures refused")
     assert max(taken) < BUDGET_S
     assert any("takes more than 5 s of CPU to decode" in message for message in messages)
     assert all("to decode" in message for message in messages)
