@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from embedding.jpeg import LUMA_SAMPLING
 
-UNKNOWN_NS = 1000.0
+UNKNOWN_NS = 2000.0
 """For a byte of a format that is not known here: Pillow's decoders in plain Python take as long."""
 
 UNKNOWN_LEAST_S = 0.2
 SCAN_NS = 15.0
-"""For a block of 8 by 8 in a scan of a progressive JPEG."""
+"""For a block of 8 by 8 in one of several scans of a JPEG."""
 
 MOST_SEGMENTS = 20_000
 """Of a JPEG: scans and all that is between them. Encoders make a few dozens."""
@@ -31,7 +31,7 @@ MOST_CHUNKS = 5_000
 """Of a PNG."""
 
 CHUNK_S = 10e-6
-INFLATED_S = 4e-3
+INFLATED_S = 6e-3
 """For a chunk of a PNG; for one that inflates, of which Pillow takes a megabyte."""
 
 VALUE_NS = 20.0
@@ -40,7 +40,7 @@ STRIP_S = 10e-6
 
 MOST_GIF_BLOCKS = 16
 SEARCHED_BYTES = 2**16
-LARGE_PROGRESSIVE = 2**23
+LARGE_SCANS = 2**23
 """Bytes of a file whose scans are not counted before it is opened: that would take a while by itself."""
 
 # A marker within or behind a scan: neither a stuffed zero, nor a restart, nor fill.
@@ -162,21 +162,16 @@ def _frame_cost(data: bytes, frame: bytes, scanned: int, adobe: int) -> Cost | N
     """Of a picture whose first scan has `scanned` components."""
     height, width, count = struct.unpack_from(">HHB", frame, 2)
     pixels = height * width
-    if frame[0] == _SOF_PROGRESSIVE:
-        if len(data) > LARGE_PROGRESSIVE:
+    # A sequential picture of which one scan holds all components has no other scans: libjpeg refuses more.
+    if frame[0] == _SOF_PROGRESSIVE or scanned < count:
+        if len(data) > LARGE_SCANS:
             return None
         return Cost((pixels * 25 + block_scans(data) * SCAN_NS + len(data) * 15) * 1e-9)
     identifiers = tuple(frame[7 + 3 * i] for i in range(count))
     sampling = [(frame[8 + 3 * i] >> 4, frame[8 + 3 * i] & 15) for i in range(count)]
-    # A sequential picture of which one scan holds all components has no other scans: libjpeg refuses more.
-    plain = identifiers == (1, 2, 3) and scanned == 3 and adobe == 1 and frame[1] == 8
+    plain = identifiers == (1, 2, 3) and adobe == 1 and frame[1] == 8
     plain = plain and sampling[0] in LUMA_SAMPLING and sampling[1:] == [(1, 1), (1, 1)]
-    return Cost((pixels * 12 + len(data) * 6) * 1e-9, True) if plain else _jpeg_scans(data, pixels, scanned == count)
-
-
-def _jpeg_scans(data: bytes, pixels: int, single: bool) -> Cost | None:
-    """A sequential picture that is not plain: grey, CMYK, other samplings, or of several scans."""
-    return _cost(pixels, 25, len(data), 8) if single else None
+    return Cost((pixels * 12 + len(data) * 6) * 1e-9, True) if plain else _cost(pixels, 30, len(data), 8)
 
 
 def _short_exif(tiff: bytes) -> bool:
@@ -260,7 +255,7 @@ def _tiff(data: bytes) -> Cost | None:
     if pixel_ns is None or entries > MOST_TIFF_ENTRIES:
         return None
     pixels = tags.get(256, 0) * tags.get(257, 0)
-    return Cost((pixels * pixel_ns + len(data) * 15 + values * VALUE_NS) * 1e-9 + strips * STRIP_S)
+    return Cost((pixels * pixel_ns + len(data) * 5 + values * VALUE_NS) * 1e-9 + strips * STRIP_S)
 
 
 def _avif(data: bytes) -> Cost | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from PIL import Image
 
 
 def scan_bomb(side: int, bands: int = 63, levels: int = 14) -> bytes:
-    """A valid grey progressive JPEG, all zero, in 1 + bands * levels scans: a decoder goes through all blocks in each."""
+    """A valid grey progressive JPEG, all zero, in 1 + bands * levels scans: each takes a decoder through all blocks."""
     blocks = (-(-side // 8)) ** 2
     out = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     out += _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -155,8 +156,6 @@ def fits_gzip(side: int) -> bytes:
         ],
     )  # fmt: skip
     heads = ["".join(card.ljust(80) for card in part).ljust(2880).encode() for part in cards]
-    import gzip
-
     return heads[0] + heads[1] + bytes(8 * side) + gzip.compress(bytes(side * side * 4), 9)
 
 
@@ -193,14 +192,15 @@ def nested(depth: int = 200) -> bytes:
     """IPTC in IPTC in IPTC …: Pillow opens what it finds inside as any format."""
     data = _saved(Image.new("L", (8, 8)), "PNG")
     for _ in range(depth):
-        data = _iptc(data)
+        data = iptc(data)
     return data
 
 
-def _iptc(picture: bytes) -> bytes:
-    head = b"\x1c\x03\x14\0\x02\0\x08\x1c\x03\x1e\0\x02\0\x08\x1c\x03\x3c\0\x02\x01\x01\x1c\x03\x78\0\x02\0\1"
+def iptc(picture: bytes) -> bytes:
+    """A file of IPTC that holds another picture."""
+    head = b"\x1c\x03\x14\0\x02\0\x08\x1c\x03\x1e\0\x02\0\x08\x1c\x03\x3c\0\x02\1\0\x1c\x03\x78\0\x02\0\x05"
     length = struct.pack(">I", len(picture))
-    return head + b"\x1c\x08\x0a\x80\x04" + length + picture
+    return head + b"\x1c\x08\x0a\x84\0" + length + picture
 
 
 SLOW: dict[str, Callable[[int], bytes]] = {

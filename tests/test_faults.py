@@ -90,14 +90,17 @@ def test_a_killed_replica_costs_nobody_an_answer(
 def test_a_content_that_kills_its_decoder_costs_itself_only(
     application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str]
 ) -> None:
-    """One preprocessor has everybody's pictures in hand when it dies. It dies once, and nobody else is blamed."""
+    """One preprocessor has everybody's pictures in hand when it dies. It dies once, and nobody else is blamed. Only a
+    plain JPEG can do it, since others are decoded in other processes."""
     config = sturdy_config(name="poisoned", replicas=1)
     hook = {"runtime_env": {"env_vars": {"PYTHONPATH": str(CRASHING_DECODER)}}}
     config["deployments"][1]["ray_actor_options"] |= hook
     client = application(config)
     right = vectors(client, pictures)
     first = set(replica_pids("Preprocessor", "poisoned"))
-    with ImageHost({"crash": b"CRASH" + bytes(100)}) as host, ThreadPoolExecutor(4) as pool:
+    plain = jpeg_bytes(SCENES[0].draw(EVALUATION_SEEDS[0]))
+    files = {"crash": plain[:2] + b"\xff\xfe\0\x07CRASH" + plain[2:], "other": b"CRASH" + bytes(100)}
+    with ImageHost(files) as host, ThreadPoolExecutor(4) as pool:
         poison = host.url("/ok/crash?delay=0.3")
         # They are in the decoder's queue, or on their way, when the poison arrives.
         slow = [f"{url}?delay=0.4" for url in pictures]
@@ -106,9 +109,12 @@ def test_a_content_that_kills_its_decoder_costs_itself_only(
         second = set(replica_pids("Preprocessor", "poisoned"))
         again = client.results([poison], "image")
         assert all(np.abs(other.result() - right).max() < 1e-5 for other in others)
+        harmless = [client.results([host.url("/ok/other")], "image")[0]["error_message"] for _ in range(2)]
     assert [isinstance(item, dict) for item in results] == [False] * 3 + [True] + [False] * 3
     assert "crashed its decoder (exit code -11)" in results[3]["error_message"]
     assert "crashed its decoder and is refused" in again[0]["error_message"]
+    assert "crashed its decoder (exit code -11)" in harmless[0]
+    assert "crashed its decoder and is refused" in harmless[1]
     assert len(first) == len(second) == 1
     assert first != second
     assert second == set(replica_pids("Preprocessor", "poisoned"))

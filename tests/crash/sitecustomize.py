@@ -52,4 +52,6 @@ class Hungry(ImageFile.ImageFile):
 
 for decoder in (Crashing, Endless, Busy, Hungry):
     magic = decoder.format.encode()
-    Image.register_open(decoder.format, decoder, lambda prefix, magic=magic: prefix.startswith(magic))
+    # By itself, or as the comment with which a JPEG begins: those are decoded elsewhere.
+    magics = magic, b"\xff\xd8\xff\xfe" + bytes([0, len(magic) + 2]) + magic
+    Image.register_open(decoder.format, decoder, lambda prefix, magics=magics: prefix.startswith(magics))

@@ -22,7 +22,7 @@ SPECS = [
     ImageSpec((20, 28), MEAN, STD, "bilinear", "shortest"),
     ImageSpec((24, 24), MEAN, STD, "bicubic", "longest", 127),
 ]
-LIMITS = ImageLimits(1 << 20)
+LIMITS = ImageLimits(1 << 20, max_decode_s=0.4)
 COMPARED = 8
 """Of so many inputs one goes through the reference too."""
 
