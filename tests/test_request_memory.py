@@ -92,7 +92,7 @@ REFUSED = {
     "prefix": texts(["x"] * 8000, textPrefix="p" * 100_000),
     "vectors": texts(["x"] * 2000, WIDE),
     "chunks of wide vectors": chunks("ab" * 500, 1) | {"modelConfig": {"modelName": "w", "modelProperties": WIDE}},
-    "chunks of one": chunks("ab" * 50_000, 1),
+    "chunks of one": chunks("ab" * 100_000, 1),
     "chunks that overlap": chunks("ab" * 50_000, 50_000, 49_999),
     "chunks of a prefix": chunks("ab" * 5000, 1, textPrefix="p" * 10_000),
     "values that are no texts": texts([1] * 200_000),  # type: ignore[list-item]
