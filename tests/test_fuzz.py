@@ -31,7 +31,9 @@ def fuzz(*arguments: str, status: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("target", "executions"), [("requests", 10_000), ("images", 4000), ("texts", 1000)])
+@pytest.mark.parametrize(
+    ("target", "executions"), [("requests", 10_000), ("images", 4000), ("texts", 1000), ("expanding", 2000)]
+)
 def test_a_short_campaign(target: str, executions: int, tmp_path: Path) -> None:
     told = fuzz(target, "--executions", str(executions), "--seed", "20261122", "--findings", str(tmp_path))
     assert f"{executions} executions" in told

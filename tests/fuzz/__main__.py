@@ -1,4 +1,4 @@
-"""`python -m fuzz [requests] [images] [texts]`: runs campaigns, prints their figures, keeps what they found."""
+"""`python -m fuzz [requests] [images] [texts] [expanding]`: runs campaigns, prints figures, keeps what they found."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from fuzz import corpus
 from fuzz.bodies import Bodies
 from fuzz.campaign import Report, run
+from fuzz.expanding import Expanding
 from fuzz.images import Images
 from fuzz.target import Target, apart, minimised
 from fuzz.texts import Texts
 from fuzz.trap import Trap
 
-EXECUTIONS = {"requests": 1_000_000, "images": 200_000, "texts": 50_000}
+EXECUTIONS = {"requests": 1_000_000, "images": 200_000, "texts": 50_000, "expanding": 100_000}
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
     options = parser.parse_args()
-    known = (Bodies(), Images(), Texts(), Trap())
+    known = (Bodies(), Images(), Texts(), Expanding(), Trap())
     targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
     if options.replay:
         return min(1, sum(_replay(target) for target in targets))
