@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, field_vali
 from ray import serve
 
 from deployments.cores import Cores, shares
-from deployments.listing import Loaded
+from deployments.listing import Loaded, shown_names
 from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
@@ -362,7 +362,7 @@ def _finished(rows: np.ndarray, normalized: bool) -> np.ndarray:
 
 def _is_called(info: ModelInfo, name: str, device: str | None) -> bool:
     there = device is None or device in (info.device, info.device.partition(":")[0])
-    return there and name in (info.name, info.key)
+    return there and name in (info.name, info.key, *shown_names(info))
 
 
 def _device(wanted: str) -> torch.device:

@@ -50,18 +50,18 @@ def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) ->
 
 def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
     if detailed is None:
-        return {"model_name": without_credentials(info.name), "model_device": info.device}
-    entry = {"modelName": shown_key(info.key)}
+        return {"model_name": shown_names(info)[0], "model_device": info.device}
+    entry = {"modelName": shown_names(info)[1]}
     if detailed:
         properties = _without_secrets(json.loads(info.properties_json))
         entry["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return entry
 
 
-def shown_key(key: str) -> str:
-    """`name||hash`, where the name may be a URL."""
-    name, mark, digest = key.rpartition("||")
-    return f"{without_credentials(name)}{mark}{digest}"
+def shown_names(info: ModelInfo) -> tuple[str, str]:
+    """A model's name and its key, `name||hash`, as they are listed: a name may be a URL."""
+    name, mark, digest = info.key.rpartition("||")
+    return without_credentials(info.name), f"{without_credentials(name)}{mark}{digest}"
 
 
 def _without_secrets(value: Any) -> Any:

@@ -18,8 +18,10 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
+    FailFast,
     Field,
     PositiveInt,
     SecretStr,
@@ -36,9 +38,17 @@ from embedding.values import check_values
 MSGPACK = "application/msgpack"
 SHOWN_PROBLEMS = 10
 PART_BYTES = 256 * 2**10
+MOST_MEMBERS = 1000
+"""Of a map that the client fills as it likes."""
 Modality = Literal["language", "image"]
 Vectors = list[tuple[str, np.ndarray]]
 """One content's answer: (key, float32 vector of shape (dimensions,)) pairs, one unless text was chunked."""
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, Mapping) and len(value) > MOST_MEMBERS:
+        raise ValueError(f"has {len(value)} members, at most {MOST_MEMBERS} are taken")
+    return value
 
 
 class _Message(BaseModel):
@@ -83,7 +93,7 @@ class ModelConfig(_Message):
     """Which model, and whether its vectors are divided by their length."""
 
     model_name: StrictStr
-    model_properties: dict[str, Any] | None = None
+    model_properties: Annotated[dict[str, Any], BeforeValidator(_few)] | None = None
     model_auth: ModelAuth | None = None
     normalize_embeddings: bool = True
 
@@ -124,7 +134,7 @@ class ImageConfig(_Message):
     should_chunk: bool = False
     download_timeout_ms: int = 3000
     download_thread_count: int | None = None
-    download_header: dict[str, str] | None = None
+    download_header: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
     patch_method: Literal["simple", "frcnn", "dino-v1", "dino-v2", "marqo-yolo"] | None = None
 
     @model_validator(mode="after")
@@ -160,7 +170,8 @@ class InferenceRequest(_Message):
     """One `POST /vectorise`."""
 
     modality: Modality
-    contents: list[Annotated[str, AfterValidator(_encodable)]] = Field(min_length=1)
+    # One bad content is told of, not each of a quarter of a million: that would take seconds.
+    contents: Annotated[list[Annotated[str, AfterValidator(_encodable)]], FailFast()] = Field(min_length=1)
     device: str | None = None
     model_settings: ModelConfig = Field(
         validation_alias=AliasChoices("embeddingModelConfig", "embedding_model_config", "modelConfig", "model_config")

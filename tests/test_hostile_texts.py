@@ -64,17 +64,17 @@ def test_both_places_split_alike(marqo: MarqoClient, length: int) -> None:
     assert keys[1:] == [[" "], ["x"]]
 
 
-def test_contents_whose_chunks_find_no_room_are_their_own_errors(marqo: MarqoClient) -> None:
-    """Each of them becomes 25 million characters, and a request may come to 64."""
-    windows = {"splitMethod": "character", "splitLength": 5000, "splitOverlap": 4999}
+def test_a_content_whose_chunks_find_no_room_is_its_own_error(marqo: MarqoClient) -> None:
+    """It would become 144 million characters, each of them once as a key and once in the reply."""
+    windows = {"splitMethod": "character", "splitLength": 12_000, "splitOverlap": 11_999}
     results = marqo.results(
-        ["ab" * 5000] * 3,
+        ["before", "ab" * 12_000, "after"],
         model="random/small",
         properties=SMALL,
         preprocessing={"shouldChunk": True, "chunkConfig": windows},
     )
-    assert [len(item) for item in results[:2]] == [5001, 5001]
-    assert "smaller overlap" in results[2]["error_message"]
+    assert [[key for key, _ in results[i]] for i in (0, 2)] == [["before"], ["after"]]
+    assert "smaller overlap" in results[1]["error_message"]
 
 
 def test_many_long_texts_in_one_request(marqo: MarqoClient) -> None:

@@ -74,7 +74,7 @@ class ModelSpec:
     def dimensions(self) -> int:
         """Of its vectors, as its properties say: a model that has others is not loaded."""
         given = self.properties.get("dimensions")
-        return given if type(given) is int and given > 0 else MOST_DIMENSIONS
+        return min(given, MOST_DIMENSIONS) if type(given) is int and given > 0 else MOST_DIMENSIONS
 
     @property
     def properties(self) -> dict[str, object]:

@@ -11,7 +11,7 @@ from fuzz.archives import Archives
 from fuzz.bodies import Bodies
 from fuzz.campaign import Report, run
 from fuzz.checkpoints import Checkpoints
-from fuzz.expansions import Expansions
+from fuzz.expanding import Expanding
 from fuzz.images import Images
 from fuzz.repositories import Repositories
 from fuzz.scans import Scans
@@ -24,8 +24,10 @@ EXECUTIONS = {
     "images": 200_000,
     "texts": 50_000,
     "archives": 100_000,
+    "checkpoints": 100_000,
+    "repositories": 100_000,
     "scans": 100_000,
-    "expansions": 100_000,
+    "expanding": 100_000,
 }
 
 
@@ -39,7 +41,7 @@ def main() -> int:
     parser.add_argument("--replay", action="store_true", help="only run again what is kept in the corpus")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where to put what found something")
     options = parser.parse_args()
-    known = (Bodies(), Images(), Texts(), Archives(), Checkpoints(), Repositories(), Scans(), Expansions(), Trap())
+    known = (Bodies(), Images(), Texts(), Archives(), Checkpoints(), Repositories(), Scans(), Expanding(), Trap())
     targets = [target for target in known if target.name in (options.targets or EXECUTIONS)]
     if options.replay:
         return min(1, sum(_replay(target) for target in targets))
