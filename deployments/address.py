@@ -56,21 +56,21 @@ def trouble(host: str | None, port: int) -> str | None:
     try:
         for address in addresses(host):
             _listen(address, port)
-    except socket.gaierror:
-        return f"the host {host!r} is not known here: give an address of this machine, or 0.0.0.0 for all of them"
     except OverflowError:
-        return f"{port} is not a port: give a number from 1 to 65535"
+        return f"port {port} cannot be used: a port is a number from 1 to 65535"
     except OSError as error:
         return f"port {port} on {host} cannot be used ({error.strerror}): {_remedy(error)}"
     return None
 
 
 def _remedy(error: OSError) -> str:
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "give an address of this machine, or 0.0.0.0 for all of them"
-    if error.errno == errno.EACCES:
-        return "choose one from 1024 on"
-    return "stop what uses it"
+    if isinstance(error, socket.gaierror):
+        return "set http_options.host to an address of this machine, or 0.0.0.0 for all"
+    return {
+        errno.EADDRINUSE: "stop what uses it, or set another http_options.port",
+        errno.EADDRNOTAVAIL: "no such address on this machine; set http_options.host to one that it has, or 0.0.0.0",
+        errno.EACCES: "ports below 1024 are the administrator's; set http_options.port to a higher one",
+    }.get(error.errno or 0, "set another http_options.host or http_options.port")
 
 
 def for_serve(http: Mapping[str, Any]) -> dict[str, Any]:

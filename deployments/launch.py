@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from deployments import address
+from deployments import address, machine
 from deployments.environment import CLUSTER
 
 START_TIMEOUT_S = 600.0
@@ -68,8 +68,9 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
         Serve's client, which can deploy further configs.
 
     Raises:
-        StartError: the port is busy, or a deployment failed.
+        StartError: the machine lacks something, the port is busy, or a deployment failed.
     """
+    check_machine()
     http = config.get("http_options", {})
     check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
     http_options = address.for_serve(http)
@@ -130,6 +131,13 @@ def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
         return reply.ok and names <= set(reply.json().values())
     except requests.RequestException:
         return False
+
+
+def check_machine() -> None:
+    """Raises limits of this process as far as it may, and StartError if the machine lacks something."""
+    machine.raise_limits()
+    if reason := machine.trouble():
+        raise StartError(reason)
 
 
 def check_port(host: str | None, port: int) -> None:
