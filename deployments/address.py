@@ -89,6 +89,12 @@ def for_serve(http: Mapping[str, Any]) -> dict[str, Any]:
     return dict(http) | {"host": LOOPBACK}
 
 
+def for_schema(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as Serve's schema wants it, which knows no `null` for every interface."""
+    http = {name: value for name, value in config.get("http_options", {}).items() if (name, value) != ("host", None)}
+    return dict(config) | {"http_options": http}
+
+
 def _can_listen(address: str, port: int) -> bool:
     try:
         _listen(address, port)

@@ -101,7 +101,7 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
     from ray import serve
     from ray.serve.schema import ServeDeploySchema
 
-    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    client.deploy_apps(ServeDeploySchema.model_validate(address.for_schema(config)), _blocking=False)
     names = {application["name"] for application in config["applications"]}
     deadline = time.monotonic() + timeout_s
     while True:

@@ -1,4 +1,4 @@
-"""What the server needs of its machine, looked at before the start: Ray would fail with pages of text, or in silence."""
+"""What the server needs of its machine, looked at before the start: Ray would fail with pages of text, or silently."""
 
 import os
 import resource
@@ -83,7 +83,7 @@ def _token() -> Iterator[str]:
         yield f"there is no home folder (HOME), where Ray keeps the token of its processes: {remedy}"
         return
     if not os.access(token, os.R_OK) and not _can_write(token.parent):
-        yield f"Ray's token cannot be kept in the home folder (HOME) {token.parent.parent}, which is read-only: {remedy}"
+        yield f"the home folder (HOME) {Path.home()} is read-only, and Ray keeps its processes' token there: {remedy}"
 
 
 def _can_write(folder: Path) -> bool:
