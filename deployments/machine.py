@@ -59,15 +59,11 @@ def _shared_memory() -> Iterator[str]:
 
 def _folders() -> dict[str, Path]:
     """What must be written to, by what people know it by."""
-    ray = os.environ.get("RAY_TMPDIR") or "/tmp"
+    temporary = os.environ.get("TMPDIR") or "/tmp"
     haproxy = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC") or "/tmp/haproxy-serve/haproxy.cfg"
-    try:
-        temporary = Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        temporary = Path(os.environ.get("TMPDIR") or "/tmp")
     return {
-        "the folder for temporary files (TMPDIR)": temporary,
-        "Ray's folder for temporary files (RAY_TMPDIR)": Path(ray),
+        "the folder for temporary files (TMPDIR)": Path(temporary),
+        "Ray's folder for temporary files (RAY_TMPDIR)": Path(os.environ.get("RAY_TMPDIR") or temporary),
         "HAProxy's folder (RAY_SERVE_HAPROXY_CONFIG_FILE_LOC)": Path(haproxy).parent,
     }
 
