@@ -59,8 +59,8 @@ def _proxy_environment() -> dict[str, str]:
 
     Replicas speak gRPC, which would heed them too, and know each other by addresses that nobody knows beforehand.
     """
-    given = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), *LOOPBACK_NAMES)
-    hosts = ",".join(dict.fromkeys(part for part in given if part))
+    given = ",".join((os.environ.get("no_proxy", ""), os.environ.get("NO_PROXY", ""), *LOOPBACK_NAMES)).split(",")
+    hosts = ",".join(dict.fromkeys(host.strip() for host in given if host.strip()))
     return {"no_grpc_proxy": "localhost,0.0.0.0/0,::/0", "no_proxy": hosts, "NO_PROXY": hosts}
 
 
