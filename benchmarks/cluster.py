@@ -121,7 +121,7 @@ def beside_marqo(*front_doors: str) -> Iterator[str]:
     config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text().replace(last, lines + last))
     environment = {**os.environ, "MARQO_FRONT_DOOR": first, "MARQO_SIDECAR": f"127.0.0.1:{port}"}
     process = subprocess.Popen(
-        [get_haproxy_binary(), "-db", "-f", str(config)],
+        [os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary(), "-db", "-f", str(config)],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         env=environment,

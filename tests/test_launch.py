@@ -18,7 +18,8 @@ import yaml
 from conftest import ROOT, demo_config, free_port
 from marqo_client import MarqoClient
 
-from deployments.launch import SET_HERE
+from deployments.environment import SET_HERE
+from deployments.haproxy_config import LISTEN_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 BIN = Path(sys.executable).parent
@@ -89,7 +90,8 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 def operators_environment() -> dict[str, str]:
     """As it was before this process set Ray up for the session's own server, ports included."""
-    return {k: v for k, v in os.environ.items() if k not in SET_HERE} | {"PYTHONUNBUFFERED": "1"}
+    ours = {*SET_HERE, LISTEN_VARIABLE}
+    return {k: v for k, v in os.environ.items() if k not in ours} | {"PYTHONUNBUFFERED": "1"}
 
 
 def stop(command: Command) -> int:

@@ -91,6 +91,7 @@ def _client(credentials: Mapping[str, str] | None, options: LoadOptions) -> Any:
         "connect_timeout": options.connect_timeout_s,
         "read_timeout": options.read_timeout_s,
         "retries": {"max_attempts": 2, "mode": "standard"},
+        "proxies": {},  # as for the other downloads; None would take the environment's
     }
     if options.s3_dual_stack and not endpoint():
         config["s3"] = {"use_dualstack_endpoint": True}

@@ -1,0 +1,112 @@
+"""Where the front door listens, and at which of its addresses it is asked."""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.haproxy_config import LISTEN_VARIABLE, LOOPBACK
+
+DEFAULT_PORT = 8000
+"""Serve's own."""
+EVERY_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "::1"}
+"""Who listens everywhere is asked on loopback."""
+
+
+def host_of(http: Mapping[str, Any]) -> str | None:
+    """`http_options.host`: loopback unless something is said. None, as `null` in a config, means every interface."""
+    return http.get("host", LOOPBACK)
+
+
+def addresses(host: str | None) -> list[str]:
+    """The IP addresses that a host stands for on this machine.
+
+    Args:
+        host: an address of this machine, a name of it, `0.0.0.0` or `::`; None for every interface.
+
+    Raises:
+        OSError: no machine has this name.
+    """
+    if host is None:
+        return ["::"] if _can_listen("::", 0) else ["0.0.0.0"]
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    every = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    # A name may stand for an address of the newer kind on a machine that has none.
+    return [address for address in every if _can_listen(address, 0)] or every
+
+
+def asked_at(host: str | None) -> str:
+    """What stands for the host in the URL of a client on this machine."""
+    with contextlib.suppress(OSError):
+        host = addresses(host)[0]
+    host = EVERY_ADDRESS.get(host or "", host or LOOPBACK)
+    return f"[{host}]" if ":" in host else host
+
+
+def url_of(http: Mapping[str, Any]) -> str:
+    """The front door's URL for a client on this machine, without a slash at its end."""
+    return f"http://{asked_at(host_of(http))}:{http.get('port', DEFAULT_PORT)}"
+
+
+def trouble(host: str | None, port: int) -> str | None:
+    """What keeps a server from listening there, as one sentence, or None. Serve's own proxy would quietly share the
+    port with another one."""
+    try:
+        for address in addresses(host):
+            _listen(address, port)
+    except OverflowError:
+        return f"port {port} cannot be used: a port is a number from 1 to 65535"
+    except OSError as error:
+        return f"port {port} on {host} cannot be used ({error.strerror}): {_remedy(error)}"
+    return None
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "set http_options.host to an address of this machine, or 0.0.0.0 for all"
+    return {
+        errno.EADDRINUSE: "stop what uses it, or set another http_options.port",
+        errno.EADDRNOTAVAIL: "no such address on this machine; set http_options.host to one that it has, or 0.0.0.0",
+        errno.EACCES: "ports below 1024 are the administrator's; set http_options.port to a higher one",
+    }.get(error.errno or 0, "set another http_options.host or http_options.port")
+
+
+def for_serve(http: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve's own `http_options`, for a server that is this machine.
+
+    With HAProxy in front, the ports of single replicas and of Serve's Python proxy stay on loopback, where nobody gets
+    past the front door's limits; HAProxy is told by its environment where to listen.
+
+    Raises:
+        OSError: no machine has this name.
+    """
+    listen = addresses(host_of(http))
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return dict(http) | {"host": listen[0]}
+    os.environ[LISTEN_VARIABLE] = ",".join(listen)
+    return dict(http) | {"host": LOOPBACK}
+
+
+def for_schema(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as Serve's schema wants it, which knows no `null` for every interface."""
+    http = {name: value for name, value in config.get("http_options", {}).items() if (name, value) != ("host", None)}
+    return dict(config) | {"http_options": http}
+
+
+def _can_listen(address: str, port: int) -> bool:
+    try:
+        _listen(address, port)
+    except OSError:
+        return False
+    return True
+
+
+def _listen(address: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        # Connections of a server that has ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        probe.listen()

@@ -1,0 +1,17 @@
+"""The smallest application there is, for tests of what stands in front of one."""
+
+from fastapi import FastAPI
+from ray import serve
+
+api = FastAPI()
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+@serve.ingress(api)
+class Empty:
+    @api.get("/")
+    async def get_root(self) -> str:
+        return "here"
+
+
+app = Empty.bind()
