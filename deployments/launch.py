@@ -18,12 +18,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
+from deployments import supervision
+from deployments.config_file import read_config
+from deployments.errors import StartError
+from deployments.guardian import Guardian, end_orphans
 
 # Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs. Every
 # process of Ray reads them when it starts.
@@ -43,10 +45,6 @@ SERVE_ENVIRONMENT = {
 START_TIMEOUT_S = 600.0
 # Who listens everywhere is asked on loopback.
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-
-
-class StartError(Exception):
-    """The server cannot be started; the message is one sentence for the operator."""
 
 
 def _haproxy_environment() -> dict[str, str]:
@@ -72,6 +70,8 @@ def _haproxy_environment() -> dict[str, str]:
 def _machine_environment() -> dict[str, str]:
     """For a server that is this machine, perhaps beside another one on it: not for the nodes of a cluster."""
     return {
+        # What runs here is nobody else's business.
+        "RAY_USAGE_STATS_ENABLED": "0",
         # A record of every call, for a dashboard that is not there.
         "RAY_task_events_report_interval_ms": "0",
         # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
@@ -104,36 +104,17 @@ SET_HERE = CLUSTER | _unset(_machine_environment())
 os.environ.update(SET_HERE)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A Serve config file, with our arguments checked: Serve itself would fail much later, or not at all.
-
-    Raises:
-        StartError: the file is missing, is not YAML, or holds an argument that we do not know.
-    """
-    from graph import GraphArgs
-
-    try:
-        config: dict[str, Any] = yaml.safe_load(path.read_text())
-        for application in config["applications"]:
-            GraphArgs.model_validate(application.get("args") or {})
-    except OSError as error:
-        raise StartError(f"cannot read the config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise StartError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from None
-    except (KeyError, TypeError):
-        raise StartError(f"the config {path} is not a Serve config: it has no list `applications`") from None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise StartError(f"the config {path} has bad args: {problems}") from None
-    return config
-
-
 @contextlib.contextmanager
-def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
-    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context.
+def running(
+    config: Mapping[str, Any], on_loss: Callable[[str], None] | None = None, **ray_options: Any
+) -> Iterator[Any]:
+    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context. Nothing
+    that was started outlives it, nor this process, whatever ends that.
 
     Args:
         config: as `read_config` gives it.
+        on_loss: called with a sentence, from a thread, when Ray or Serve has ended before that; the rest of what was
+            started has been ended then. It should not return: the context may be waiting for what is gone.
         ray_options: for `ray.init`.
 
     Yields:
@@ -143,23 +124,45 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
         StartError: the port is busy, or a deployment failed.
     """
     http = config.get("http_options", {})
+    end_orphans()
     check_port(http.get("host", "127.0.0.1"), http.get("port", 8000))
+    guardian = Guardian()
 
+    def lost(reason: str) -> None:
+        guardian.end_all()
+        assert on_loss is not None
+        on_loss(reason)
+
+    try:
+        _start_ray(guardian, ray_options)
+        with contextlib.nullcontext() if on_loss is None else supervision.watched(lost):
+            client = _start_serve(config)
+            deploy(client, config)
+            yield client
+    finally:
+        supervision.stop()
+        guardian.end_all()
+
+
+def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
+    """On this machine, whatever other Ray may run here or be named in the environment."""
     import ray
-    from ray import serve
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with guardian.marked():
+        ray.init(**({"address": "local", "include_dashboard": False, "namespace": "serve"} | options))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
+
+
+def _start_serve(config: Mapping[str, Any]) -> Any:
     from ray.serve._private.api import serve_start
 
-    ray.init(**({"include_dashboard": False, "namespace": "serve"} | ray_options))
+    http, location = dict(config.get("http_options", {})), config.get("proxy_location", "EveryNode")
     try:
-        try:
-            client = serve_start(http_options=dict(http), proxy_location=config.get("proxy_location", "EveryNode"))
-        except Exception as error:
-            raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
-        deploy(client, config)
-        yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        return serve_start(http_options=http, proxy_location=location)
+    except Exception as error:
+        raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -210,6 +213,8 @@ def check_port(host: str, port: int) -> None:
     """Raises StartError if somebody listens there; Serve's own proxy would quietly share the port."""
     try:
         with contextlib.closing(socket.socket()) as probe:
+            # Connections of a server that has just been killed linger; only one who listens is in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen()
     except OSError as error:
@@ -243,23 +248,40 @@ def main() -> int:
 
 
 def _serve(path: Path) -> int:
-    stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, _stop_by_signal)
     try:
         config = read_config(path)
         http = config.get("http_options", {})
-        with running(config):
+        with running(config, on_loss=give_up):
             print(
                 f"ready: http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)} (Ctrl-C stops it)", flush=True
             )
-            stop.wait()
-            print("stopping", flush=True)
+            threading.Event().wait()
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, SystemExit):
+        pass
     return 0
 
 
+def _stop_by_signal(signum: int, _: Any) -> None:
+    """The first one unwinds what has been started so far; the next one leaves that to the guardian."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda signum, _: os._exit(128 + signum))
+    print("stopping", flush=True)
+    raise KeyboardInterrupt
+
+
+def give_up(reason: str) -> None:
+    """Ends this process with an error, at once: it waits for something that will not happen, or Ray would end it."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # Ray's own end waits for a Ray that hangs
