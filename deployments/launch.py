@@ -10,8 +10,11 @@ second form is for the nodes of a cluster: the same settings, but for those of a
 
 import argparse
 import contextlib
+import errno
+import itertools
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -43,6 +46,7 @@ SERVE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 START_TIMEOUT_S = 600.0
+WHY_CHARS = 1000
 # Who listens everywhere is asked on loopback.
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -149,8 +153,11 @@ def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with guardian.marked():
-        ray.init(**({"address": "local", "include_dashboard": False, "namespace": "serve"} | options))
+    try:
+        with guardian.marked():
+            ray.init(**({"address": "local", "include_dashboard": False, "namespace": "serve"} | options))
+    except Exception as error:
+        raise StartError(f"Ray did not start: {_in_one_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
 
@@ -162,7 +169,7 @@ def _start_serve(config: Mapping[str, Any]) -> Any:
     try:
         return serve_start(http_options=http, proxy_location=location)
     except Exception as error:
-        raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        raise StartError(f"Serve did not start: {_exception(str(error)) or _in_one_line(error)}") from None
 
 
 def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -218,16 +225,42 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
             probe.listen()
     except OSError as error:
-        raise StartError(f"port {port} on {host} cannot be used ({error.strerror}): stop what uses it") from None
+        raise StartError(f"port {port} on {host} cannot be used ({error.strerror}): {_remedy(error)}") from None
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "set http_options.host to an address of this machine, or 0.0.0.0 for all"
+    return {
+        errno.EADDRINUSE: "stop what uses it, or set another http_options.port",
+        errno.EADDRNOTAVAIL: "no such address on this machine; set http_options.host to one that it has, or 0.0.0.0",
+        errno.EACCES: "ports below 1024 are the administrator's; set http_options.port to a higher one",
+    }.get(error.errno or 0, "set another http_options.host or http_options.port")
 
 
 def _why(applications: Mapping[str, Any]) -> str:
-    """The last line of the first failure: Serve's messages end with the exception, after its traceback."""
+    """The first failure: Serve's messages end with the exception, after its traceback."""
     messages = [d.message for a in applications.values() for d in a.deployments.values()]
     messages += [application.message for application in applications.values()]
-    lines = [line.strip() for message in messages if message for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason was given"])[-1]
+    texts = [text for message in messages if message for text in [_exception(message)] if text]
+    plain = [" ".join(message.split()) for message in messages if message]
+    return (texts or plain or ["no reason was given"])[0][:WHY_CHARS]
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _exception(message: str) -> str | None:
+    """The last exception of a traceback, in one line, with what pydantic writes below it; None if there is none."""
+    lines = message.splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
+    if not starts:
+        return None
+    text = " ".join(itertools.takewhile(str, (line.strip() for line in lines[starts[-1] :])))
+    text = re.sub(r" (For further information visit \S+|\[type=[^\]]*\])", "", text)
+    # Where it was raised is for the logs.
+    return text.rpartition("RuntimeError: ")[2]
 
 
 def main() -> int:
@@ -251,6 +284,7 @@ def _serve(path: Path) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop_by_signal)
     try:
+        _import_serve()
         config = read_config(path)
         http = config.get("http_options", {})
         with running(config, on_loss=give_up):
@@ -264,6 +298,14 @@ def _serve(path: Path) -> int:
     except (KeyboardInterrupt, SystemExit):
         pass
     return 0
+
+
+def _import_serve() -> None:
+    try:
+        import ray.serve  # noqa: F401
+    except Exception as error:  # it reads its environment
+        advice = "look at variables of the environment named RAY_…"
+        raise StartError(f"Ray cannot be used ({_in_one_line(error)}): {advice}") from None
 
 
 def _stop_by_signal(signum: int, _: Any) -> None:
