@@ -126,7 +126,7 @@ def _in_words(schema: type[BaseModel], value: Any, details: ErrorDetails) -> Pro
 def _in_data(details: ErrorDetails, value: Any) -> Place:
     """Without the names of types by which pydantic tells the members of a union apart."""
     place: Place = ()
-    *_, last = (*details["loc"], None)
+    last = details["loc"][-1] if details["loc"] else None
     for key in details["loc"]:
         if isinstance(value, dict) and (key in value or (details["type"] == "missing" and key == last)):
             value = value.get(key)

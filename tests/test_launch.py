@@ -176,10 +176,13 @@ def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Comm
 
 def test_a_failed_start_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:
     config = config_on_free_port()
-    config["applications"][0]["args"]["encoder"]["preload"] = ["no/such-model"]
+    unknown = {"model": "no/such-model", "modelProperties": {"type": "no-such-type", "dimensions": 4}}
+    config["applications"][0]["args"]["encoder"]["preload"] = [unknown]
     server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
     assert server.process.wait(timeout=180) == 1
-    assert re.search(r"^error: .*no/such-model", server.output, re.MULTILINE)
+    (sentence,) = re.findall(r"^error: .*", server.output, re.MULTILINE)
+    assert sentence.startswith("error: preload: ")
+    assert "no-such-type" in sentence
 
 
 def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[..., Command]) -> None:

@@ -184,7 +184,7 @@ def test_what_an_ended_launch_left_is_ended_by_the_next(tmp_path: Path) -> None:
         from deployments.guardian import Guardian
         guardian = Guardian()
         with guardian.marked():
-            print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
+            print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid, flush=True)
         guardian._lock.acquire()
         os.kill(guardian._process.pid, 9)
         os.kill(os.getpid(), 9)
@@ -195,7 +195,7 @@ def test_what_an_ended_launch_left_is_ended_by_the_next(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     left = psutil.Process(int(ended.stdout))
     end_orphans()
-    assert not left.is_running()
+    assert psutil.wait_procs([left], timeout=GONE_S)[1] == []
     assert stays.poll() is None
     ours.end_all()
     assert stays.wait(timeout=GONE_S) == -signal.SIGKILL
