@@ -196,6 +196,7 @@ def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[
 def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
     server = command(BIN / "serve", "run", "graph:app")
     client = server.wait_until_healthy("http://127.0.0.1:8000")
+    assert client.get("/-/routes").json() == {"/": "default"}  # as the README says
     assert client.results(["hi"], model="random/small")
 
 

@@ -184,7 +184,8 @@ def test_what_an_ended_launch_left_is_ended_by_the_next(tmp_path: Path) -> None:
         from deployments.guardian import Guardian
         guardian = Guardian()
         with guardian.marked():
-            print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid, flush=True)
+            child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print(child.pid, flush=True)
         guardian._lock.acquire()
         os.kill(guardian._process.pid, 9)
         os.kill(os.getpid(), 9)

@@ -72,8 +72,8 @@ def server(memory: Memory, tmp_path: Path) -> Iterator[Command]:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with (tmp_path / "log").open("wb") as output:
         process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', str(memory.path)]
-            + [sys.executable, "-m", "deployments.launch", str(tmp_path / "config.yaml")],
+            ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', memory.path,
+             sys.executable, "-m", "deployments.launch", tmp_path / "config.yaml"],
             cwd=ROOT, env=operators_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
