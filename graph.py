@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 from ray.serve import Application
 
-from deployments.encoder import Encoder, EncoderSettings
+from deployments.encoder import BatchSettings, Encoder, EncoderSettings
 from deployments.ingress import Ingress, IngressSettings
 from deployments.preprocessor import Preprocessor, PreprocessorSettings
 from deployments.replica import Settings
@@ -30,6 +30,10 @@ class GraphArgs(Settings):
     ingress: IngressSettings = IngressSettings()
     preprocessor: PreprocessorSettings = PreprocessorSettings()
     encoder: EncoderSettings = EncoderSettings()
+
+
+USER_CONFIGS: dict[str, type[Settings] | None] = {"Ingress": None, "Preprocessor": None, "Encoder": BatchSettings}
+"""The graph's deployments, with what their `user_config` may say."""
 
 
 def build_app(args: GraphArgs) -> Application:

@@ -24,7 +24,7 @@ import requests
 from tqdm import tqdm
 
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
-from deployments.launch import StartError, read_config, running
+from deployments.launch import StartError, give_up, read_config, running
 
 MODEL = "demo/clip"
 PICTURES = 64
@@ -160,7 +160,7 @@ def main() -> int:
         config = read_config(args.config)
         http = config["http_options"]
         print("starting the graph …", flush=True)
-        with running(config, log_to_driver=False):
+        with running(config, on_loss=give_up, log_to_driver=False):
             demonstrate(f"http://{http['host']}:{http['port']}", args.page)
             print("stopping …", flush=True)
     except StartError as error:

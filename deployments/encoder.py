@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import numpy as np
 import ray
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_validator
 from ray import serve
 
 from deployments.cores import Cores, shares
@@ -90,7 +90,11 @@ class EncoderSettings(Settings):
     @field_validator("preload")
     @classmethod
     def _with_those_of_the_variable(cls, preload: Preload) -> Preload:
-        named = TypeAdapter(Preload).validate_python(_preload_from_environment())
+        try:
+            named = TypeAdapter(Preload).validate_python(_preload_from_environment())
+        except ValidationError:
+            shape = '["NAME", {"model": "NAME", "modelProperties": {…}}, …]'
+            raise ValueError(f"{PRELOAD_VARIABLE} must be a JSON list such as {shape}") from None
         return *preload, *(model for model in named if model not in preload)
 
 

@@ -10,58 +10,39 @@ second form is for the nodes of a cluster: the same settings, but for those of a
 
 import argparse
 import contextlib
+import itertools
+import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from deployments import address, machine
+from deployments import address, machine, supervision
+from deployments.config_file import read_config
 from deployments.environment import CLUSTER
+from deployments.errors import StartError
+from deployments.guardian import Guardian, end_orphans
 
 START_TIMEOUT_S = 600.0
-
-
-class StartError(Exception):
-    """The server cannot be started; the message is one sentence for the operator."""
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A Serve config file, with our arguments checked: Serve itself would fail much later, or not at all.
-
-    Raises:
-        StartError: the file is missing, is not YAML, or holds an argument that we do not know.
-    """
-    from graph import GraphArgs
-
-    try:
-        config: dict[str, Any] = yaml.safe_load(path.read_text())
-        for application in config["applications"]:
-            GraphArgs.model_validate(application.get("args") or {})
-    except OSError as error:
-        raise StartError(f"cannot read the config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise StartError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from None
-    except (KeyError, TypeError):
-        raise StartError(f"the config {path} is not a Serve config: it has no list `applications`") from None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise StartError(f"the config {path} has bad args: {problems}") from None
-    return config
+WHY_CHARS = 1000
 
 
 @contextlib.contextmanager
-def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
-    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context.
+def running(
+    config: Mapping[str, Any], on_loss: Callable[[str], None] | None = None, **ray_options: Any
+) -> Iterator[Any]:
+    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context. Nothing
+    that was started outlives it, nor this process, whatever ends that.
 
     Args:
         config: as `read_config` gives it.
+        on_loss: called with a sentence, from a thread, when Ray or Serve has ended before that; the rest of what was
+            started has been ended then. It should not return: the context may be waiting for what is gone.
         ray_options: for `ray.init`.
 
     Yields:
@@ -72,24 +53,49 @@ def running(config: Mapping[str, Any], **ray_options: Any) -> Iterator[Any]:
     """
     check_machine()
     http = config.get("http_options", {})
+    end_orphans()
     check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
-    http_options = address.for_serve(http)
+    guardian = Guardian()
 
+    def lost(reason: str) -> None:
+        guardian.end_all()
+        assert on_loss is not None
+        on_loss(reason)
+
+    try:
+        _start_ray(guardian, ray_options)
+        with contextlib.nullcontext() if on_loss is None else supervision.watched(lost):
+            client = _start_serve(config)
+            deploy(client, config)
+            yield client
+    finally:
+        supervision.stop()
+        guardian.end_all()
+
+
+def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
+    """On this machine, whatever other Ray may run here or be named in the environment."""
     import ray
-    from ray import serve
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with guardian.marked():
+            ray.init(**({"address": "local", "include_dashboard": False, "namespace": "serve"} | options))
+    except Exception as error:
+        raise StartError(f"Ray did not start: {_in_one_line(error)}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
+
+
+def _start_serve(config: Mapping[str, Any]) -> Any:
     from ray.serve._private.api import serve_start
 
-    ray.init(**({"include_dashboard": False, "namespace": "serve"} | ray_options))
+    http = address.for_serve(config.get("http_options", {}))
+    location = config.get("proxy_location", "EveryNode")
     try:
-        try:
-            client = serve_start(http_options=http_options, proxy_location=config.get("proxy_location", "EveryNode"))
-        except Exception as error:
-            raise StartError(f"Serve did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
-        deploy(client, config)
-        yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        return serve_start(http_options=http, proxy_location=location)
+    except Exception as error:
+        raise StartError(f"Serve did not start: {_exception(str(error)) or _in_one_line(error)}") from None
 
 
 def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -147,12 +153,28 @@ def check_port(host: str | None, port: int) -> None:
 
 
 def _why(applications: Mapping[str, Any]) -> str:
-    """The last line of the first failure: Serve's messages end with the exception, after its traceback."""
+    """The first failure: Serve's messages end with the exception, after its traceback."""
     messages = [d.message for a in applications.values() for d in a.deployments.values()]
     messages += [application.message for application in applications.values()]
-    lines = [line.strip() for message in messages if message for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason was given"])[-1]
+    texts = [text for message in messages if message for text in [_exception(message)] if text]
+    plain = [" ".join(message.split()) for message in messages if message]
+    return (texts or plain or ["no reason was given"])[0][:WHY_CHARS]
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _exception(message: str) -> str | None:
+    """The last exception of a traceback, in one line, with what pydantic writes below it; None if there is none."""
+    lines = message.splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
+    if not starts:
+        return None
+    text = " ".join(itertools.takewhile(str, (line.strip() for line in lines[starts[-1] :])))
+    text = re.sub(r" (For further information visit \S+|\[type=[^\]]*\])", "", text)
+    # Where it was raised is for the logs.
+    return text.rpartition("RuntimeError: ")[2]
 
 
 def main() -> int:
@@ -173,20 +195,46 @@ def main() -> int:
 
 
 def _serve(path: Path) -> int:
-    stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        signal.signal(signum, _stop_by_signal)
     try:
+        _import_serve()
         config = read_config(path)
-        with running(config):
+        with running(config, on_loss=give_up):
             print(f"ready: {address.url_of(config.get('http_options', {}))} (Ctrl-C stops it)", flush=True)
-            stop.wait()
-            print("stopping", flush=True)
+            threading.Event().wait()
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, SystemExit):
+        pass
     return 0
 
 
+def _import_serve() -> None:
+    try:
+        import ray.serve  # noqa: F401
+    except Exception as error:  # it reads its environment
+        advice = "look at variables of the environment named RAY_…"
+        raise StartError(f"Ray cannot be used ({_in_one_line(error)}): {advice}") from None
+
+
+def _stop_by_signal(signum: int, _: Any) -> None:
+    """The first one unwinds what has been started so far; the next one leaves that to the guardian."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda signum, _: os._exit(128 + signum))
+    print("stopping", flush=True)
+    raise KeyboardInterrupt
+
+
+def give_up(reason: str) -> None:
+    """Ends this process with an error, at once: it waits for something that will not happen, or Ray would end it."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # Ray's own end waits for a Ray that hangs

@@ -178,10 +178,13 @@ def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Comm
 
 def test_a_failed_start_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:
     config = config_on_free_port()
-    config["applications"][0]["args"]["encoder"]["preload"] = ["no/such-model"]
+    unknown = {"model": "no/such-model", "modelProperties": {"type": "no-such-type", "dimensions": 4}}
+    config["applications"][0]["args"]["encoder"]["preload"] = [unknown]
     server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
     assert server.process.wait(timeout=180) == 1
-    assert re.search(r"^error: .*no/such-model", server.output, re.MULTILINE)
+    (sentence,) = re.findall(r"^error: .*", server.output, re.MULTILINE)
+    assert sentence.startswith("error: preload: ")
+    assert "no-such-type" in sentence
 
 
 def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[..., Command]) -> None:
@@ -195,6 +198,7 @@ def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[
 def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
     server = command(BIN / "serve", "run", "graph:app")
     client = server.wait_until_healthy("http://127.0.0.1:8000")
+    assert client.get("/-/routes").json() == {"/": "default"}  # as the README says
     assert client.results(["hi"], model="random/small")
 
 

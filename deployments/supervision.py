@@ -1,0 +1,109 @@
+"""Ray and Serve under a running launcher: noticing that they have ended, and ending them within a bounded time."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+CHECK_S = 0.5
+STOP_TIMEOUT_S = 40.0
+"""Serve gives the requests of a replica twenty seconds to finish."""
+VITAL = {"gcs_server": "Ray's control service (gcs_server)", "raylet": "Ray's node (raylet)"}
+
+
+@contextlib.contextmanager
+def watched(on_loss: Callable[[str], None]) -> Iterator[None]:
+    """Within the context `on_loss` is called, from a thread, with a sentence, when Ray or Serve is gone for good.
+
+    Ray must be connected. Serve may start later: its controller is missed only after it has been seen. One that Ray
+    restarts keeps its name all the while.
+    """
+    done = threading.Event()
+    lock = threading.Lock()
+
+    def report(reason: str) -> None:
+        with lock:
+            if not done.is_set():
+                done.set()
+                on_loss(reason)
+
+    # Two threads: where Ray's control service is gone, asking it for the controller never returns.
+    for look in (_ended_process, _ControllerLooks().missing):
+        threading.Thread(target=_look, args=(look, report, done), name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            done.set()
+
+
+def _look(look: Callable[[], str | None], report: Callable[[str], None], done: threading.Event) -> None:
+    while not done.wait(CHECK_S):
+        if (reason := look()) is not None:
+            report(reason)
+
+
+def _ended_process() -> str | None:
+    from ray._private.worker import _global_node
+
+    for kind, process in _global_node.dead_processes() if _global_node else ():
+        if kind in VITAL:
+            return f"{VITAL[kind]} has ended under the running server ({_how(process.returncode)}); start it again"
+    return None
+
+
+def _how(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+class _ControllerLooks:
+    def __init__(self) -> None:
+        self._seen = False
+
+    def missing(self) -> str | None:
+        try:
+            there = _controller() is not None
+        except Exception:  # Ray's own trouble, which is for the other look to judge
+            return None
+        if self._seen and not there:
+            return "Serve's controller is gone: somebody has shut Serve down or killed it; start the server again"
+        self._seen = self._seen or there
+        return None
+
+
+def _controller() -> Any:
+    """None if there is none, or only one that has ended for good."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def stop(timeout_s: float = STOP_TIMEOUT_S) -> bool:
+    """Stops Serve and then Ray, with requests in flight answered; whether that was done in time."""
+    stopping = threading.Thread(target=_stop, args=(time.monotonic() + timeout_s,), name="stop", daemon=True)
+    stopping.start()
+    stopping.join(timeout_s)
+    return not stopping.is_alive()
+
+
+def _stop(deadline: float) -> None:
+    import ray
+    from ray.serve import context
+
+    if not ray.is_initialized():
+        return
+    if context._global_client is not None:
+        context._global_client.shutdown_cached_handles()
+    # Not `serve.shutdown`: it waits for an answer that never comes, since the controller ends first, and Ray reports
+    # that as a failed task that it will try again for ever.
+    if (controller := _controller()) is not None:
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=deadline - time.monotonic())
+        while _controller() is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    context._disconnect()
+    ray.shutdown()
