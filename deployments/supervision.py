@@ -9,6 +9,7 @@ from typing import Any
 CHECK_S = 0.5
 STOP_TIMEOUT_S = 40.0
 """Serve gives the requests of a replica twenty seconds to finish."""
+SHUTDOWN_S = 5.0
 VITAL = {"gcs_server": "Ray's control service (gcs_server)", "raylet": "Ray's node (raylet)"}
 
 
@@ -85,25 +86,37 @@ def _controller() -> Any:
 
 def stop(timeout_s: float = STOP_TIMEOUT_S) -> bool:
     """Stops Serve and then Ray, with requests in flight answered; whether that was done in time."""
-    stopping = threading.Thread(target=_stop, args=(time.monotonic() + timeout_s,), name="stop", daemon=True)
+    deadline = time.monotonic() + timeout_s
+    stopping = threading.Thread(target=_stop, args=(deadline,), name="stop", daemon=True)
     stopping.start()
-    stopping.join(timeout_s)
+    while stopping.is_alive() and time.monotonic() < deadline:
+        stopping.join(CHECK_S)
+        if _ended_process() is not None:
+            # Ray is being shut down, or somebody has ended it, as systemd does with a group: then Serve never answers.
+            stopping.join(SHUTDOWN_S)
+            break
     return not stopping.is_alive()
 
 
 def _stop(deadline: float) -> None:
     import ray
+
+    if ray.is_initialized():
+        with contextlib.suppress(Exception):  # what cannot be stopped is ended by whoever called
+            _stop_serve(deadline)
+        ray.shutdown()
+
+
+def _stop_serve(deadline: float) -> None:
+    """Not `serve.shutdown`: it waits for an answer that never comes, since the controller ends first, and Ray reports
+    that as a failed task that it will try again for ever."""
+    import ray
     from ray.serve import context
 
-    if not ray.is_initialized():
-        return
     if context._global_client is not None:
         context._global_client.shutdown_cached_handles()
-    # Not `serve.shutdown`: it waits for an answer that never comes, since the controller ends first, and Ray reports
-    # that as a failed task that it will try again for ever.
     if (controller := _controller()) is not None:
         ray.get(controller.graceful_shutdown.remote(wait=False), timeout=deadline - time.monotonic())
         while _controller() is not None and time.monotonic() < deadline:
             time.sleep(0.1)
     context._disconnect()
-    ray.shutdown()

@@ -128,6 +128,8 @@ def test_nothing_outlives_a_killed_launcher(launch: Callable[[], Launch], moment
 def test_a_launcher_whose_ray_has_ended_says_so_and_ends(launch: Callable[[], Launch], lost: str) -> None:
     server = launch()
     server.wait_for_output("ready: ")
+    if lost == "controller":
+        restart_controller(server)
     with all_gone_after(server, LOST_S):
         if lost == "controller":
             shut_serve_down(server)
@@ -137,6 +139,19 @@ def test_a_launcher_whose_ray_has_ended_says_so_and_ends(launch: Callable[[], La
     (sentence,) = [line for line in server.output.splitlines() if line.startswith("error: ")]
     assert lost in sentence
     assert "Traceback" not in server.output
+
+
+def restart_controller(server: Launch) -> None:
+    """One that was killed is restarted by Ray, and so not gone."""
+
+    def controllers() -> set[psutil.Process]:
+        titles = {process: process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])}
+        ours = server.started()
+        return {process for process in ours if titles.get(process, [""])[0].startswith("ray::ServeController")}
+
+    (first,) = controllers()
+    first.kill()
+    server.wait_for(lambda: bool(controllers() - {first}), "another controller")
 
 
 def shut_serve_down(server: Launch) -> None:
