@@ -5,7 +5,7 @@ import functools
 import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -30,6 +30,7 @@ from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import contained
 from embedding.protocol import ModelConfig
 from embedding.url import shown
 
@@ -151,6 +152,7 @@ class Encoder:
         for folder in settings.architectures:
             add_architectures(folder)
         self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         # Two, so that one copies into its buffer while the bus is busy with the other's.
         self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
@@ -199,7 +201,8 @@ class Encoder:
     async def fingerprint(self, spec: ModelSpec) -> str:
         """Hash of all that decides a model's vectors: weights, preprocessing, precision, library versions."""
         async with self._models.use(self._on_device(spec)) as model:
-            return await asyncio.get_running_loop().run_in_executor(self._loaders, lambda: model.fingerprint)
+            # Reads all weights: not where others wait for their models.
+            return await _in_thread(self._readers, lambda: model.fingerprint)
 
     @_refusals_as_values
     async def encode_images(self, spec: ModelSpec, pixels: np.ndarray, normalized: bool, urgent: bool) -> np.ndarray:
@@ -233,14 +236,14 @@ class Encoder:
             return pixels
         stage = functools.partial(staged, pixels, torch.device(model.info.device))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._stagers, stage)
+            return await _in_thread(self._stagers, stage)
         except torch.OutOfMemoryError:
             return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
         if sum(map(len, texts)) <= INLINE_CHARS:
-            return model.tokenize(texts)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, model.tokenize, texts)
+            return contained(model.tokenize, texts)
+        return await _in_thread(self._tokenizers, functools.partial(model.tokenize, texts))
 
     async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
         """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond."""
@@ -339,6 +342,10 @@ def as_far_as_memory_goes(encode: Encode, payloads: Sequence[Any]) -> Rows:
     if sum(map(len, payloads)) == 1:
         raise RequestError(Fault.OVERLOADED, "the device has not enough free memory for this content; try again later")
     return np.concatenate([as_far_as_memory_goes(encode, half) for half in shares(payloads, 2)])
+
+
+async def _in_thread(executor: Executor, call: Callable[[], R]) -> R:
+    return await asyncio.get_running_loop().run_in_executor(executor, contained, call)
 
 
 def _maxima(batches: BatchSettings) -> dict[str, int]:

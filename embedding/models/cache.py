@@ -22,6 +22,7 @@ from embedding.errors import Fault, RequestError
 from embedding.models.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.panic import contained
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -334,7 +335,7 @@ class ModelCache:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         # With the context of the load, so that its steps share one clock.
         run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._executor, run, call)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: run(contained, call))
 
     def _used(self) -> int:
         return sum(entry.nbytes for entry in (*self._entries.values(), *self._ejected))

@@ -21,7 +21,7 @@ def unloadable(reason: str) -> RequestError:
     return RequestError(Fault.REFUSED, f"{_PREFIX}: {reason}")
 
 
-def named(error: Exception, name: str) -> RequestError:
+def named(error: BaseException, name: str) -> RequestError:
     """Any failure to load, as the refusal of the model that the request calls `name`."""
     if not isinstance(error, RequestError):
         return RequestError(Fault.REFUSED, f"{_PREFIX} '{shown(name)}': {described(error)}")

@@ -26,6 +26,7 @@ from embedding.models.random import HashName, random_vectors
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
+from embedding.panic import contained
 
 logger = logging.getLogger("ray.serve")
 
@@ -89,9 +90,10 @@ def load_model(
                 model = _load(spec, parse_properties(spec.properties), device, options, weights)
             loaded_s = clock.elapsed_s
             _warm_up(model, device, maxima)
-    except Exception as error:
+    except BaseException as error:
         if not is_out_of_memory(error):
-            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them.
+            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them, and Rust's panics,
+            # which are no Exceptions.
             raise named(error, spec.name) from None
         full = described(error)
     else:
@@ -119,7 +121,7 @@ def estimate_bytes(
             return _estimate(spec, parse_properties(spec.properties), device, options, weights)
     except RequestError as error:
         raise named(error, spec.name) from None
-    except Exception:
+    except BaseException:
         return None  # whatever is wrong with it, loading will say it better
 
 
@@ -206,7 +208,7 @@ def _warm_up(model: Model, device: torch.device, maxima: Mapping[str, int]) -> N
 
 def _trial(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
     try:
-        return encode(count)
+        return contained(encode, count)
     except Exception as error:
         raise RequestError(
             Fault.REFUSED,
