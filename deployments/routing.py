@@ -7,7 +7,6 @@ A cold model is therefore loaded once in the cluster; a hot one overflows to fur
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 from blake3 import blake3
@@ -143,7 +142,6 @@ class CallsInFlight:
             del self._of_replica[replica_id]
 
 
-@lru_cache(4096)
 def _home_key(properties_json: str) -> str:
     return blake3(properties_json.encode()).hexdigest(8)
 

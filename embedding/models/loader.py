@@ -12,13 +12,14 @@ import numpy as np
 import open_clip
 import torch
 
+from embedding.contain import contained
 from embedding.errors import Fault, RequestError
 from embedding.models.failure import described, is_out_of_memory, named
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import estimate_hf, load_hf, spec_auth
+from embedding.models.hf import estimate_hf, hf_folder, load_hf, spec_auth
 from embedding.models.load_time import LoadTime, load_time
 from embedding.models.model import Model, Pixels, Rows
-from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
+from embedding.models.onnx import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
 from embedding.models.openclip import load_openclip
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
@@ -26,7 +27,7 @@ from embedding.models.random import HashName, random_vectors
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
-from embedding.panic import contained
+from embedding.url import shown
 
 logger = logging.getLogger("ray.serve")
 
@@ -103,6 +104,21 @@ def load_model(
     raise MemoryError(full)
 
 
+def fetch_files(spec: ModelSpec, options: LoadOptions, weights: Weights) -> None:
+    """Brings all of a model's files to the disk. Blocks for as long as that takes, and computes next to nothing.
+
+    Within a session of `weights`, which must go on until then, loading the model asks nobody for them any more.
+
+    Raises:
+        RequestError: REFUSED, with the reason.
+    """
+    try:
+        with load_time(), weights.session():
+            _fetch(spec, parse_properties(spec.properties), options, weights)
+    except BaseException as error:
+        raise named(error, spec.name) from None
+
+
 def estimate_bytes(
     spec: ModelSpec, device: torch.device, options: LoadOptions | None = None, weights: Weights | None = None
 ) -> int | None:
@@ -133,13 +149,24 @@ def release_memory() -> None:
 def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
     total_s = clock.elapsed_s
     logger.info(
-        f"loaded model {info.key} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
+        f"loaded model {shown(info.key)} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
         f"of that download {clock.download_s:.2f} s, warm-up {total_s - loaded_s:.2f} s"
     )
 
 
 def _anything() -> LoadOptions:
     return LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
+
+
+def _fetch(spec: ModelSpec, properties: Properties, options: LoadOptions, weights: Weights) -> None:
+    if isinstance(properties, RandomProperties):
+        return
+    if wants_onnx(spec, properties, options):
+        fetch_onnx(spec, properties, options, weights)
+    elif isinstance(properties, HfProperties):
+        hf_folder(properties, options, weights, spec_auth(spec))
+    else:
+        find_recipe(properties, spec_auth(spec), weights)
 
 
 def _load(

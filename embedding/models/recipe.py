@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class _OneAtATime:
             return self._tokenizer(texts)
 
 
-@cache
+# Not without end: a repository's config may give any length.
+@lru_cache(4)
 def _clip_tokenizer(context_length: int) -> BpeTokenizer:
     """Shared by all models that have it: making one takes half a second and megabytes."""
     return BpeTokenizer(open_clip.SimpleTokenizer(context_length=context_length))
