@@ -211,7 +211,7 @@ class Weights:
 
         identity = group or f"{s3.endpoint()} {s3.s3_label(bucket, key)}"
         name = PurePosixPath(key).name or "checkpoint"
-        return once((identity, name), lambda: self._fetched(identity, name, write, check))
+        return self._fetched(identity, name, write, check)
 
     def _one_of(self, group: str, source: str, auth: Auth | None) -> Path:
         """One file of a folder that several sources fill: the group is the folder's key."""
@@ -230,9 +230,12 @@ class Weights:
     def _fetched(
         self, key: str, name: str, write: Callable[[Path], None], check: Callable[[], None] = lambda: None
     ) -> Path:
-        with downloading():
-            check()
-            return self._store.get(key, name, write)
+        def get() -> Path:
+            with downloading():
+                check()
+                return self._store.get(key, name, write)
+
+        return once((key, name), get)
 
     def _path(self, given: str, folder: bool = False) -> Path:
         """A path of this machine, links followed. Of what lies outside the roots not even the existence is told."""
