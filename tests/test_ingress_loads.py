@@ -1,4 +1,4 @@
-"""Models that others name, through the whole graph: slow ones hold up nobody, many fill nothing, private ones stay it."""
+"""Models that others name, through the whole graph: slow ones hold up nobody, many fill nothing, some are private."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_downloads_that_trickle_hold_up_nobody(client: MarqoClient) -> None:
 
 def encoder() -> psutil.Process:
     mark = "ServeReplica:loads:Encoder"
-    (process,) = (p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or []))
+    (process,) = (p for p in psutil.Process().children(recursive=True) if mark in " ".join(p.cmdline()))
     return process
 
 
