@@ -179,6 +179,27 @@ def test_too_many_at_once_are_told_so() -> None:
     run(test, fetch=files.fetch, max_models=3)
 
 
+def test_who_waits_for_downloads_leaves_room_for_others() -> None:
+    files = Files()
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        files.there = {name: asyncio.Event() for name in ("slow", "other", "third")}
+        waiting = [asyncio.create_task(touch(cache, "slow")) for _ in range(2)]
+        await until(lambda: files.asked == ["slow"])
+        with pytest.raises(RequestError, match="'slow': it is being downloaded, and 2 requests wait") as caught:
+            await touch(cache, "slow")
+        assert caught.value.fault is Fault.OVERLOADED
+        waiting += [asyncio.create_task(touch(cache, "other")) for _ in range(2)]
+        await until(lambda: files.asked == ["slow", "other"])
+        assert (await touch(cache, "there")).info.name == "there"
+        for event in files.there.values():
+            event.set()
+        await asyncio.gather(*waiting)
+        await touch(cache, "slow")
+
+    run(test, fetch=files.fetch, max_waiting=4)
+
+
 @pytest.mark.parametrize("kind", ["quick", "model", "bad", "huge:99"])
 def test_names_without_end_take_no_memory_without_end(kind: str) -> None:
     """Descriptions of 90 KB each: loaded, quick, failing, or larger than the budget."""

@@ -10,7 +10,6 @@ import contextvars
 import gc
 import logging
 import time
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,8 +19,9 @@ from typing import TypeVar
 
 from embedding.contain import contained
 from embedding.errors import RequestError
+from embedding.models.departed import Departed, Measured
 from embedding.models.entry import CacheStats, Entry, surplus
-from embedding.models.failure import larger_than_budget, out_of_memory, too_many_loads
+from embedding.models.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
 from embedding.models.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
@@ -31,9 +31,8 @@ __all__ = ["CacheStats", "ModelCache"]
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 MAX_MODELS = 100
-_MEASURED_KEPT = 10_000
+MAX_WAITING = 96
 _OTHERS_LOADS = 5
-_GONE_TRIES, _GONE_PAUSE_S = 50, 0.01
 
 
 class ModelCache:
@@ -54,6 +53,7 @@ class ModelCache:
         quick: whether a model needs neither files nor time. Such a one is made at once, in a thread of its kind's own;
             it counts no bytes, and makes no others go but those of its kind.
         max_models: how many are kept, quick ones and others each, and how many may be on their way.
+        max_waiting: users that may wait for downloads, half of them for the same; they hold places that others need.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class ModelCache:
         session: Callable[[], AbstractContextManager[object]] = nullcontext,
         quick: Callable[[ModelSpec], bool] = lambda spec: False,
         max_models: int = MAX_MODELS,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._load = load
         self._executor = executor
@@ -81,13 +82,14 @@ class ModelCache:
         self._is_quick = quick
         self._quick_executor = ThreadPoolExecutor(1, thread_name_prefix="quick")
         self._max_models = max_models
+        self._max_waiting = max_waiting
         self._too_many = False
         self._entries: OrderedDict[ModelSpec, Entry] = OrderedDict()
         self._ejected: set[Entry] = set()
-        self._measured: OrderedDict[bytes, int] = OrderedDict()
+        self._measured = Measured()
         self._line: deque[Entry] = deque()
         self._changed = asyncio.Event()
-        self._gone: list[weakref.ref[Model]] = []
+        self._departed = Departed()
         self._unreleased = False
         self._stats = CacheStats(budget_bytes=budget_bytes)
 
@@ -111,6 +113,7 @@ class ModelCache:
         one with these."""
         for attempt in range(_OTHERS_LOADS + 1):
             entry = self._entries.get(spec) or self._begin(spec)
+            self._check_waiting(entry)
             self._entries.move_to_end(spec)
             entry.users += 1
             try:
@@ -133,6 +136,12 @@ class ModelCache:
         entry.task = asyncio.create_task(self._fill(entry))
         entry.task.add_done_callback(_seen)
         return entry
+
+    def _check_waiting(self, entry: Entry) -> None:
+        if entry.fetching:
+            waiting = sum(other.users for other in self._entries.values() if other.fetching)
+            if waiting >= self._max_waiting or 2 * entry.users >= self._max_waiting:
+                raise still_downloading(entry.spec.name, waiting)
 
     def _stop_using(self, entry: Entry) -> None:
         entry.users -= 1
@@ -179,7 +188,7 @@ class ModelCache:
             await self._make_room(entry, await self._expected(entry.spec))
             model = await self._loaded(entry)
             nbytes = model.info.nbytes
-            self._remember(entry.spec, nbytes)
+            self._measured.remember(entry.spec, nbytes)
             if nbytes > entry.nbytes:
                 # More than expected. What it holds would keep the line from moving, so it stands in line anew.
                 entry.nbytes = 0
@@ -204,18 +213,13 @@ class ModelCache:
 
     async def _expected(self, spec: ModelSpec) -> int:
         """Bytes to set aside: what it took the last time, else the estimate, else nothing."""
-        measured = self._measured.get(spec.identity)
+        measured = self._measured.get(spec)
         if measured is not None:
             return measured
         estimate = self._estimate
         if estimate is None:
             return 0
         return await self._in_thread(lambda: estimate(spec) or 0)
-
-    def _remember(self, spec: ModelSpec, nbytes: int) -> None:
-        self._measured[spec.identity] = nbytes
-        if len(self._measured) > _MEASURED_KEPT:
-            self._measured.popitem(last=False)
 
     async def _loaded(self, entry: Entry) -> Model:
         """The model; if the device is full, a second try without any idle model."""
@@ -237,19 +241,11 @@ class ModelCache:
     async def _attempt(self, spec: ModelSpec) -> Model:
         if self._unreleased:
             self._unreleased = False
-            await self._until_gone()
+            if not await self._departed.wait():
+                await self._in_thread(gc.collect)  # a cycle holds one
             if self._release is not None:
                 await self._in_thread(self._release)
         return await self._in_thread(lambda: self._load(spec))
-
-    async def _until_gone(self) -> None:
-        """Lets a forward pass whose caller has hung up run to its end: only then is its model's memory free."""
-        for _ in range(_GONE_TRIES):
-            self._gone = [reference for reference in self._gone if reference() is not None]
-            if not self._gone:
-                return
-            await asyncio.sleep(_GONE_PAUSE_S)
-        await self._in_thread(gc.collect)  # a cycle holds it
 
     async def _make_room(self, entry: Entry, nbytes: int) -> None:
         """Sets `nbytes` aside for an entry, first come, first served.
@@ -333,7 +329,7 @@ class ModelCache:
         if entry in self._ejected and entry.task is None and (entry.users == 0 or entry.nbytes == 0):
             self._ejected.discard(entry)
             if entry.model is not None and not entry.quick:
-                self._gone.append(weakref.ref(entry.model))
+                self._departed.add(entry.model)
                 self._unreleased = True
         self._notify()
 

@@ -56,6 +56,15 @@ def too_many_loads(name: str, loading: int) -> RequestError:
     )
 
 
+def still_downloading(name: str, waiting: int) -> RequestError:
+    """The refusal of a model whose files are on their way, where too many wait for such already."""
+    return RequestError(
+        Fault.OVERLOADED,
+        f"{_PREFIX} '{shown(name)}': it is being downloaded, and {waiting} requests wait for downloads already; "
+        "try again later",
+    )
+
+
 def invalid(reason: str) -> RequestError:
     """The refusal of properties that contradict themselves or lack something."""
     return RequestError(Fault.REFUSED, f"Invalid model properties: {reason}")
