@@ -5,7 +5,7 @@ import functools
 import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -17,20 +17,25 @@ from ray import serve
 
 from deployments.cores import Cores, shares
 from deployments.listing import Loaded, shown_names
+from deployments.message import in_one_message
 from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
+from embedding.contain import contained
 from embedding.errors import Fault, RequestError
+from embedding.models.access import KeyedHash
 from embedding.models.buffers import staged
-from embedding.models.cache import ModelCache
-from embedding.models.loader import estimate_bytes, load_model, release_memory
+from embedding.models.cache import MAX_MODELS, ModelCache
+from embedding.models.failure import named
+from embedding.models.loader import estimate_bytes, fetch_files, load_model, release_memory
 from embedding.models.model import Model, Rows, normalize
 from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
+from embedding.models.origin import needs_files, origin_of
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.models.transfers import Transfers
 from embedding.models.weights import Weights
-from embedding.panic import panics_as_errors
 from embedding.protocol import ModelConfig
 from embedding.url import shown
 
@@ -74,6 +79,7 @@ class EncoderSettings(Settings):
         threads: cores that encode, on a CPU; null is all of the machine's, whatever Ray was asked for: a large model
             would leave some idle otherwise. Say less where several encoders share a machine.
         model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
+        max_models: how many models are kept, for each replica, whatever they take; `random` ones count for themselves.
         preload: models to load before a replica takes traffic, as registry names or with their properties; those of
             MARQO_MODELS_TO_PRELOAD come on top.
         architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
@@ -83,6 +89,7 @@ class EncoderSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     model_budget_bytes: NonNegativeInt = 0
+    max_models: PositiveInt = MAX_MODELS
     preload: Preload = Field((), validate_default=True)
     architectures: tuple[Path, ...] = ()
     models: LoadOptions = LoadOptions()
@@ -118,8 +125,7 @@ def _refusals_as_values(
     @functools.wraps(method)
     async def wrapper(self: "Encoder", *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
         try:
-            with panics_as_errors():
-                return await method(self, *args, **kwargs)
+            return await method(self, *args, **kwargs)
         except RequestError as error:
             return error
 
@@ -156,18 +162,25 @@ class Encoder:
         self._cores = Cores(settings.threads or os.cpu_count() or 1)
         for folder in settings.architectures:
             add_architectures(folder)
+        self._transfers = Transfers()
         self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         # Two, so that one copies into its buffer while the bus is busy with the other's.
         self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
         self._options = settings.models
         self._weights = Weights(settings.models)
+        self._owner = KeyedHash()
         self._models = ModelCache(
             self._load,
             self._loaders,
             settings.model_budget_bytes,
             estimate=self._estimate,
             release=release_memory,
+            fetch=self._fetch,
+            session=self._weights.session,
+            quick=lambda spec: not needs_files(spec),
+            max_models=settings.max_models,
         )
         self._metrics = EncoderMetrics()
         self._maxima = _maxima(BatchSettings())
@@ -205,7 +218,8 @@ class Encoder:
     async def fingerprint(self, spec: ModelSpec) -> str:
         """Hash of all that decides a model's vectors: weights, preprocessing, precision, library versions."""
         async with self._models.use(self._on_device(spec)) as model:
-            return await asyncio.get_running_loop().run_in_executor(self._loaders, lambda: model.fingerprint)
+            # Reads all weights: not where others wait for their models.
+            return await _in_thread(self._readers, lambda: model.fingerprint)
 
     @_refusals_as_values
     async def encode_images(self, spec: ModelSpec, pixels: np.ndarray, normalized: bool, urgent: bool) -> np.ndarray:
@@ -239,15 +253,15 @@ class Encoder:
             return pixels
         stage = functools.partial(staged, pixels, torch.device(model.info.device))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._stagers, stage)
+            return await _in_thread(self._stagers, stage)
         except torch.OutOfMemoryError:
             return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
         if model.tokenizing is None and sum(map(len, texts)) <= INLINE_CHARS:
-            return model.tokenize(texts)
+            return contained(model.tokenize, texts)
         executor = model.tokenizing or self._tokenizers
-        return await asyncio.get_running_loop().run_in_executor(executor, model.tokenize, texts)
+        return await _in_thread(executor, functools.partial(model.tokenize, texts))
 
     async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
         """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond."""
@@ -293,13 +307,14 @@ class Encoder:
             await asyncio.sleep(PERIOD_S)
 
     async def loaded(self) -> Loaded:
-        """What this replica has loaded."""
+        """What this replica has loaded, as far as a message holds it."""
         replica = serve.get_replica_context().replica_id.unique_id
-        return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.stats(), self._models.infos())
+        models = in_one_message(self._models.infos())
+        return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.stats(), models)
 
     async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
         """Forgets models: by label and device (the older generation's way), or by label or key alone."""
-        return self._models.eject(lambda info: _is_called(info, name, device))
+        return in_one_message(self._models.eject(lambda info: _is_called(info, name, device)))
 
     async def touch(self, pixels: np.ndarray) -> None:
         """Takes pixels and does nothing with them: an ingress opens its connections with it."""
@@ -308,6 +323,13 @@ class Encoder:
         """Raises what keeps the device from being used. Serve asks now and then, and replaces a replica that raises."""
         if self._device.type == "cuda":
             torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
+
+    async def _fetch(self, spec: ModelSpec) -> None:
+        fetch = functools.partial(fetch_files, spec, self._options, self._weights)
+        try:
+            await self._transfers.run(origin_of(spec, self._options), fetch)
+        except RequestError as error:
+            raise named(error, spec.name) from None
 
     def _load(self, spec: ModelSpec) -> Model:
         device = torch.device(spec.device or "cpu")
@@ -325,7 +347,9 @@ class Encoder:
                 f"device '{shown(spec.device)}' is not available here; valid devices: {', '.join(valid)}",
             )
         device = "cpu" if spec.device == "cpu" else str(self._device)
-        return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json)
+        private = spec.auth_json is not None and not self._options.share_private_models
+        owner = self._owner(spec.auth_json) if private else ""
+        return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json, owner)
 
 
 def as_far_as_memory_goes(encode: Encode, payloads: Sequence[Any]) -> Rows:
@@ -346,6 +370,10 @@ def as_far_as_memory_goes(encode: Encode, payloads: Sequence[Any]) -> Rows:
     if sum(map(len, payloads)) == 1:
         raise RequestError(Fault.OVERLOADED, "the device has not enough free memory for this content; try again later")
     return np.concatenate([as_far_as_memory_goes(encode, half) for half in shares(payloads, 2)])
+
+
+async def _in_thread(executor: Executor, call: Callable[[], R]) -> R:
+    return await asyncio.get_running_loop().run_in_executor(executor, contained, call)
 
 
 def _maxima(batches: BatchSettings) -> dict[str, int]:

@@ -15,7 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedding.panic import as_error
+from embedding.contain import contained
+from embedding.errors import Fault, RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class DeviceQueue:
     """Runs jobs on one device, one batch at a time.
 
     Args:
-        run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks.
+        run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks. What it
+            raises fails its jobs, be it a library's panic; the queue goes on.
         executor: where `run` runs; one thread, since there is one device, and of this queue alone.
         max_items: most items in one batch, by lane; may be changed while the queue runs.
         lane_of: the lane of a group.
@@ -105,10 +107,13 @@ class DeviceQueue:
         vectors, and what does not fit a device's memory as a whole may fit in parts.
         """
         try:
-            return self._run(group, payloads)
-        except BaseException as error:  # whatever it is: this thread serves everybody
+            rows = contained(self._run, group, payloads)
+            if len(rows) != len(payloads):
+                raise RequestError(Fault.INTERNAL, f"{len(rows)} results came of {len(payloads)} jobs")
+            return rows
+        except Exception as error:
             if len(payloads) == 1:
-                return [as_error(error)]
+                return [error]
         # Out here the traceback is gone, and with it what the failed pass still held of the device's memory.
         half = len(payloads) // 2
         return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]

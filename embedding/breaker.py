@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_LONGEST_HOST = 300
+"""Characters of a host and its port; DNS has names of 253."""
+
 
 @dataclass(slots=True)
 class _Failing:
@@ -67,11 +70,13 @@ class Breaker:
     def failed(self, host: str, reason: str) -> None:
         """`host` could not be reached or did not answer in time."""
         state = self._failing.get(host)
+        if state is None and len(host) > _LONGEST_HOST:
+            return  # it cannot be a name, so trying it costs nothing; and what a stranger makes up has no end
         if state is None:
             self._forget_oldest()
             state = self._failing[host] = _Failing()
         state.failures += 1
-        state.reason = reason
+        state.reason = reason[:_LONGEST_HOST]
         state.probing = False
         if state.failures >= self._threshold:
             state.open_until = self._clock() + self._pause_s

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from embedding.batching import DeviceQueue, Job
+from embedding.errors import RequestError
 
 WAIT_S = 10
 
@@ -249,3 +250,45 @@ def test_an_idle_queue_starts_again(device: Device) -> None:
         assert [batch for _, batch in device.batches] == [["a"], ["b"], ["c"]]
 
     run(device, test)
+
+
+class Panic(BaseException):
+    """As pyo3 raises it for a panic of Rust's."""
+
+
+PANICS = [Panic("called `Option::unwrap()` on a `None` value"), SystemExit(1), KeyboardInterrupt(), StopIteration()]
+PANICS += [asyncio.CancelledError(), GeneratorExit()]
+
+
+@pytest.mark.parametrize("panic", PANICS, ids=lambda panic: type(panic).__name__)
+def test_a_library_that_panics_costs_only_its_own_job(panic: BaseException) -> None:
+    """Neither the device's thread nor the event loop ends, and every future is settled."""
+
+    def forward(group: Any, payloads: Sequence[Any]) -> list[Any]:
+        if "poison" in payloads:
+            raise panic
+        return list(payloads)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            queue = DeviceQueue(forward, executor, lane_of=lambda group: group, max_items={"i": 8})
+            jobs = [queue.put(Job("i", payload, 1)) for payload in ("a", "poison", "b")]
+            async with asyncio.timeout(WAIT_S):
+                first, failed, second = await asyncio.gather(*jobs, return_exceptions=True)
+                assert (first, second) == ("a", "b")
+                assert isinstance(failed, RequestError)
+                assert type(panic).__name__ in failed.message
+                assert await queue.put(Job("i", "next", 1)) == "next"
+
+    asyncio.run(main())
+
+
+def test_a_pass_with_too_few_results_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            queue = DeviceQueue(lambda group, payloads: [], executor, lane_of=lambda group: group, max_items={"i": 8})
+            async with asyncio.timeout(WAIT_S):
+                with pytest.raises(RequestError, match="0 results came of 1 jobs"):
+                    await queue.put(Job("i", "a", 1))
+
+    asyncio.run(main())

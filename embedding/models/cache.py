@@ -10,76 +10,29 @@ import contextvars
 import gc
 import logging
 import time
-import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import TypeVar
 
-from embedding.errors import Fault, RequestError
+from embedding.contain import contained
+from embedding.errors import RequestError
+from embedding.models.departed import Departed, Measured
+from embedding.models.entry import CacheStats, Entry, surplus
+from embedding.models.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
 from embedding.models.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
 
+__all__ = ["CacheStats", "ModelCache"]
+
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
-_MEASURED_KEPT = 10_000
-_GONE_TRIES, _GONE_PAUSE_S = 50, 0.01
-
-
-@dataclass(slots=True)
-class CacheStats:
-    """Counters since the start, and sizes of now: for metrics.
-
-    Args:
-        loads: models loaded.
-        failed_loads: loads that ended in an error.
-        load_seconds: what the loads took, all together: from the first step to the model's being ready, so with its
-            download, its wait for room and its warm-up.
-        evictions: models that made room for others.
-        ejections: models that somebody ejected.
-        out_of_memory: loads for which everything idle had to go, since the device was full before the budget was.
-        bytes: weights of all models, with what is set aside for those that are loading.
-        budget_bytes: what `bytes` may be; 0 is no limit.
-        waiting: loads that wait for room.
-    """
-
-    loads: int = 0
-    failed_loads: int = 0
-    load_seconds: float = 0.0
-    evictions: int = 0
-    ejections: int = 0
-    out_of_memory: int = 0
-    bytes: int = 0
-    budget_bytes: int = 0
-    waiting: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One model from the first request for it until its last user is gone; `nbytes` counts all that time.
-
-    Users are counted from the moment they ask, so that nobody's model goes between its load and its use.
-    """
-
-    spec: ModelSpec
-    users: int = 0
-    nbytes: int = 0
-    model: Model | None = None
-    task: asyncio.Task[Model] | None = field(default=None, repr=False)
-
-    @property
-    def idle(self) -> bool:
-        return self.users == 0 and self.model is not None
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model's own, else what the request says of it."""
-        if self.model is not None:
-            return self.model.info
-        return ModelInfo.of(self.spec, self.spec.device or "cpu", 0, None, self.nbytes)
+MAX_MODELS = 100
+MAX_WAITING = 96
+_OTHERS_LOADS = 5
 
 
 class ModelCache:
@@ -89,11 +42,18 @@ class ModelCache:
         load: makes a model; blocks. Raises RequestError, or MemoryError if the device is full.
         executor: where `load`, `estimate` and `release` run.
         budget_bytes: what all weights together may take; 0 is no limit.
-        estimate: tells the bytes of a model before it is loaded, so that room is made first; blocks, may download,
-            raises RequestError. None, or an answer of None: unknown, room is made when the model is there.
+        estimate: tells the bytes of a model before it is loaded, so that room is made first; blocks, raises
+            RequestError. None, or an answer of None: unknown, room is made when the model is there.
         release: gives memory of evicted models back to the device; blocks.
         patience_s: how long a load waits for room before models in use are closed to newcomers, so that a model that
             is never idle cannot keep others out for good.
+        fetch: brings a model's files to the disk, before it stands in line for room and takes a thread of `executor`;
+            cancelled when nobody waits for the model any more. Raises RequestError. None: `estimate` and `load` do it.
+        session: entered for the time of each load, all its steps included.
+        quick: whether a model needs neither files nor time. Such a one is made at once, in a thread of its kind's own;
+            it counts no bytes, and makes no others go but those of its kind.
+        max_models: how many are kept, quick ones and others each, and how many may be on their way.
+        max_waiting: users that may wait for downloads, half of them for the same; they hold places that others need.
     """
 
     def __init__(
@@ -104,6 +64,12 @@ class ModelCache:
         estimate: Callable[[ModelSpec], int | None] | None = None,
         release: Callable[[], None] | None = None,
         patience_s: float = 2.0,
+        *,
+        fetch: Callable[[ModelSpec], Awaitable[object]] | None = None,
+        session: Callable[[], AbstractContextManager[object]] = nullcontext,
+        quick: Callable[[ModelSpec], bool] = lambda spec: False,
+        max_models: int = MAX_MODELS,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._load = load
         self._executor = executor
@@ -111,12 +77,19 @@ class ModelCache:
         self._estimate = estimate
         self._release = release
         self._patience_s = patience_s
-        self._entries: OrderedDict[ModelSpec, _Entry] = OrderedDict()
-        self._ejected: set[_Entry] = set()
-        self._measured: dict[ModelSpec, int] = {}
-        self._line: deque[_Entry] = deque()
+        self._fetch = fetch
+        self._session = session
+        self._is_quick = quick
+        self._quick_executor = ThreadPoolExecutor(1, thread_name_prefix="quick")
+        self._max_models = max_models
+        self._max_waiting = max_waiting
+        self._too_many = False
+        self._entries: OrderedDict[ModelSpec, Entry] = OrderedDict()
+        self._ejected: set[Entry] = set()
+        self._measured = Measured()
+        self._line: deque[Entry] = deque()
         self._changed = asyncio.Event()
-        self._gone: list[weakref.ref[Model]] = []
+        self._departed = Departed()
         self._unreleased = False
         self._stats = CacheStats(budget_bytes=budget_bytes)
 
@@ -126,35 +99,66 @@ class ModelCache:
 
         Raises:
             RequestError: REFUSED, if it cannot be loaded or is larger than the whole budget; OVERLOADED, if the
-                device is full of models in use.
+                device is full of models in use, or too many are on their way.
         """
-        entry = self._entries.get(spec)
-        if entry is None:
-            entry = self._entries[spec] = _Entry(spec)
-            entry.task = asyncio.create_task(self._fill(entry))
-            entry.task.add_done_callback(_seen)
-        self._entries.move_to_end(spec)
-        entry.users += 1
+        entry = await self._loaded_entry(spec)
         try:
-            if entry.model is None:
-                # Shielded: the first caller's hanging up must not cost the others their model.
-                await asyncio.shield(_started(entry))
             assert entry.model is not None
             yield entry.model
         finally:
-            entry.users -= 1
-            self._leave(entry)
+            self._stop_using(entry)
+
+    async def _loaded_entry(self, spec: ModelSpec) -> Entry:
+        """The entry of `spec`, counted as in use. A load that failed with somebody else's credentials says nothing of
+        one with these."""
+        for attempt in range(_OTHERS_LOADS + 1):
+            entry = self._entries.get(spec) or self._begin(spec)
+            self._check_waiting(entry)
+            self._entries.move_to_end(spec)
+            entry.users += 1
+            try:
+                if entry.model is None:
+                    # Shielded: the first caller's hanging up must not cost the others their model.
+                    await asyncio.shield(entry.loading)
+                return entry
+            except BaseException as error:
+                self._stop_using(entry)
+                own = entry.spec.auth_json == spec.auth_json or attempt == _OTHERS_LOADS
+                if own or not isinstance(error, RequestError):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _begin(self, spec: ModelSpec) -> Entry:
+        loading = sum(entry.model is None for entry in self._entries.values())
+        if loading >= self._max_models:
+            raise too_many_loads(spec.name, loading)
+        entry = self._entries[spec] = Entry(spec, self._is_quick(spec))
+        entry.task = asyncio.create_task(self._fill(entry))
+        entry.task.add_done_callback(_seen)
+        return entry
+
+    def _check_waiting(self, entry: Entry) -> None:
+        if entry.fetching:
+            waiting = sum(other.users for other in self._entries.values() if other.fetching)
+            if waiting >= self._max_waiting or 2 * entry.users >= self._max_waiting:
+                raise still_downloading(entry.spec.name, waiting)
+
+    def _stop_using(self, entry: Entry) -> None:
+        entry.users -= 1
+        self._leave(entry)
+        if self._too_many:
+            self._trim()
 
     def infos(self) -> list[ModelInfo]:
-        """What is loaded, least recently used first."""
-        return [entry.model.info for entry in self._entries.values() if entry.model is not None]
+        """What is loaded, least recently used first, as far as anybody may know."""
+        return [entry.listed for entry in self._entries.values() if entry.model is not None]
 
     def eject(self, chosen: Callable[[ModelInfo], bool]) -> list[ModelInfo]:
         """Forgets the chosen models. One in use, or one that is being loaded, goes when its last user is done; the next
         request loads it anew. Of one that is being loaded, dimensions and image are not known yet: 0 and None.
         """
         gone = [entry for entry in self._entries.values() if chosen(entry.info)]
-        infos = [entry.info for entry in gone]
+        infos = [entry.listed for entry in gone]
         for entry in gone:
             self._remove(entry)
         self._stats.ejections += len(gone)
@@ -164,47 +168,60 @@ class ModelCache:
         """Counters and sizes."""
         return replace(self._stats, bytes=self._used(), waiting=len(self._line))
 
-    async def _fill(self, entry: _Entry) -> Model:
+    async def _fill(self, entry: Entry) -> Model:
         """Makes the entry's model. A failed entry leaves nothing behind, and the next request tries again."""
-        with load_time() as clock:
+        with load_time() as clock, self._session():
             model = await self._made(entry)
         entry.model, entry.task = model, None
+        self._trim()
         self._stats.loads += 1
         self._stats.load_seconds += clock.elapsed_s
         self._leave(entry)
         return model
 
-    async def _made(self, entry: _Entry) -> Model:
+    async def _made(self, entry: Entry) -> Model:
         model: Model | None = None
         try:
+            if entry.quick:
+                return await self._in_thread(lambda: self._load(entry.spec), self._quick_executor)
+            await self._fetched(entry)
             await self._make_room(entry, await self._expected(entry.spec))
             model = await self._loaded(entry)
-            nbytes = self._measured[entry.spec] = model.info.nbytes
+            nbytes = model.info.nbytes
+            self._measured.remember(entry.spec, nbytes)
             if nbytes > entry.nbytes:
                 # More than expected. What it holds would keep the line from moving, so it stands in line anew.
                 entry.nbytes = 0
             await self._make_room(entry, nbytes)
         except BaseException as error:
             model = None  # or the traceback keeps it
-            self._unreleased = True
+            self._unreleased |= not entry.quick
             entry.nbytes, entry.task = 0, None
             self._remove(entry)
             self._stats.failed_loads += not isinstance(error, asyncio.CancelledError)
             raise
         return model
 
+    async def _fetched(self, entry: Entry) -> None:
+        if self._fetch is None:
+            return
+        entry.fetching = True
+        try:
+            await self._fetch(entry.spec)
+        finally:
+            entry.fetching = False
+
     async def _expected(self, spec: ModelSpec) -> int:
         """Bytes to set aside: what it took the last time, else the estimate, else nothing."""
-        if len(self._measured) > _MEASURED_KEPT:
-            self._measured.clear()
-        if spec in self._measured:
-            return self._measured[spec]
+        measured = self._measured.get(spec)
+        if measured is not None:
+            return measured
         estimate = self._estimate
         if estimate is None:
             return 0
         return await self._in_thread(lambda: estimate(spec) or 0)
 
-    async def _loaded(self, entry: _Entry) -> Model:
+    async def _loaded(self, entry: Entry) -> Model:
         """The model; if the device is full, a second try without any idle model."""
         spec = entry.spec
         try:
@@ -219,41 +236,25 @@ class ModelCache:
         except MemoryError as error:
             reason = str(error)
         others = any(other is not entry for other in (*self._entries.values(), *self._ejected))
-        raise RequestError(
-            Fault.OVERLOADED if others else Fault.REFUSED,
-            f"Unable to load model '{spec.name}': the device's memory is full, "
-            f"{'of other models in use' if others else 'even without other models'} ({reason})",
-        )
+        raise out_of_memory(spec.name, others, reason)
 
     async def _attempt(self, spec: ModelSpec) -> Model:
         if self._unreleased:
             self._unreleased = False
-            await self._until_gone()
+            if not await self._departed.wait():
+                await self._in_thread(gc.collect)  # a cycle holds one
             if self._release is not None:
                 await self._in_thread(self._release)
         return await self._in_thread(lambda: self._load(spec))
 
-    async def _until_gone(self) -> None:
-        """Lets a forward pass whose caller has hung up run to its end: only then is its model's memory free."""
-        for _ in range(_GONE_TRIES):
-            self._gone = [reference for reference in self._gone if reference() is not None]
-            if not self._gone:
-                return
-            await asyncio.sleep(_GONE_PAUSE_S)
-        await self._in_thread(gc.collect)  # a cycle holds it
-
-    async def _make_room(self, entry: _Entry, nbytes: int) -> None:
+    async def _make_room(self, entry: Entry, nbytes: int) -> None:
         """Sets `nbytes` aside for an entry, first come, first served.
 
         Raises:
             RequestError: REFUSED, if that is more than the whole budget.
         """
         if self._budget and nbytes > self._budget:
-            raise RequestError(
-                Fault.REFUSED,
-                f"Unable to load model '{entry.spec.name}': its weights take {nbytes} bytes, "
-                f"more than the {self._budget} that this server keeps for all models",
-            )
+            raise larger_than_budget(entry.spec.name, nbytes, self._budget)
         if nbytes > entry.nbytes and self._budget:
             self._line.append(entry)
             try:
@@ -264,7 +265,7 @@ class ModelCache:
         entry.nbytes = nbytes
         self._notify()
 
-    async def _wait_for_room(self, entry: _Entry, nbytes: int) -> None:
+    async def _wait_for_room(self, entry: Entry, nbytes: int) -> None:
         impatient_at = time.monotonic() + self._patience_s
         while self._line[0] is not entry or not self._evict_for(nbytes):
             timeout = max(0.0, impatient_at - time.monotonic()) if self._line[0] is entry else None
@@ -295,34 +296,40 @@ class ModelCache:
             leaving += entry.nbytes
             self._evict(entry)
 
+    def _trim(self) -> None:
+        """Evicts what is too many."""
+        gone, self._too_many = surplus(self._entries.values(), self._max_models)
+        for entry in gone:
+            self._evict(entry)
+
     def _evict_all_idle(self) -> None:
         for entry in [entry for entry in self._entries.values() if entry.idle]:
             self._evict(entry)
         self._unreleased = True
 
-    def _evict(self, entry: _Entry) -> None:
+    def _evict(self, entry: Entry) -> None:
         self._remove(entry)
         self._stats.evictions += 1
 
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: Entry) -> None:
         """Takes an entry out of reach; its bytes stay taken until its last user is gone."""
         if self._entries.get(entry.spec) is entry:
             del self._entries[entry.spec]
             self._ejected.add(entry)
         self._leave(entry)
 
-    def _leave(self, entry: _Entry) -> None:
+    def _leave(self, entry: Entry) -> None:
         """Called whenever an entry may have become idle, or free to go."""
-        if entry.users == 0 and entry in self._line:
+        if entry.users == 0 and (entry.fetching or entry in self._line):
             # Everybody has hung up before the load began.
             if self._entries.get(entry.spec) is entry:
                 del self._entries[entry.spec]
-            _started(entry).cancel()
+            entry.loading.cancel()
         # A load that has begun ends, and takes memory for as long, whether anybody waits for it or not.
         if entry in self._ejected and entry.task is None and (entry.users == 0 or entry.nbytes == 0):
             self._ejected.discard(entry)
-            if entry.model is not None:
-                self._gone.append(weakref.ref(entry.model))
+            if entry.model is not None and not entry.quick:
+                self._departed.add(entry.model)
                 self._unreleased = True
         self._notify()
 
@@ -331,18 +338,15 @@ class ModelCache:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
+    async def _in_thread(self, call: Callable[[], T], executor: Executor | None = None) -> T:
         # With the context of the load, so that its steps share one clock.
         run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._executor, run, call)
+        return await asyncio.get_running_loop().run_in_executor(
+            executor or self._executor, lambda: run(contained, call)
+        )
 
     def _used(self) -> int:
         return sum(entry.nbytes for entry in (*self._entries.values(), *self._ejected))
-
-
-def _started(entry: _Entry) -> asyncio.Task[Model]:
-    assert entry.task is not None, "an entry without a model is being loaded"
-    return entry.task
 
 
 def _seen(task: asyncio.Task[Model]) -> None:

@@ -6,13 +6,13 @@ import fcntl
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from embedding.models.failure import unloadable
+from embedding.models.session import current
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,24 +33,13 @@ class Disk:
         self._root = root.expanduser().absolute()
         self._leases = self._root / ".leases"
         self._max_bytes = max_bytes
-        self._thread = threading.local()
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """What this thread uses within the context stays on the disk until its end."""
-        with ExitStack() as leases:
-            self._thread.leases = leases
-            try:
-                yield
-            finally:
-                self._thread.leases = None
 
     @contextmanager
     def using(self, entry: Path) -> Iterator[None]:
         """Keeps an entry, which need not exist yet, for as long as the context or the session around it lasts."""
-        session: ExitStack | None = getattr(self._thread, "leases", None)
+        session = current()
         if session is not None:
-            session.enter_context(self._lease(entry))
+            session.keep(self._lease(entry))
             yield
             return
         with self._lease(entry):
@@ -80,7 +69,7 @@ class Disk:
         for entry in sorted(sizes, key=self._last_use):
             if excess <= 0:
                 return
-            if self._delete(entry):
+            if self.delete(entry):
                 excess -= sizes[entry]
                 logger.info(f"deleted {entry.name} ({sizes[entry] / 2**20:.1f} MiB): max_cache_bytes is reached")
 
@@ -96,32 +85,90 @@ class Disk:
     def _lease(self, entry: Path) -> Iterator[None]:
         with self._opened(entry) as file:
             if file is not None:
-                fcntl.flock(file, fcntl.LOCK_SH)
                 os.utime(file.fileno())
-            yield
+            try:
+                yield
+            finally:
+                if file is not None:
+                    self._forget_if_empty(entry, file)
 
-    def _opened(self, entry: Path) -> AbstractContextManager[TextIO | None]:
-        """The lock file; None in a folder that is filled elsewhere and read-only here, where nothing is deleted."""
-        try:
-            self._leases.mkdir(parents=True, exist_ok=True)
-            return self._lease_file(entry).open("a")
-        except OSError:
-            return nullcontext()
+    @contextmanager
+    def _opened(self, entry: Path) -> Iterator[TextIO | None]:
+        """The lock file, held together with others; None in a folder that is filled elsewhere and read-only here, where
+        nothing is deleted."""
+        with ExitStack() as opened:
+            yield self._locked(entry, opened)
+
+    def _locked(self, entry: Path, opened: ExitStack) -> TextIO | None:
+        path = self._lease_file(entry)
+        while True:
+            try:
+                self._leases.mkdir(parents=True, exist_ok=True)
+                file = path.open("a")
+            except OSError:
+                return None
+            fcntl.flock(file, fcntl.LOCK_SH)
+            # It may have been deleted before it was locked: then others lock another file of that name.
+            if _is_at(file, path):
+                return opened.enter_context(file)
+            file.close()
+
+    def _forget_if_empty(self, entry: Path, lease: TextIO) -> None:
+        """Leaves nothing of an entry that has no content and no other user: its name was a stranger's choice."""
+        if not _has_content(entry) and _locked_alone(lease, self._lease_file(entry)):
+            self._remove(entry)
+
+    def _remove(self, entry: Path) -> None:
+        """Deletes an entry that is locked alone, and all that others have made for it."""
+        shutil.rmtree(entry, ignore_errors=True)
+        shutil.rmtree(entry.parent / ".locks" / entry.name, ignore_errors=True)  # of the hub's client
+        if not entry.exists():
+            self._lease_file(entry).unlink(missing_ok=True)
 
     def _last_use(self, entry: Path) -> float:
         lease = self._lease_file(entry)
         return (lease if lease.exists() else entry).stat().st_mtime
 
-    def _delete(self, entry: Path) -> bool:
+    def delete(self, entry: Path) -> bool:
+        """Deletes an entry, unless somebody uses it.
+
+        Returns:
+            Whether it is gone.
+        """
         with self._opened(entry) as file:
-            if file is None:
+            if file is None or not _locked_alone(file, self._lease_file(entry)):
                 return False
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            shutil.rmtree(entry, ignore_errors=True)
+            self._remove(entry)
             return True
+
+
+def _locked_alone(file: TextIO, path: Path) -> bool:
+    """Whether nobody else has the lock. Who asks loses its share of it if not."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # Between the one lock and the other somebody else may have deleted entry and lock, and others made them anew.
+    return _is_at(file, path)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _has_content(entry: Path) -> bool:
+    """Whether an entry holds more than locks, notes of the hub's client, and transfers that it does not go on with."""
+    for path in entry.rglob("*"):
+        inside = path.relative_to(entry)
+        if inside.parts[0] == "refs" or any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.name.endswith(".incomplete") or path.is_dir():
+            continue
+        return True
+    return False
 
 
 def _size(entry: Path) -> int:

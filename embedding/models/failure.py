@@ -21,13 +21,48 @@ def unloadable(reason: str) -> RequestError:
     return RequestError(Fault.REFUSED, f"{_PREFIX}: {reason}")
 
 
-def named(error: Exception, name: str) -> RequestError:
+def named(error: BaseException, name: str) -> RequestError:
     """Any failure to load, as the refusal of the model that the request calls `name`."""
     if not isinstance(error, RequestError):
         return RequestError(Fault.REFUSED, f"{_PREFIX} '{shown(name)}': {described(error)}")
     if not error.message.startswith(f"{_PREFIX}: "):
         return error
     return RequestError(error.fault, f"{_PREFIX} '{shown(name)}': {error.message.removeprefix(f'{_PREFIX}: ')}")
+
+
+def larger_than_budget(name: str, nbytes: int, budget: int) -> RequestError:
+    """The refusal of a model that can never fit."""
+    return RequestError(
+        Fault.REFUSED,
+        f"{_PREFIX} '{shown(name)}': its weights take {nbytes} bytes, more than the {budget} that this server keeps "
+        "for all models",
+    )
+
+
+def out_of_memory(name: str, others: bool, reason: str) -> RequestError:
+    """The refusal of a model for which the device has no memory, because of others or on its own."""
+    return RequestError(
+        Fault.OVERLOADED if others else Fault.REFUSED,
+        f"{_PREFIX} '{shown(name)}': the device's memory is full, "
+        f"{'of other models in use' if others else 'even without other models'} ({reason})",
+    )
+
+
+def too_many_loads(name: str, loading: int) -> RequestError:
+    """The refusal of a model for as long as too many others are on their way."""
+    return RequestError(
+        Fault.OVERLOADED,
+        f"{_PREFIX} '{shown(name)}': {loading} other models are being loaded at the moment; try again later",
+    )
+
+
+def still_downloading(name: str, waiting: int) -> RequestError:
+    """The refusal of a model whose files are on their way, where too many wait for such already."""
+    return RequestError(
+        Fault.OVERLOADED,
+        f"{_PREFIX} '{shown(name)}': it is being downloaded, and {waiting} requests wait for downloads already; "
+        "try again later",
+    )
 
 
 def invalid(reason: str) -> RequestError:

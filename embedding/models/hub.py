@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_session, hf_hub_download
+from huggingface_hub import HfApi, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
 
+from embedding.models.access import Access
 from embedding.models.disk import Disk
 from embedding.models.failure import is_full, unloadable
 from embedding.models.options import LoadOptions
@@ -46,12 +47,14 @@ class Hub:
         options: limits.
         cache_dir: the hub's cache folder, in the layout of its own client.
         disk: what the downloads go to.
+        access: which tokens it has accepted.
     """
 
-    def __init__(self, options: LoadOptions, cache_dir: Path, disk: Disk) -> None:
+    def __init__(self, options: LoadOptions, cache_dir: Path, disk: Disk, access: Access) -> None:
         self._options = options
         self._cache_dir = cache_dir
         self._disk = disk
+        self._access = access
 
     def first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
         """The first of several files that the repository has.
@@ -65,6 +68,7 @@ class Hub:
     def _first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
         files = self._files(repo_id, token)
         if files is None:
+            self._check_confirmed(repo_id, token)
             cached = [path for name in names if (path := self._cached(repo_id, name))]
             if not cached:
                 raise _out_of_reach(repo_id)
@@ -87,6 +91,7 @@ class Hub:
     def _folder(self, repo_id: str, patterns: Sequence[str] | None, token: str | None) -> Path:
         files = self._files(repo_id, token)
         if files is None:
+            self._check_confirmed(repo_id, token)
             return self._cached_folder(repo_id)
         wanted = [file for file in files if patterns is None or any(fnmatchcase(file.name, p) for p in patterns)]
         if not wanted:
@@ -118,6 +123,8 @@ class Hub:
         limit = self._options.max_checkpoint_bytes
         if limit and file.size > limit:
             raise unloadable(f"'{file.name}' of '{repo_id}' has {file.size} bytes, and max_checkpoint_bytes is {limit}")
+        if not self._options.share_private_models:
+            self._check_access(repo_id, file.name, token)
         if cached is None:
             self._tidy(self._repository(repo_id) / "blobs")
             self._disk.check_room(file.size)
@@ -144,6 +151,28 @@ class Hub:
         if path != cached:
             _check(path, file, repo_id)
         return path
+
+    def _check_access(self, repo_id: str, name: str, token: str | None) -> None:
+        """Has the hub say that this token may have a file: its client would fall back to what others have brought."""
+        url = hf_hub_url(repo_id, name, endpoint=_endpoint())
+        try:
+            get_hf_file_metadata(url, token=token, endpoint=_endpoint(), timeout=self._options.connect_timeout_s)
+        except Exception as error:
+            status = error.response.status_code if isinstance(error, hub_errors.HfHubHTTPError) else 500
+            if status >= 500:
+                self._check_confirmed(repo_id, token)
+                return
+            self._access.deny(repo_id, token)
+            raise _failure(repo_id, error) from None
+        self._access.confirm(repo_id, token)
+
+    def _check_confirmed(self, repo_id: str, token: str | None) -> None:
+        """Without the hub: who once was given something of a repository may have what is here."""
+        if not self._options.share_private_models and not self._access.is_confirmed(repo_id, token):
+            raise unloadable(
+                f"the hub is out of reach, and cannot say whether the request's credentials open '{repo_id}' "
+                "(share_private_models is false)"
+            )
 
     @staticmethod
     def _tidy(blobs: Path) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import open_clip
 import torch
 
+from embedding.contain import contained
 from embedding.errors import Fault, RequestError
 from embedding.models.failure import described, is_out_of_memory, named
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import estimate_hf, load_hf, spec_auth
+from embedding.models.hf import estimate_hf, hf_folder, load_hf, spec_auth
 from embedding.models.load_time import LoadTime, load_time
 from embedding.models.model import Model, Pixels, Rows
-from embedding.models.onnx import estimate_onnx, load_onnx, wants_onnx
+from embedding.models.onnx import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
 from embedding.models.openclip import load_openclip, without_memory
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
@@ -24,7 +25,7 @@ from embedding.models.random import HashName, random_vectors
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.weights import Weights
-from embedding.panic import panics_as_errors
+from embedding.url import shown
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,14 +86,15 @@ def load_model(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with load_time() as clock, panics_as_errors():
+        with load_time() as clock:
             with weights.session():
                 model = _load(spec, parse_properties(spec.properties), device, options, weights)
             loaded_s = clock.elapsed_s
             _warm_up(model, device, maxima)
-    except Exception as error:
+    except BaseException as error:
         if not is_out_of_memory(error):
-            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them.
+            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them, and Rust's panics,
+            # which are no Exceptions.
             raise named(error, spec.name) from None
         full = described(error)
     else:
@@ -100,6 +102,21 @@ def load_model(
         return model
     # Raised out here, where nothing refers to the tensors of the failed load any more.
     raise MemoryError(full)
+
+
+def fetch_files(spec: ModelSpec, options: LoadOptions, weights: Weights) -> None:
+    """Brings all of a model's files to the disk. Blocks for as long as that takes, and computes next to nothing.
+
+    Within a session of `weights`, which must go on until then, loading the model asks nobody for them any more.
+
+    Raises:
+        RequestError: REFUSED, with the reason.
+    """
+    try:
+        with load_time(), weights.session():
+            _fetch(spec, parse_properties(spec.properties), options, weights)
+    except BaseException as error:
+        raise named(error, spec.name) from None
 
 
 def estimate_bytes(
@@ -116,11 +133,11 @@ def estimate_bytes(
     options = options or _anything()
     weights = weights or Weights(options)
     try:
-        with weights.session(), panics_as_errors():
+        with weights.session():
             return _estimate(spec, parse_properties(spec.properties), device, options, weights)
     except RequestError as error:
         raise named(error, spec.name) from None
-    except Exception:
+    except BaseException:
         return None  # whatever is wrong with it, loading will say it better
 
 
@@ -132,13 +149,24 @@ def release_memory() -> None:
 def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
     total_s = clock.elapsed_s
     logger.info(
-        f"loaded model {info.key} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
+        f"loaded model {shown(info.key)} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
         f"of that download {clock.download_s:.2f} s, warm-up {total_s - loaded_s:.2f} s"
     )
 
 
 def _anything() -> LoadOptions:
     return LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
+
+
+def _fetch(spec: ModelSpec, properties: Properties, options: LoadOptions, weights: Weights) -> None:
+    if isinstance(properties, RandomProperties):
+        return
+    if wants_onnx(spec, properties, options):
+        fetch_onnx(spec, properties, options, weights)
+    elif isinstance(properties, HfProperties):
+        hf_folder(properties, options, weights, spec_auth(spec))
+    else:
+        find_recipe(properties, spec_auth(spec), weights)
 
 
 def _load(
@@ -200,7 +228,7 @@ def _warm_up(model: Model, device: torch.device, maxima: Mapping[str, int]) -> N
 
 def _trial(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
     try:
-        return encode(count)
+        return contained(encode, count)
     except Exception as error:
         raise RequestError(
             Fault.REFUSED,

@@ -240,6 +240,18 @@ def load_onnx(
     return OnnxClip(info, graphs["text"], graphs["image"], recipe.make_tokenizer(options))
 
 
+def fetch_onnx(
+    spec: ModelSpec, properties: OpenClipProperties | HfProperties, options: LoadOptions, weights: Weights
+) -> None:
+    """Brings the files of `load_onnx` to the disk. Raises RequestError, as it does."""
+    auth = spec_auth(spec)
+    if isinstance(properties, HfProperties):
+        hf_folder(properties, options, weights, auth, with_weights=False)
+    else:
+        find_recipe(properties, auth, _Descriptions(options))
+    estimate_onnx(spec, properties, weights)
+
+
 def estimate_onnx(spec: ModelSpec, properties: OpenClipProperties | HfProperties, weights: Weights) -> int:
     """Bytes of the model's graphs and their data, which are downloaded if need be."""
     towers: tuple[Tower, ...] = ("text",) if isinstance(properties, HfProperties) else ("text", "image")

@@ -43,6 +43,9 @@ class LoadOptions(BaseModel):
             limit. What a process of this node is downloading or loading stays, even if that is more. A Hugging Face
             cache elsewhere is not counted.
         allowed_networks: comma-separated networks that "url" downloads may connect to although they are not public.
+        share_private_models: whether a model that was loaded with `modelAuth` is there for requests without it, since
+            Marqo sends credentials only to have it loaded. If not: for those alone that bring the same credentials, and
+            the hub or S3 is asked before each load whether they (or none) may have what is on the disk.
         trust_remote_code: whether a repository's own Python code may run. It has all rights of this process.
         random_hash: seeds the `random` models; "md5" for indexes made before Marqo 2.25.
         backend: what runs models for which it has a choice.
@@ -71,6 +74,7 @@ class LoadOptions(BaseModel):
     cache_dir: Path = Field(default_factory=_default_cache_dir)
     max_cache_bytes: NonNegativeInt = 0
     allowed_networks: str = ""
+    share_private_models: bool = True
     trust_remote_code: bool = False
     random_hash: HashName = "blake3"
     backend: Backend = "torch"

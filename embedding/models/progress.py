@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from embedding.models.transfers import check_wanted
+
 logger = logging.getLogger("ray.serve")
 
 _EVERY_S = 5.0
@@ -33,7 +35,12 @@ class Progress:
         logger.info(f"downloading {what} ({size}{f', from {done / _MIB:.1f} MiB on' if done else ''})")
 
     def advance(self, nbytes: int) -> None:
-        """Counts bytes that have arrived."""
+        """Counts bytes that have arrived.
+
+        Raises:
+            Stopped: no more are wanted.
+        """
+        check_wanted()
         self._done += nbytes
         now = time.monotonic()
         if now - self._logged >= _EVERY_S:

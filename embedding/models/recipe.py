@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ class Recipe:
         return BpeTokenizer(open_clip.SimpleTokenizer(context_length=length, **options))
 
 
-@cache
+# Not without end: a repository's config may give any length.
+@lru_cache(4)
 def _clip_tokenizer(context_length: int) -> BpeTokenizer:
     """Shared by all models that have it: making one takes half a second and megabytes."""
     return BpeTokenizer(open_clip.SimpleTokenizer(context_length=context_length))

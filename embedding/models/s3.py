@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,32 @@ def download_object(
     """
     if not _BUCKET.fullmatch(bucket):
         raise invalid("the Bucket of modelLocation is not a bucket's name")
+    with _errors_of(s3_label(bucket, key)):
+        reply = _client(credentials, options).get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        _save(reply, s3_label(bucket, key), path, options, check_room)
+
+
+def check_access(bucket: str, key: str, credentials: Mapping[str, str] | None, options: LoadOptions) -> None:
+    """Has S3 say that these credentials may have an object. Blocks.
+
+    Raises:
+        RequestError: REFUSED, as `download_object`.
+    """
+    if not _BUCKET.fullmatch(bucket):
+        raise invalid("the Bucket of modelLocation is not a bucket's name")
+    with _errors_of(s3_label(bucket, key)):
+        _client(credentials, options).head_object(Bucket=bucket, Key=key)
+
+
+@contextmanager
+def _errors_of(label: str) -> Iterator[None]:
+    """Turns boto's errors into ours."""
     try:
         from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
     except ImportError:
         raise unloadable("boto3 is not installed here; install this package's extra `s3`") from None
-    label = s3_label(bucket, key)
     try:
-        reply = _client(credentials, options).get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-        _save(reply, label, path, options, check_room)
+        yield
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         code = error.response.get("Error", {}).get("Code")

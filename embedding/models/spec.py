@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from blake3 import blake3
 
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
@@ -16,6 +18,9 @@ MOST_DIMENSIONS = 65_536
 MAX_SPEC_CHARS = 100_000
 """Of everything that a request says of its model: it goes along with each chunk of work."""
 
+_LISTED_CHARS = 4000
+_TELLING = ("name", "type", "dimensions")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -26,12 +31,15 @@ class ModelSpec:
         properties_json: the model's properties as canonical JSON; they alone choose the weights.
         device: what the request asked for, or None for the best that the encoder has.
         auth_json: credentials for the download, as JSON. Neither shown nor part of the identity.
+        owner: a keyed hash of the credentials, where models that were loaded with some are not for those without; else
+            "". Known to an encoder alone.
     """
 
     name: str
     properties_json: str
     device: str | None = None
     auth_json: str | None = field(default=None, repr=False, compare=False)
+    owner: str = field(default="", repr=False)
 
     @classmethod
     def from_config(cls, config: ModelConfig, device: str | None = None) -> ModelSpec:
@@ -88,6 +96,11 @@ class ModelSpec:
         return model_key(self.name, self.properties)
 
     @property
+    def identity(self) -> bytes:
+        """Short, and as good as the spec itself in comparisons: for what is remembered of many models."""
+        return blake3(repr((self.name, self.properties_json, self.device, self.owner)).encode()).digest()
+
+    @property
     def digest(self) -> str:
         """Hash of all properties: two specs with the same digest have the same weights."""
         return properties_digest(self.properties)
@@ -119,6 +132,22 @@ class ModelInfo:
     def of(cls, spec: ModelSpec, device: object, dimensions: int, image: ImageSpec | None, nbytes: int) -> ModelInfo:
         """The info of a model that was loaded for `spec`."""
         return cls(spec.name, spec.key, str(device), dimensions, image, spec.properties_json, nbytes)
+
+    @property
+    def anonymous(self) -> ModelInfo:
+        """What others may know of a model that is not theirs: its name, and where it is."""
+        return replace(self, key=self.name, dimensions=0, image=None, properties_json="{}", nbytes=0)
+
+    @property
+    def shortened(self) -> ModelInfo:
+        """With properties that are fit to be listed: long ones are left out but for what tells models apart."""
+        length = len(self.properties_json)
+        if length <= _LISTED_CHARS:
+            return self
+        given = json.loads(self.properties_json)
+        kept = {name: given.get(name) for name in _TELLING if len(repr(given.get(name))) <= _LISTED_CHARS // 10}
+        listed = {name: value for name, value in kept.items() if value is not None}
+        return replace(self, properties_json=canonical_json({**listed, "omitted": f"{length} characters"}))
 
 
 def _as_json(properties: dict[str, object]) -> str:

@@ -13,6 +13,8 @@ from embedding.models.disk import Disk
 from embedding.models.failure import is_full, unloadable
 from embedding.models.partial import Partial
 
+_PARTS_KEPT = 16
+
 
 class Store:
     """A file appears under its name when it is complete, by a rename; before that it is `NAME.part`.
@@ -40,6 +42,13 @@ class Store:
         Raises:
             RequestError: REFUSED: the disk is full, the folder cannot be written, or `write` raised it.
         """
+        try:
+            return self._get(key, name, write)
+        except BaseException:
+            self._forget_parts()
+            raise
+
+    def _get(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
         folder = self._root / blake3(key.encode()).hexdigest(16)
         final = folder / name
         try:
@@ -57,6 +66,12 @@ class Store:
             raise self._failure(name, error) from None
         return final
 
+    def _forget_parts(self) -> None:
+        """Deletes what failed downloads have left to be gone on with, but for the latest."""
+        parts = sorted(self._root.glob("*/*.part"), key=_changed, reverse=True)
+        for part in parts[_PARTS_KEPT:]:
+            self._disk.delete(part.parent)
+
     def forget(self, path: Path) -> bool:
         """Deletes what `get` gave, or the folder that it gave if `path` lies in one.
 
@@ -73,6 +88,13 @@ class Store:
         if is_full(error):
             return unloadable(f"the disk of cache_dir became full while '{name}' was written; nothing was kept")
         return unloadable(f"cache_dir cannot hold '{name}': {error.strerror or type(error).__name__}")
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # complete, or deleted, in this moment
+        return 0.0
 
 
 def _make(final: Path, write: Callable[[Path], None]) -> None:

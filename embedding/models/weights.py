@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from embedding.errors import RequestError
 from embedding.models import hub, s3
+from embedding.models.access import Access
 from embedding.models.archive import BrokenArchive, content_root, unpack
 from embedding.models.checkpoint import BrokenCheckpoint, Kind, checkpoint_kind
 from embedding.models.disk import Disk
@@ -20,6 +21,7 @@ from embedding.models.failure import invalid, unloadable
 from embedding.models.hub import Hub
 from embedding.models.load_time import downloading
 from embedding.models.options import LoadOptions, Source
+from embedding.models.session import once, session
 from embedding.models.store import Store
 from embedding.registry import lookup, names
 
@@ -46,7 +48,8 @@ class Located(Protocol):
 class Weights:
     """Blocks while it downloads: call it in loader threads. The processes of a node share its folder.
 
-    Credentials are for the download only: what is on the disk is there for every request.
+    Credentials are for the download only: what is on the disk is there for every request, unless the options'
+    `share_private_models` says otherwise: then its source is asked each time whether the request may have it.
 
     Args:
         options: sources, limits and the folder.
@@ -57,12 +60,14 @@ class Weights:
         self._disk = Disk(options.cache_dir, options.max_cache_bytes)
         self._store = Store(options.cache_dir / "files", options.download_timeout_s, self._disk)
         self._hub_cache = _hub_cache(options)
-        self._hub = Hub(options, self._hub_cache, self._disk)
+        self._access = Access()
+        self._hub = Hub(options, self._hub_cache, self._disk, self._access)
         self._roots = tuple(root.expanduser().resolve() for root in options.path_roots)
 
     def session(self) -> AbstractContextManager[None]:
-        """What this thread is given within the context stays on the disk until its end, whatever `max_cache_bytes`."""
-        return self._disk.session()
+        """What is given within the context, or in threads that run in a copy of it, stays on the disk until its end,
+        whatever `max_cache_bytes`, and is asked for once."""
+        return session()
 
     def checkpoint(self, properties: Located, auth: Auth | None = None) -> Path:
         """The file that `localpath`, `url` or `modelLocation` means.
@@ -115,14 +120,22 @@ class Weights:
             RequestError: REFUSED: not allowed (it names the setting), unknown, gated, or the hub is out of reach.
         """
         self.check_hub(name or repo_id)
-        with downloading():
-            return self._hub.folder(repo_id, allow_patterns, token)
+
+        def get() -> Path:
+            with downloading():
+                return self._hub.folder(repo_id, allow_patterns, token)
+
+        return once(("folder", repo_id, tuple(allow_patterns or ()), token), get)
 
     def repository_file(self, repo_id: str, filenames: Sequence[str], token: str | None = None, name: str = "") -> Path:
         """The first of several files that a hub repository has. See `repository`."""
         self.check_hub(name or repo_id)
-        with downloading():
-            return self._hub.first(repo_id, filenames, token)
+
+        def get() -> Path:
+            with downloading():
+                return self._hub.first(repo_id, filenames, token)
+
+        return once(("file", repo_id, tuple(filenames), token), get)
 
     def folder(self, sources: Sequence[str], auth: Auth | None = None) -> Path:
         """A folder with the files of several sources (https://…, s3://BUCKET/KEY or a path) under their base names.
@@ -175,7 +188,7 @@ class Weights:
         Raises:
             RequestError: REFUSED, naming the setting.
         """
-        if not ("registry" in self._options.model_sources and name in _registered()):
+        if not ("registry" in self._options.model_sources and name in registered()):
             self._check("hub", f"'{name}'")
 
     def url(self, url: str, sha256: str = "", name: str = "") -> Path:
@@ -194,8 +207,13 @@ class Weights:
         def write(path: Path) -> None:
             s3.download_object(bucket, key, credentials, path, options, self._disk.check_room)
 
+        def check() -> None:
+            if not options.share_private_models:
+                s3.check_access(bucket, key, credentials, options)
+
         identity = group or f"{s3.endpoint()} {s3.s3_label(bucket, key)}"
-        return self._fetched(identity, PurePosixPath(key).name or "checkpoint", write)
+        name = PurePosixPath(key).name or "checkpoint"
+        return self._fetched(identity, name, write, check)
 
     def _one_of(self, group: str, source: str, auth: Auth | None) -> Path:
         """One file of a folder that several sources fill: the group is the folder's key."""
@@ -211,9 +229,15 @@ class Weights:
     def _download_of(self, source: RemoteFile) -> Callable[[Path], None]:
         return lambda path: download(source, path, self._options, self._disk.check_room)
 
-    def _fetched(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
-        with downloading():
-            return self._store.get(key, name, write)
+    def _fetched(
+        self, key: str, name: str, write: Callable[[Path], None], check: Callable[[], None] = lambda: None
+    ) -> Path:
+        def get() -> Path:
+            with downloading():
+                check()
+                return self._store.get(key, name, write)
+
+        return once((key, name), get)
 
     def _path(self, given: str, folder: bool = False) -> Path:
         """A path of this machine, links followed. Of what lies outside the roots not even the existence is told."""
@@ -287,7 +311,7 @@ def _assets() -> Path:
 
 
 @cache
-def _registered() -> frozenset[str]:
+def registered() -> frozenset[str]:
     """The `name` properties of the registry's models."""
     entries = (lookup(name) or {} for name in names())
     return frozenset(str(entry["name"]) for entry in entries if "name" in entry)
