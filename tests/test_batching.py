@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from embedding.batching import DeviceQueue, Job
+from embedding.panic import LibraryPanic
 
 WAIT_S = 10
 
@@ -249,3 +250,27 @@ def test_an_idle_queue_starts_again(device: Device) -> None:
         assert [batch for _, batch in device.batches] == [["a"], ["b"], ["c"]]
 
     run(device, test)
+
+
+class Panic(BaseException):
+    """As pyo3's, which is no Exception."""
+
+
+def test_a_panic_is_its_own_jobs_error() -> None:
+    """And the device goes on: its thread serves everybody."""
+
+    def run(group: str, payloads: Sequence[str]) -> list[str]:
+        if "bad" in payloads:
+            raise Panic("no way")
+        return list(payloads)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            queue = DeviceQueue(run, executor, lane_of=lambda group: group, max_items={"x": 8})
+            jobs = [queue.put(Job("x", payload, 1)) for payload in ("good", "bad", "fine")]
+            answers = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), WAIT_S)
+            assert answers[::2] == ["good", "fine"]
+            assert isinstance(answers[1], LibraryPanic)
+            assert await asyncio.wait_for(queue.put(Job("x", "later", 1)), WAIT_S) == "later"
+
+    asyncio.run(main())
