@@ -22,7 +22,7 @@ from embedding.models.failure import unloadable
 from embedding.models.options import LoadOptions
 from embedding.models.own_thread import OwnThread
 from embedding.models.tokenizer_worker import DONE, PANICKED
-from embedding.models.zygote import Zygote
+from embedding.models.zygote import zygote
 from embedding.url import shown
 
 Mode = Literal["text", "clip", "clips"]
@@ -38,8 +38,6 @@ _ENDED_WITHIN_S = 60.0
 _MAX_ENDED = 2
 _INPUTS = 4
 _HEAD_BYTES = 2**16
-
-_zygote = Zygote()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +124,11 @@ class TokenizerProcess:
     def _end(self) -> None:
         self._ended.append(time.monotonic())
         self._connection.close()
-        _zygote.kill(self.pid)
+        zygote.kill(self.pid)
 
     def _started(self) -> tuple[int, socket.socket, dict[str, Any]]:
         job = {
+            "kind": "tokenizer",
             "trusted": self._loading.trusted,
             "options": dict(self._loading.options),
             "language": self._loading.language,
@@ -139,14 +138,14 @@ class TokenizerProcess:
         }
         with self._loading.stage() as folder:
             try:
-                pid, connection = _zygote.fork(job | {"folder": str(folder)})
+                pid, connection = zygote.fork(job | {"folder": str(folder)})
             except ValueError as error:
                 raise unloadable(f"its tokenizer cannot be used: {error}") from None
             try:
                 answer = frames.receive(connection, _HEAD_BYTES, _PATIENCE_S + 4 * self._settings.tokenizer_load_s)
             except (EOFError, OSError, frames.TooLong):
                 connection.close()
-                _zygote.kill(pid)
+                zygote.kill(pid)
                 raise unloadable(
                     f"its tokenizer cannot be used: loading and trying it crashed, or took more than "
                     f"{self._settings.tokenizer_load_s:.0f} s of CPU time or {self._settings.tokenizer_bytes} bytes "
