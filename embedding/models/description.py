@@ -29,7 +29,7 @@ MODEL_TYPES = words_of(
 TOKENIZER_CLASSES = words_of(
     """
     Albert Barthez Bert BigBird Camembert CLIP Deberta DebertaV2 DistilBert Electra FNet Funnel Gemma GPT2 GPTNeoX
-    Herbert Llama Longformer M2M100 MBart MBart50 MobileBert MPNet MT5 Nllb OpenAIGPT Qwen2 Qwen3 RemBert Roberta
+    Herbert Llama Longformer M2M100 MBart MBart50 MobileBert MPNet MT5 Nllb OpenAIGPT Qwen2 RemBert Roberta
     RoFormer Siglip SqueezeBert T5 XGLM XLM XLMRoberta XLNet
     """
 )

@@ -6,7 +6,7 @@ pooling are those of the model that the properties name. Source: protocol sheet,
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -27,6 +27,7 @@ from embedding.models.failure import described, is_out_of_memory, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.hf import Pooling, hf_folder, load_tokenizer, operators_folders, pool, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
+from embedding.models.onnx_trial import try_graph
 from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
 from embedding.models.recipe import find_recipe
@@ -300,6 +301,8 @@ def _data_files(folder: Path) -> list[Path]:
 
 def _graph(files: Sequence[Path], encoder: TritonEncoder, device: torch.device, weights: Weights) -> Graph:
     try:
+        if importlib.util.find_spec("onnxruntime") is not None:  # else the session says that it is missing
+            try_graph(files[0], _nbytes(files))
         return Graph(files[0], encoder, device)
     except RequestError:
         raise

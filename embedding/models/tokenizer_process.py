@@ -22,7 +22,7 @@ from embedding.models.failure import unloadable
 from embedding.models.options import LoadOptions
 from embedding.models.own_thread import OwnThread
 from embedding.models.tokenizer_worker import DONE, PANICKED
-from embedding.models.zygote import Zygote
+from embedding.models.zygote import zygote
 from embedding.url import shown
 
 Mode = Literal["text", "clip", "clips"]
@@ -33,13 +33,11 @@ TokenRows = dict[str, list[list[int]]]
 _CALL_S = 0.5
 _CHARACTER_S = 5e-6
 # A process gets its CPU time in the end, however many others want it; what sleeps instead is ended after this.
-_PATIENCE = 10.0
+_PATIENCE_S = 60.0
 _ENDED_WITHIN_S = 60.0
 _MAX_ENDED = 2
 _INPUTS = 4
 _HEAD_BYTES = 2**16
-
-_zygote = Zygote()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ class TokenizerProcess:
         self._ended: deque[float] = deque(maxlen=_MAX_ENDED)
         self.thread = OwnThread()
         """Where calls belong: one of its own, since it may take its time, and nobody else is to wait for it."""
-        self._pid, self._connection, self.facts = self._started()
+        self.pid, self._connection, self.facts = self._started()
 
     def __call__(self, texts: Sequence[str], most: int, mode: Mode) -> TokenRows:
         """Tokens of texts, at most `most` of each.
@@ -92,7 +90,7 @@ class TokenizerProcess:
         request = {"texts": list(texts), "most": most, "mode": mode, "cpu_s": cpu_s}
         bound = 5 + 4 + _HEAD_BYTES + 24 * len(texts) + 8 * _INPUTS * len(texts) * most
         with self._lock:
-            answer = self._asked(json.dumps(request).encode(), bound, _PATIENCE * cpu_s)
+            answer = self._asked(json.dumps(request).encode(), bound, _PATIENCE_S + cpu_s)
         status, spent_s, content = answer[:1], int.from_bytes(answer[1:5], "little") / 1e6, answer[5:]
         self.thread.spent(spent_s - _CHARACTER_S * characters)
         if status != DONE:
@@ -103,7 +101,7 @@ class TokenizerProcess:
         if len(self._ended) == _MAX_ENDED and time.monotonic() - self._ended[0] < _ENDED_WITHIN_S:
             raise _gone("has been ended twice within a minute, and is not tried again yet")
         if self._is_dead():
-            self._pid, self._connection, _ = self._started()
+            self.pid, self._connection, _ = self._started()
         try:
             frames.send(self._connection, request, timeout_s)
             answer = frames.receive(self._connection, bound, timeout_s)
@@ -126,10 +124,11 @@ class TokenizerProcess:
     def _end(self) -> None:
         self._ended.append(time.monotonic())
         self._connection.close()
-        _zygote.kill(self._pid)
+        zygote.kill(self.pid)
 
     def _started(self) -> tuple[int, socket.socket, dict[str, Any]]:
         job = {
+            "kind": "tokenizer",
             "trusted": self._loading.trusted,
             "options": dict(self._loading.options),
             "language": self._loading.language,
@@ -139,14 +138,14 @@ class TokenizerProcess:
         }
         with self._loading.stage() as folder:
             try:
-                pid, connection = _zygote.fork(job | {"folder": str(folder)})
+                pid, connection = zygote.fork(job | {"folder": str(folder)})
             except ValueError as error:
                 raise unloadable(f"its tokenizer cannot be used: {error}") from None
             try:
-                answer = frames.receive(connection, _HEAD_BYTES, _PATIENCE * self._settings.tokenizer_load_s)
+                answer = frames.receive(connection, _HEAD_BYTES, _PATIENCE_S + 4 * self._settings.tokenizer_load_s)
             except (EOFError, OSError, frames.TooLong):
                 connection.close()
-                _zygote.kill(pid)
+                zygote.kill(pid)
                 raise unloadable(
                     f"its tokenizer cannot be used: loading and trying it crashed, or took more than "
                     f"{self._settings.tokenizer_load_s:.0f} s of CPU time or {self._settings.tokenizer_bytes} bytes "

@@ -6,7 +6,6 @@ Whatever a stranger's tokenizer does, it does here: it may panic, hang, or fill 
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from embedding.confine import confine
 from embedding.models import frames
+from embedding.models.zygote import Within
 
 Rows = Mapping[str, Sequence[Sequence[int]]]
 
@@ -54,7 +54,7 @@ def work(connection: socket.socket, job: dict[str, Any]) -> None:
     """
     confine(job["memory_bytes"], _FOREVER_S, _TRUSTED_FILE_BYTES if job["trusted"] else 0)
     try:
-        with _Within(job["load_s"]):
+        with Within(job["load_s"]):
             tokenizer = _load(job)
             for probe in PROBES:
                 _tokenize(tokenizer, {"texts": [probe], "most": job["limit"], "mode": "text"})
@@ -68,20 +68,6 @@ def work(connection: socket.socket, job: dict[str, Any]) -> None:
         except EOFError:
             return
         frames.send(connection, _answer(tokenizer, request))
-
-
-class _Within:
-    """The kernel ends this process when what is inside takes more CPU time: SIGPROF asks no library."""
-
-    def __init__(self, cpu_s: float) -> None:
-        self._cpu_s = cpu_s
-
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, self._cpu_s)
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _load(job: dict[str, Any]) -> Any:
@@ -106,7 +92,7 @@ def _answer(tokenizer: Any, request: dict[str, Any]) -> bytes:
     """A status, the CPU time in microseconds (4 bytes), and the tokens or what went wrong."""
     start = time.process_time()
     try:
-        with _Within(request["cpu_s"]):
+        with Within(request["cpu_s"]):
             status, content = DONE, _packed(_tokenize(tokenizer, request))
     except Exception as error:
         status, content = FAILED, _described(error)

@@ -1,4 +1,4 @@
-"""A process that has imported what tokenizers need, and forks one more for each tokenizer.
+"""A process that has imported what tokenizers need, and forks one more for each tokenizer, or for a trial.
 
 Importing takes seconds, forking some milliseconds. It is not multiprocessing's fork server, since each child of that
 imports the main module of its parent, which is all of Ray's worker; and it inherits what it is given, no more: no
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import sys
 import threading
 from typing import Any
 
+WORKERS = {"tokenizer": "embedding.models.tokenizer_worker", "onnx": "embedding.models.onnx_trial"}
 _MAX_JOB_BYTES = 2**16
 _REAP_S = 5.0
 _START_S = 120.0
@@ -39,6 +41,20 @@ _SETTINGS = {
 }
 
 
+class Within:
+    """The kernel ends this process when what is inside takes more CPU time: SIGPROF asks no library."""
+
+    def __init__(self, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, self._cpu_s)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 class Zygote:
     """Started with the first fork, and again when it was found dead. Any thread may use it."""
 
@@ -51,7 +67,7 @@ class Zygote:
         """A new process that does a job.
 
         Args:
-            job: what `embedding.models.tokenizer_worker.work` takes, as JSON.
+            job: its `kind`, of `WORKERS`, and what that module's `work` takes, as JSON.
 
         Returns:
             Its process id, for `kill`, and our end of the socket between us. It ends when that is closed.
@@ -114,6 +130,10 @@ class Zygote:
         self._control = self._process = None
 
 
+zygote = Zygote()
+"""That of this process."""
+
+
 def die_with_parent() -> None:
     """The kernel kills this process when the one that forked it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -159,8 +179,7 @@ def _be_a_worker(descriptor: int, job: dict[str, Any]) -> None:
         # What panics writes there what a stranger chose.
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 2)
-        from embedding.models.tokenizer_worker import work
-
+        work: Any = importlib.import_module(WORKERS[job["kind"]]).work
         work(socket.socket(fileno=descriptor), job)
         status = 0
     finally:
