@@ -57,7 +57,7 @@ def path(tmp_path: Path) -> Path:
         ("EveryNode", "Everywhere", "proxy_location", "'HeadOnly' or 'EveryNode', not 'Everywhere'"),
         ("min_replicas: 1", "min_replicas: few", "autoscaling_config.min_replicas", "a whole number, not 'few'"),
         ("min_replicas: 1", "min_replicas: 99", "autoscaling_config", "max_replicas (4) must be greater"),
-        ("max_ongoing_requests: 16", "max_ongoing_requests: true", "max_ongoing_requests", "a number, not true"),
+        ("max_ongoing_requests: 128", "max_ongoing_requests: true", "max_ongoing_requests", "a number, not true"),
         ("name: Encoder", "name: Encodr", "deployments[2].name", "no deployment `Encodr`; it has Ingress, Prep"),
         ("port: 8881", "port: '8881'", "http_options.port", "from 1 to 65535, without quotes"),
         ("port: 8881", "port: true", "http_options.port", "from 1 to 65535"),
