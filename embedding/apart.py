@@ -31,6 +31,9 @@ LIFETIME_S = 600.0
 KEPT_BYTES = 64 * 2**20
 """What a process may keep of a picture when it is done. With more it makes room for a fresh one."""
 
+SHARED_BYTES = 4 * 2**20
+"""What the memory that is shared with a process keeps between pictures."""
+
 # Of glibc's malloc: what is freed is kept for the next picture, up to a size that is given back. The kernel clears new
 # memory page by page, which costs a WebP of 0.6 megapixels 4 ms beside its 6.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 32 * 2**20), (-1, 128 * 2**20)
@@ -182,7 +185,8 @@ class _Decoder:
     def _pixels(self, spec: ImageSpec) -> Pixels:
         pixels = np.empty((3, *spec.size), np.uint8)
         os.preadv(self._memory, [pixels.data.cast("B")], 0)
-        os.ftruncate(self._memory, 0)
+        if os.fstat(self._memory).st_size > SHARED_BYTES:
+            os.ftruncate(self._memory, 0)
         return pixels
 
     def _wait(self, name: str) -> None:
