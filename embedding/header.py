@@ -21,6 +21,9 @@ UNKNOWN_LEAST_S = 0.2
 SCAN_NS = 15.0
 """For a block of 8 by 8 in one of several scans of a JPEG."""
 
+SMALL_SCANS_S = 0.1
+"""What a JPEG of several scans may cost to count as plain."""
+
 MOST_SEGMENTS = 20_000
 """Of a JPEG: scans and all that is between them. Encoders make a few dozens."""
 
@@ -43,8 +46,8 @@ SEARCHED_BYTES = 2**16
 LARGE_SCANS = 2**23
 """Bytes of a file whose scans are not counted before it is opened: that would take a while by itself."""
 
-# A marker within or behind a scan: neither a stuffed zero, nor a restart, nor fill.
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# A marker with a segment, as libjpeg takes it: neither a stuffed zero, nor a restart, nor TEM, nor fill.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE, _EOI, _SOS = 0xC0, 0xC1, 0xC2, 0xD9, 0xDA
 _INFLATED = (b"zTXt", b"iTXt", b"iCCP")
 _RAW_PPM = re.compile(rb"P[56]\s+\d{1,6}\s+\d{1,6}\s+255\s")
@@ -61,8 +64,8 @@ class Cost:
 
     Args:
         seconds: of CPU.
-        plain: one that cannot lie: a plain JPEG in one scan, which libjpeg-turbo decodes in linear time and without
-            Python's lock, and whose header is short enough for Pillow's Python.
+        plain: one that cannot lie: a JPEG whose scans are counted, which libjpeg-turbo decodes in linear time and
+            without Python's lock, and whose header is short enough for Pillow's Python.
     """
 
     seconds: float
@@ -166,7 +169,9 @@ def _frame_cost(data: bytes, frame: bytes, scanned: int, adobe: int) -> Cost | N
     if frame[0] == _SOF_PROGRESSIVE or scanned < count:
         if len(data) > LARGE_SCANS:
             return None
-        return Cost((pixels * 25 + block_scans(data) * SCAN_NS + len(data) * 15) * 1e-9)
+        seconds = (pixels * 25 + block_scans(data) * SCAN_NS + len(data) * 15) * 1e-9
+        # All scans were counted, so it cannot lie; but its decoder holds far more memory.
+        return Cost(seconds, seconds <= SMALL_SCANS_S)
     identifiers = tuple(frame[7 + 3 * i] for i in range(count))
     sampling = [(frame[8 + 3 * i] >> 4, frame[8 + 3 * i] & 15) for i in range(count)]
     plain = identifiers == (1, 2, 3) and adobe == 1 and frame[1] == 8

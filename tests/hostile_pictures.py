@@ -28,6 +28,13 @@ def scan_bomb(side: int, bands: int = 63, levels: int = 14) -> bytes:
     return out + b"\xff\xd9"
 
 
+def hidden_scans(side: int) -> bytes:
+    """A scan bomb with a marker that has no segment before its scans, and what looks like the length of one."""
+    bomb = scan_bomb(side)
+    start = bomb.index(b"\xff\xda")
+    return bomb[:start] + b"\xff\x01" + bomb[start:]
+
+
 def many_segments(count: int = 1_000_000) -> bytes:
     """A JPEG with that many empty comments before its picture, which Pillow reads one by one."""
     plain = _saved(Image.new("RGB", (64, 64)), "JPEG")
