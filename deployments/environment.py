@@ -67,6 +67,8 @@ def _proxy_environment() -> dict[str, str]:
 def _machine_environment() -> dict[str, str]:
     """For a server that is this machine, perhaps beside another one on it: not for the nodes of a cluster."""
     return {
+        # What runs here is nobody else's business.
+        "RAY_USAGE_STATS_ENABLED": "0",
         # A record of every call, for a dashboard that is not there.
         "RAY_task_events_report_interval_ms": "0",
         # Otherwise each stop takes half a minute: the wait is for load balancers of a cluster to notice.
