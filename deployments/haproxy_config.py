@@ -210,8 +210,11 @@ def main() -> int:
     """Corrects the configuration that HAProxy is started with."""
     config, part = Path(sys.argv[1]), sys.argv[2]
     listen = [address for address in os.environ.get(LISTEN_VARIABLE, "").split(",") if address]
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     try:
-        sections = corrected(config.read_text(), listen, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        sections = corrected(
+            config.read_text(), listen, sys.maxsize if descriptors == resource.RLIM_INFINITY else descriptors
+        )
     except UnknownConfigError as error:
         print(f"{config}: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,8 @@ from pathlib import Path
 
 MIN_FILES = 1024
 """Open files of a process: Ray's own, sockets of replicas, and some two hundred connections of HAProxy."""
+MANY_FILES = 2**20
+"""More are of no use; some programs close each number that they might have open."""
 MIN_SHARED_BYTES = 75 * 2**20
 """Ray's smallest store of objects. It would turn to the disk without a word on what that costs."""
 SHARED = Path("/dev/shm")
@@ -16,9 +18,12 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 def raise_limits() -> None:
     """Raises this process's limits of open files and of processes, which its children inherit, to what it may have."""
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
-        _, hard = resource.getrlimit(limit)
-        resource.setrlimit(limit, (hard, hard))
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(most, MANY_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def trouble() -> str | None:

@@ -113,6 +113,7 @@ def test_half_a_request_is_given_up(connection: socket.socket, port: int) -> Non
     """A body's half in words that Marqo reads."""
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as other:
+        other.settimeout(BODY_S + 30)
         connection.sendall(b"POST /vectorise HTTP/1.1\r\nHost: x\r\nAcc")
         other.sendall(b"POST /vectorise HTTP/1.1\r\n" + HEAD + b"Content-Length: 100\r\n\r\nabc")
         status, _ = answer(connection)

@@ -52,6 +52,14 @@ def test_s3_without_credentials_is_not_signed(tmp_path: Path, s3: Any) -> None:
     assert Weights(options(tmp_path)).checkpoint(properties(**s3_properties("public.pt"))).read_bytes() == CONTENT
 
 
+def test_s3_passes_by_no_proxy(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert Weights(options(tmp_path)).checkpoint(properties(**s3_properties("public.pt"))).read_bytes() == CONTENT
+
+
 def test_s3_that_requires_credentials(tmp_path: Path, s3: Any) -> None:
     for auth in (None, {"hf": {"token": TOKEN}}):
         assert "no modelAuth for s3" in refusal(Weights(options(tmp_path)), auth, **s3_properties(authRequired=True))
