@@ -31,7 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     from ray.serve.schema import ServeDeploySchema
 
-    for place, problem in problems(ServeDeploySchema, config):
+    for place, problem in problems(ServeDeploySchema, _with_a_host(config)):
         raise document.error(place, problem)
     for index, application in enumerate(config["applications"]):
         _check_application(document, ("applications", index), application)
@@ -74,6 +74,12 @@ def _shape(config: Any) -> Problem | None:
                     key,
                 ), f"`{value}` is that of applications[{first}] too: change one of them"
     return None
+
+
+def _with_a_host(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An empty host is every interface's, which Serve's schema has no word for."""
+    http = {name: value for name, value in config.get("http_options", {}).items() if (name, value) != ("host", None)}
+    return dict(config) | {"http_options": http}
 
 
 def _doors(config: Mapping[str, Any]) -> Problem | None:
