@@ -55,6 +55,8 @@ def running(
     http = config.get("http_options", {})
     end_orphans()
     check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
+    # Before Ray's start, whose processes inherit what it says in the environment.
+    http_options = address.for_serve(http)
     guardian = Guardian()
 
     def lost(reason: str) -> None:
@@ -65,7 +67,7 @@ def running(
     try:
         _start_ray(guardian, ray_options)
         with contextlib.nullcontext() if on_loss is None else supervision.watched(lost):
-            client = _start_serve(config)
+            client = _start_serve(http_options, config.get("proxy_location", "EveryNode"))
             deploy(client, config)
             yield client
     finally:
@@ -87,13 +89,11 @@ def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
 
 
-def _start_serve(config: Mapping[str, Any]) -> Any:
+def _start_serve(http_options: dict[str, Any], location: str) -> Any:
     from ray.serve._private.api import serve_start
 
-    http = address.for_serve(config.get("http_options", {}))
-    location = config.get("proxy_location", "EveryNode")
     try:
-        return serve_start(http_options=http, proxy_location=location)
+        return serve_start(http_options=http_options, proxy_location=location)
     except Exception as error:
         raise StartError(f"Serve did not start: {_exception(str(error)) or _in_one_line(error)}") from None
 

@@ -36,6 +36,9 @@ class Launch(Command):
             )  # fmt: skip
         super().__init__(process, log)
 
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 300) -> None:
+        super().wait_for(condition, what, timeout_s)
+
     def started(self, *names: str) -> list[psutil.Process]:
         """By the marker of the launch and as descendants, of these names if any are given."""
         found = {p for p in psutil.process_iter() if environment(p).get(MARKER, "").startswith(f"{self.process.pid}.")}
