@@ -235,8 +235,7 @@ class ModelCache:
             return await self._attempt(spec)
         except MemoryError as error:
             reason = str(error)
-        others = any(other is not entry for other in (*self._entries.values(), *self._ejected))
-        raise out_of_memory(spec.name, others, reason)
+        raise out_of_memory(spec.name, len(self._entries) + len(self._ejected) > 1, reason)
 
     async def _attempt(self, spec: ModelSpec) -> Model:
         if self._unreleased:
