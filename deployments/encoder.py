@@ -28,7 +28,7 @@ from embedding.models.access import KeyedHash
 from embedding.models.buffers import staged
 from embedding.models.cache import MAX_MODELS, ModelCache
 from embedding.models.failure import named
-from embedding.models.loader import estimate_bytes, fetch_files, load_model, release_memory
+from embedding.models.loader import device_bytes, estimate_bytes, fetch_files, load_model, release_memory
 from embedding.models.model import Model, Rows, normalize
 from embedding.models.openclip import OpenClipModel, add_architectures
 from embedding.models.options import LoadOptions
@@ -181,6 +181,7 @@ class Encoder:
             session=self._weights.session,
             quick=lambda spec: not needs_files(spec),
             max_models=settings.max_models,
+            device_bytes=device_bytes(self._device),
         )
         self._metrics = EncoderMetrics()
         self._maxima = _maxima(BatchSettings())

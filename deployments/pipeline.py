@@ -71,7 +71,7 @@ class Pipeline:
 
     async def _image(self, spec: ModelSpec) -> ImageSpec | None:
         """How a model wants its pictures; None if it takes texts only."""
-        identity = blake3(f"{spec.device} {spec.properties_json}".encode()).digest()
+        identity = blake3(f"{spec.device} {spec.auth_json} {spec.properties_json}".encode()).digest()
         if identity not in self._known:
             call = partial(to_home(self._describe, spec).remote, spec)
             info: ModelInfo = answered(await retried("describe", lambda: reply_to(call())))

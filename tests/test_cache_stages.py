@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from cache_parts import WAIT_S, Loader, names, run, settle, spec, touch, until
+from cache_parts import WAIT_S, Loader, foreseen, names, run, settle, spec, touch, until
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
@@ -177,6 +177,19 @@ def test_too_many_at_once_are_told_so() -> None:
         await asyncio.gather(*slow)
 
     run(test, fetch=files.fetch, max_models=3)
+
+
+def test_what_no_device_could_hold_costs_nobody_a_model() -> None:
+    """Without a budget too: else one request would eject all that is idle, to see that it was not enough."""
+
+    async def test(cache: ModelCache, loader: Loader) -> None:
+        await touch(cache, "a")
+        with pytest.raises(RequestError, match="its weights take 101 bytes, more than the 100"):
+            await touch(cache, "full:101")
+        assert names(cache) == ["a"]
+        assert loader.loads == ["a"]
+
+    run(test, estimate=foreseen, device_bytes=100)
 
 
 def test_who_waits_for_downloads_leaves_room_for_others() -> None:

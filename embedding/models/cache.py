@@ -20,11 +20,12 @@ from typing import TypeVar
 from embedding.contain import contained
 from embedding.errors import RequestError
 from embedding.models.departed import Departed, Measured
-from embedding.models.entry import CacheStats, Entry, surplus
+from embedding.models.entry import CacheStats, Entry, seen, surplus
 from embedding.models.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
 from embedding.models.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.url import shown
 
 __all__ = ["CacheStats", "ModelCache"]
 
@@ -45,8 +46,7 @@ class ModelCache:
         estimate: tells the bytes of a model before it is loaded, so that room is made first; blocks, raises
             RequestError. None, or an answer of None: unknown, room is made when the model is there.
         release: gives memory of evicted models back to the device; blocks.
-        patience_s: how long a load waits for room before models in use are closed to newcomers, so that a model that
-            is never idle cannot keep others out for good.
+        patience_s: how long a load waits for room before models in use are closed to newcomers: one may never be idle.
         fetch: brings a model's files to the disk, before it stands in line for room and takes a thread of `executor`;
             cancelled when nobody waits for the model any more. Raises RequestError. None: `estimate` and `load` do it.
         session: entered for the time of each load, all its steps included.
@@ -54,6 +54,7 @@ class ModelCache:
             it counts no bytes, and makes no others go but those of its kind.
         max_models: how many are kept, quick ones and others each, and how many may be on their way.
         max_waiting: users that may wait for downloads, half of them for the same; they hold places that others need.
+        device_bytes: memory of the device: what is larger alone costs no other its place; 0 is unknown.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ModelCache:
         quick: Callable[[ModelSpec], bool] = lambda spec: False,
         max_models: int = MAX_MODELS,
         max_waiting: int = MAX_WAITING,
+        device_bytes: int = 0,
     ) -> None:
         self._load = load
         self._executor = executor
@@ -83,6 +85,7 @@ class ModelCache:
         self._quick_executor = ThreadPoolExecutor(1, thread_name_prefix="quick")
         self._max_models = max_models
         self._max_waiting = max_waiting
+        self._device_bytes = device_bytes
         self._too_many = False
         self._entries: OrderedDict[ModelSpec, Entry] = OrderedDict()
         self._ejected: set[Entry] = set()
@@ -123,8 +126,8 @@ class ModelCache:
                 return entry
             except BaseException as error:
                 self._stop_using(entry)
-                own = entry.spec.auth_json == spec.auth_json or attempt == _OTHERS_LOADS
-                if own or not isinstance(error, RequestError):
+                others = entry.spec.auth_json != spec.auth_json and attempt < _OTHERS_LOADS
+                if not (others and isinstance(error, RequestError)):
                     raise
         raise AssertionError("the last attempt returns or raises")
 
@@ -134,7 +137,7 @@ class ModelCache:
             raise too_many_loads(spec.name, loading)
         entry = self._entries[spec] = Entry(spec, self._is_quick(spec))
         entry.task = asyncio.create_task(self._fill(entry))
-        entry.task.add_done_callback(_seen)
+        entry.task.add_done_callback(seen)
         return entry
 
     def _check_waiting(self, entry: Entry) -> None:
@@ -203,11 +206,10 @@ class ModelCache:
         return model
 
     async def _fetched(self, entry: Entry) -> None:
-        if self._fetch is None:
-            return
-        entry.fetching = True
+        entry.fetching = self._fetch is not None
         try:
-            await self._fetch(entry.spec)
+            if self._fetch is not None:
+                await self._fetch(entry.spec)
         finally:
             entry.fetching = False
 
@@ -217,9 +219,7 @@ class ModelCache:
         if measured is not None:
             return measured
         estimate = self._estimate
-        if estimate is None:
-            return 0
-        return await self._in_thread(lambda: estimate(spec) or 0)
+        return 0 if estimate is None else await self._in_thread(lambda: estimate(spec) or 0)
 
     async def _loaded(self, entry: Entry) -> Model:
         """The model; if the device is full, a second try without any idle model."""
@@ -227,7 +227,7 @@ class ModelCache:
         try:
             return await self._attempt(spec)
         except MemoryError:
-            logger.warning(f"out of memory while loading {spec.name}: ejecting every model that is not in use")
+            logger.warning(f"out of memory while loading {shown(spec.name)}: ejecting every model that is not in use")
             self._stats.out_of_memory += 1
         # Outside of `except`: the frames of the failed load, and the tensors in them, are gone by now.
         self._evict_all_idle()
@@ -235,8 +235,7 @@ class ModelCache:
             return await self._attempt(spec)
         except MemoryError as error:
             reason = str(error)
-        others = any(other is not entry for other in (*self._entries.values(), *self._ejected))
-        raise out_of_memory(spec.name, others, reason)
+        raise out_of_memory(spec.name, len(self._entries) + len(self._ejected) > 1, reason)
 
     async def _attempt(self, spec: ModelSpec) -> Model:
         if self._unreleased:
@@ -253,8 +252,9 @@ class ModelCache:
         Raises:
             RequestError: REFUSED, if that is more than the whole budget.
         """
-        if self._budget and nbytes > self._budget:
-            raise larger_than_budget(entry.spec.name, nbytes, self._budget)
+        most = self._budget or self._device_bytes
+        if most and nbytes > most:
+            raise larger_than_budget(entry.spec.name, nbytes, most)
         if nbytes > entry.nbytes and self._budget:
             self._line.append(entry)
             try:
@@ -277,7 +277,7 @@ class ModelCache:
 
     def _evict_for(self, nbytes: int) -> bool:
         """Evicts what nobody uses until `nbytes` more fit; False if models in use stand in the way."""
-        idle = [entry for entry in self._entries.values() if entry.idle]
+        idle = [entry for entry in self._entries.values() if entry.idle and entry.nbytes]
         if self._used() + nbytes - sum(entry.nbytes for entry in idle) > self._budget:
             return False  # it would cost others their models, and still not be enough
         for entry in idle:
@@ -290,7 +290,7 @@ class ModelCache:
         """Takes loaded models from the next users, least recently used first, until `nbytes` will fit once the present
         ones are done. Whoever asks for such a model from now on stands in line behind."""
         leaving = sum(entry.nbytes for entry in self._ejected)
-        for entry in [entry for entry in self._entries.values() if entry.model is not None]:
+        for entry in [entry for entry in self._entries.values() if entry.model is not None and entry.nbytes]:
             if self._used() - leaving + nbytes <= self._budget:
                 break
             leaving += entry.nbytes
@@ -347,9 +347,3 @@ class ModelCache:
 
     def _used(self) -> int:
         return sum(entry.nbytes for entry in (*self._entries.values(), *self._ejected))
-
-
-def _seen(task: asyncio.Task[Model]) -> None:
-    """Marks a failure as seen, in case that everybody who asked has hung up."""
-    if not task.cancelled():
-        task.exception()

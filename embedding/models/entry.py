@@ -109,3 +109,9 @@ def surplus(entries: Iterable[Entry], most: int) -> tuple[list[Entry], bool]:
                 count, characters = count - 1, characters - entry.characters
         still |= count > most or characters > _QUICK_CHARS
     return gone, still
+
+
+def seen(task: asyncio.Task[Model]) -> None:
+    """Marks a failure as seen, in case that everybody who asked has hung up."""
+    if not task.cancelled():
+        task.exception()

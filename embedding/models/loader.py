@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -139,6 +140,13 @@ def estimate_bytes(
         raise named(error, spec.name) from None
     except BaseException:
         return None  # whatever is wrong with it, loading will say it better
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a device, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def release_memory() -> None:

@@ -1,0 +1,77 @@
+"""What grows with the names that clients make up has an end: hosts, listed models, homes of models."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import tracemalloc
+
+from deployments.message import MESSAGE_BYTES, in_one_message
+from deployments.routing import _home_key
+from embedding.breaker import Breaker
+from embedding.models.spec import ModelInfo, ModelSpec
+
+
+def traced(work: object) -> int:
+    """Bytes that a call leaves behind."""
+    gc.collect()
+    tracemalloc.start()
+    work()  # type: ignore[operator]
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return after
+
+
+def info(name: str, **properties: object) -> ModelInfo:
+    text = json.dumps({"type": "random", "dimensions": 4, "name": name, **properties})
+    return ModelInfo.of(ModelSpec(name, text), "cpu", 4, None, 0)
+
+
+def test_hosts_that_cannot_exist_are_not_remembered() -> None:
+    breaker = Breaker(2, 5.0)
+
+    def fail() -> None:
+        for i in range(2000):
+            host = f"{i}" + "x" * 16_000
+            assert breaker.refusal(host) is None
+            breaker.failed(host, f"could not resolve the host `{host}`")
+            breaker.failed(f"{i}.example", f"could not resolve the host `{host}`")
+
+    assert traced(fail) < 4 * 2**20
+    assert "left alone" not in str(breaker.refusal("1.example"))
+    breaker.failed("1.example", "gone")
+    assert "left alone" in str(breaker.refusal("1.example"))
+
+
+def test_the_home_of_a_model_is_not_remembered() -> None:
+    assert traced(lambda: [_home_key(f"{i}" + "x" * 90_000) for i in range(500)] and None) < 2**20
+    assert _home_key("a") == _home_key("a") != _home_key("b")
+
+
+def test_descriptions_fit_into_one_message() -> None:
+    for infos in (
+        [info(f"long properties {i}", notes="😀" * 90_000) for i in range(100)],
+        [info(f"{i}" + "😀" * 90_000) for i in range(100)],
+        [info(f"{i}") for i in range(10_000)],
+    ):
+        sent = in_one_message(infos)
+        assert 0 < len(sent) <= len(infos)
+        assert sent[-1].key == infos[-1].key
+        assert len(pickle.dumps(sent)) < MESSAGE_BYTES * 1.1
+
+
+def test_long_properties_are_listed_by_what_tells_them_apart() -> None:
+    short = info("short", notes="x" * 1000)
+    assert short.shortened is short
+    long = info("long", notes="x" * 5000)
+    assert json.loads(long.shortened.properties_json) == {
+        "type": "random",
+        "dimensions": 4,
+        "name": "long",
+        "omitted": f"{len(long.properties_json)} characters",
+    }
+    assert long.shortened.key == long.key
+    odd = info("odd", type=["x" * 5000], dimensions=None)
+    assert json.loads(odd.shortened.properties_json).keys() == {"name", "omitted"}
