@@ -35,11 +35,19 @@ PIPES = 100
 RESERVED_DESCRIPTORS = 600
 """What HAProxy needs beside two for each connection: pipes, listeners, checks of replicas, its own."""
 
+METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
+"""Serve keeps a metric for each method, whatever it is called."""
+SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
+"""Headers by which a client would steer Serve: past its time limit, on with work after a hang-up, to one replica."""
+READ_BY_SERVE = ("x-request-id", "traceparent", "tracestate")
+"""Serve reads these before our own code runs, and fails with a plain 500 where they are not UTF-8."""
+
 # What HAProxy itself answers, in the form that Marqo reads. What is no HTTP at all, or was not complete in time, is
 # answered by its parser, whose pages cannot be changed.
 ERRORS = {
     400: "the request is not valid, or broke off",
     403: "the request is refused",
+    405: f"no such method; there are {METHODS}",
     408: f"the request did not arrive in time: its head has {HEAD_S} s, its body {BODY_S} s",
     413: "the request is too large",
     500: "the front door failed; try again in a moment",
@@ -146,6 +154,9 @@ def _correct_door(sections: Sections, listen: list[str], connections: int) -> No
             f"tcp-request connection reject if {{ sc0_conn_cur gt {max(1, (connections - OTHERS) // SHARE)} }}",
             f"http-request return status 431 {_error(431, HEAD_TOO_LARGE)} "
             f"if {{ req.hdrs,length gt {MAX_HEAD_BYTES} }} || {{ url_len gt {MAX_ADDRESS_BYTES} }}",
+            f"http-request return status 405 {_error(405, ERRORS[405])} unless {{ method {METHODS} }}",
+            f"http-request del-header {SERVES_OWN} -m reg",
+            *(f"http-request del-header {name} if {{ req.hdr({name}) -m reg [^!-~] }}" for name in READ_BY_SERVE),
         ],
     )
     if not listen and _is_one_address(host):

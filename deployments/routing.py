@@ -142,9 +142,13 @@ class CallsInFlight:
             del self._of_replica[replica_id]
 
 
+def _home_key(properties_json: str) -> str:
+    return blake3(properties_json.encode()).hexdigest(8)
+
+
 def to_home(handle: DeploymentHandle, spec: ModelSpec) -> DeploymentHandle:
     """The handle, its next call steered to where the model is."""
-    return handle.options(session_id=blake3(spec.properties_json.encode()).hexdigest(8))
+    return handle.options(session_id=_home_key(spec.properties_json))
 
 
 MODEL_AFFINITY = RequestRouterConfig(request_router_class="deployments.routing.ModelAffinityRouter")

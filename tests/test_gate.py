@@ -135,6 +135,19 @@ def test_unknown_paths_and_bad_queries_have_the_same_form(marqo: MarqoClient, ac
         assert detail(reply)
 
 
+@pytest.mark.parametrize("name", ["x-request-id", "x-session-id", "serve_multiplexed_model_id", "traceparent"])
+def test_headers_that_serve_reads_may_hold_anything(marqo: MarqoClient, name: str) -> None:
+    """Serve decodes them before our own code runs, and answers in plain text where they are not UTF-8."""
+    reply = httpx.get(marqo.url + "/", headers=[(name.encode(), b"\xff\xfe")])
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
+
+
+def test_a_method_that_is_none_is_a_405(marqo: MarqoClient) -> None:
+    reply = httpx.request("SHOUT", marqo.url + "/", headers={"Accept": MSGPACK})
+    assert (reply.status_code, reply.headers["content-type"]) == (405, MSGPACK)
+    assert "OPTIONS" in detail(reply)
+
+
 # --- Encodings ---
 
 
