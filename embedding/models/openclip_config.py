@@ -124,8 +124,8 @@ def _check_tower(tower: Any, part: str) -> None:
 
 def _check_sizes(tower: JsonMap) -> None:
     for key, most in _MOST.items():
-        if tower.get(key) is None:
-            continue
+        if key not in tower or (key == "patch_size" and tower[key] is None and isinstance(tower.get("layers"), list)):
+            continue  # a ResNet has no patches
         values = tower[key] if isinstance(tower[key], list) and key in ("layers", "image_size") else [tower[key]]
         least = 1 if key in _POSITIVE else 0
         kinds = (int, float) if key == "mlp_ratio" else (int,)
