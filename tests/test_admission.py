@@ -21,6 +21,7 @@ from deployments.admission import Admission
 from embedding.errors import Fault, RequestError
 
 MEBIBYTE = 2**20
+GRACE_S = 25
 
 
 def test_shares_are_counted_and_given_back() -> None:
@@ -59,8 +60,9 @@ def test_a_failure_gives_the_share_back() -> None:
 
 @pytest.fixture(scope="module")
 def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
-    """Takes 8 contents, 4 contents of searches and 1 MiB at a time."""
+    """Takes 8 contents, 4 contents of searches and 1 MiB at a time; a body may stall for longer than metrics take."""
     limits = {"max_items_in_flight": 8, "max_searches_in_flight": 4, "max_bytes_in_flight": MEBIBYTE}
+    limits |= {"body_grace_s": GRACE_S}
     serve_instance.deploy(sturdy_config(name="narrow", replicas=1, **limits))
     client = MarqoClient(serve_instance.url + "/narrow")
     assert client.results(["warm"])
