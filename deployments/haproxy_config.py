@@ -35,7 +35,7 @@ PIPES = 100
 RESERVED_DESCRIPTORS = 600
 """What HAProxy needs beside two for each connection: pipes, listeners, checks of replicas, its own."""
 
-METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
+METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
 """Serve keeps a metric for each method, whatever it is called."""
 SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
 """Headers by which a client would steer Serve: past its time limit, on with work after a hang-up, to one replica."""
