@@ -25,6 +25,8 @@ SERVE_ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
     # A replica without a GPU must see none, and Ray is to say nothing about that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Replicas speak gRPC, which would heed proxies, and know each other by addresses that nobody knows beforehand.
+    "no_grpc_proxy": "localhost,0.0.0.0/0,::/0",
 }
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -55,13 +57,10 @@ def _haproxy_environment() -> dict[str, str]:
 
 def _proxy_environment() -> dict[str, str]:
     """Traffic on the machine and between replicas passes by no proxy, whatever HTTP_PROXY and its kin say: they hold
-    for the hub's client, the only one of ours that is to heed them.
-
-    Replicas speak gRPC, which would heed them too, and know each other by addresses that nobody knows beforehand.
-    """
+    for the hub's client, the only one of ours that is to heed them."""
     given = ",".join((os.environ.get("no_proxy", ""), os.environ.get("NO_PROXY", ""), *LOOPBACK_NAMES)).split(",")
     hosts = ",".join(dict.fromkeys(host.strip() for host in given if host.strip()))
-    return {"no_grpc_proxy": "localhost,0.0.0.0/0,::/0", "no_proxy": hosts, "NO_PROXY": hosts}
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def _machine_environment() -> dict[str, str]:
