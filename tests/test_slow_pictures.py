@@ -54,7 +54,9 @@ def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], Ma
                 break
             count = 12 if number % 2 else 1
             urls = [host.url(f"/ok/{names[(turn + i) % len(names)]}?{number}-{turn}-{i}") for i in range(count)]
-            messages += [item["error_message"] for item in client.results(urls, "image")]
+            # A quick machine decodes some of them in time.
+            results = client.results(urls, "image")
+            messages += [item["error_message"] for item in results if isinstance(item, dict)]
             refused.set()
         return messages
 
