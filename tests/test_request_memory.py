@@ -106,9 +106,9 @@ TAKEN = {
     "chunks that overlap": chunks("ab" * 5000, 4000, 3999),
     "many contents": texts(["x"] * 16_384),
     "properties": texts(["x"] * 16_384, SMALL | {"notes": "n" * 90_000}),
-    "errors": pictures(["x"] * 11_000),
+    "errors": pictures(["x"] * 3500),
     "header": pictures(["http://127.0.0.1:1/a"] * 2000, downloadHeader={"X-Long": "h" * 900_000}),
-    "many pictures": pictures([picture()] * 6000),
+    "many pictures": pictures([picture()] * 3500),
     "texts that are too long": texts(["x" * 999_000]),
 }
 
