@@ -156,6 +156,9 @@ def _correct_door(sections: Sections, listen: list[str], connections: int) -> No
             f"if {{ req.hdrs,length gt {MAX_HEAD_BYTES} }} || {{ url_len gt {MAX_ADDRESS_BYTES} }}",
             f"http-request return status 405 {_error(405, ERRORS[405])} unless {{ method {METHODS} }}",
             f"http-request del-header {SERVES_OWN} -m reg",
+            # Serve's own words, where an ingress died under a request or is not there yet; ours are never plain text.
+            f"http-response return status 503 {_error(503, ERRORS[503])} "
+            "if { status 500:599 } { res.hdr(content-type) -m beg text/plain }",
             *(f"http-request del-header {name} if {{ req.hdr({name}) -m reg [^!-~] }}" for name in READ_BY_SERVE),
         ],
     )

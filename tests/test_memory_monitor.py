@@ -28,6 +28,10 @@ from test_launch import ROOT, Command, operators_environment
 
 REFUSED_S = 60.0
 START_S = 300.0
+FREE_SHARE = 0.05
+"""Of its memory, below which Ray's monitor kills."""
+SHORT_KIB = 800 * 2**10
+"""About as much as an ingress and an encoder take."""
 BODY = msgpack.packb(
     {
         "modality": "language",
@@ -50,8 +54,11 @@ class Memory:
         path.write_text(self._plenty)
 
     def take_away(self) -> None:
+        """Somewhat more than the monitor lets be used: for a few workers to go, not all of them."""
+        total = int(re.search(r"MemTotal: +(\d+)", self._plenty)[1])  # type: ignore[index]
+        left = int(total * FREE_SHARE) - SHORT_KIB
         # In place: what is mounted is this very file.
-        self.path.write_text(re.sub(r"(?m)^(MemFree|MemAvailable|Cached|Buffers): +\d+", r"\1: 1000", self._plenty))
+        self.path.write_text(re.sub(r"(?m)^(MemFree|MemAvailable): +\d+", rf"\1: {left}", self._plenty))
 
     def give_back(self) -> None:
         self.path.write_text(self._plenty)
@@ -84,32 +91,45 @@ def server(memory: Memory, tmp_path: Path) -> Iterator[Command]:
     assert process.wait(timeout=90) == 0
 
 
-def replicas(server: Command) -> set[psutil.Process]:
-    def is_replica(process: psutil.Process) -> bool:
+def workers(server: Command, title: str) -> set[psutil.Process]:
+    """Ray's processes whose titles hold these words."""
+
+    def has_title(process: psutil.Process) -> bool:
         try:
-            return "ServeReplica:" in " ".join(process.cmdline())
+            return title in " ".join(process.cmdline())
         except psutil.Error:
             return False
 
-    return {p for p in psutil.Process(server.process.pid).children(recursive=True) if is_replica(p)}
+    return {p for p in psutil.Process(server.process.pid).children(recursive=True) if has_title(p)}
+
+
+def replicas(server: Command) -> set[psutil.Process]:
+    return workers(server, "ServeReplica:")
 
 
 def test_replicas_that_the_memory_monitor_kills_cost_nobody_a_wrong_answer(server: Command, memory: Memory) -> None:
     server.wait_for(lambda: "ready: " in server.output, "a server", START_S)
     url = server.output.partition("ready: ")[2].split()[0]
     done = threading.Event()
+    cuts: list[httpx.TransportError] = []
 
     def ask() -> list[Answer]:
         answers: list[Answer] = []
         with httpx.Client(timeout=REFUSED_S) as client:
             while not done.is_set():
-                reply = client.post(f"{url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
+                try:
+                    reply = client.post(f"{url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
+                except httpx.TransportError as error:
+                    cuts.append(error)
+                    continue
                 answers.append((reply.status_code, reply.headers["Content-Type"], reply.content))
         return answers
 
     right = vectors(httpx.post(f"{url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK}).content)
     before = replicas(server)
     assert len(before) >= 4
+    front_door = workers(server, "HAProxyManager")
+    assert front_door
     with ThreadPoolExecutor(6) as pool:
         clients = [pool.submit(ask) for _ in range(6)]
         try:
@@ -122,6 +142,8 @@ def test_replicas_that_the_memory_monitor_kills_cost_nobody_a_wrong_answer(serve
             memory.give_back()
             done.set()
         answers = [answer for client in clients for answer in client.result()]
+    # The monitor may choose the front door too, whose connections end with it (tests/test_chaos.py).
+    assert not cuts or not front_door & workers(server, "HAProxyManager"), cuts
     statuses = [status for status, _, _ in answers]
     assert statuses.count(200) >= 6
     for status, kind, body in answers:
