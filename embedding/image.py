@@ -23,10 +23,11 @@ import torch
 from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from embedding import jpeg
+from embedding.elongated import resize_window
 from embedding.errors import MediaError, SlowError
 from embedding.header import block_scans
 from embedding.image_spec import ImageSpec
-from embedding.resample import Axis, columns_first, resample_window
+from embedding.resample import Axis, columns_first
 from embedding.url import shown
 
 __all__ = [
@@ -75,9 +76,6 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-# Modes of 8-bit bands, and the mode in which Pillow resizes them (colours multiplied by alpha).
-BANDED = {"L": "L", "RGB": "RGB", "CMYK": "CMYK", "YCbCr": "YCbCr", "LA": "La", "RGBA": "RGBa"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +257,7 @@ def _quick_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     size = _resized(image.size, spec)
     resizes = size != image.size and spec.resize_mode != "longest"
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
-        return _pillow_steps(image, spec, limits)
+        return _pillow_steps(image, spec)
     decoded = _decoded(data, image)
     return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
 
@@ -304,41 +302,27 @@ def _interpolate(batch: torch.Tensor, size: tuple[int, int], spec: ImageSpec) ->
 
 
 def _pillow_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
-    return _pillow_steps(_open(data, limits), spec, limits)
+    return _pillow_steps(_open(data, limits), spec)
 
 
-def _pillow_steps(image: Image.Image, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+def _pillow_steps(image: Image.Image, spec: ImageSpec) -> Pixels:
     """open_clip's steps on Pillow: resize, crop or pad, and only then convert to RGB."""
     width, height = _resized(image.size, spec)
     if width * height > ELONGATED_PIXELS:
-        image = _resize_window(image, (width, height), spec, limits)
+        image = _resize_window(image, (width, height), spec)
     elif (width, height) != image.size:
         image = image.resize((width, height), RESAMPLING[_interpolation(spec)])
     return _planes(np.asarray(_rgb(_crop(_pad(image, spec), spec))))
 
 
-def _resize_window(image: Image.Image, size: tuple[int, int], spec: ImageSpec, limits: ImageLimits) -> Image.Image:
-    """Resize and crop a very elongated picture, computing only what the crop keeps.
-
-    Raises:
-        DecompressionBombError: a palette, 16-bit or float picture whose whole resize breaks the limit.
-    """
-    width, height = size
-    if image.mode not in BANDED:
-        _check_pixels(width * height, limits)
-        return image.resize(size, RESAMPLING[_interpolation(spec)])
-    rows, columns = spec.size
-    mode = image.mode
-    image = image if BANDED[mode] == mode else image.convert(BANDED[mode])
-    pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    window = resample_window(
-        pixels,
+def _resize_window(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    (width, height), (rows, columns) = size, spec.size
+    return resize_window(
+        image,
         Axis(image.height, height, _corner(height, rows), rows),
         Axis(image.width, width, _corner(width, columns), columns),
         _interpolation(spec),
     )
-    result = Image.frombytes(image.mode, (columns, rows), window.tobytes())
-    return result if image.mode == mode else result.convert(mode)
 
 
 def _pad(image: Image.Image, spec: ImageSpec) -> Image.Image:
