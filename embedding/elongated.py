@@ -34,7 +34,8 @@ def resize_window(image: Image.Image, vertical: Axis, horizontal: Axis, interpol
     """
     if max(vertical.want, horizontal.want) > MOST_PIXELS:
         raise Image.DecompressionBombError(
-            f"its {image.width} x {image.height} pixels would become {horizontal.want} x {vertical.want} before the crop"
+            f"its {image.width} x {image.height} pixels would become {horizontal.want} x {vertical.want} before the "
+            "crop; send it less elongated"
         )
     if image.mode in _NEAREST:
         return _chosen(image, vertical, horizontal)

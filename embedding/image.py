@@ -15,18 +15,20 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from embedding import jpeg
 from embedding.elongated import resize_window
-from embedding.errors import MediaError, SlowError
+from embedding.errors import MediaError
 from embedding.header import block_scans
 from embedding.image_spec import ImageSpec
+from embedding.refusal import reason, too_slow
 from embedding.resample import Axis, columns_first
 from embedding.url import shown
 
@@ -37,8 +39,6 @@ __all__ = [
     "preprocess",
     "preprocess_shown",
     "reference_pixels",
-    "too_hungry",
-    "too_slow",
 ]
 
 Pixels = npt.NDArray[np.uint8]
@@ -142,29 +142,13 @@ def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimit
     return _explained(_pillow_pixels, data, spec, shown(name), limits)
 
 
-def too_slow(name: str, limits: ImageLimits) -> SlowError:
-    """The error of a picture that has used up its time; `name` is fit for a message."""
-    return SlowError(
-        f"image `{name}` takes more than {limits.max_decode_s:g} s of CPU to decode, which is the most that a picture "
-        "may take here (preprocessor.max_decode_s); send it smaller, or as a plain JPEG or PNG"
-    )
-
-
-def too_hungry(name: str) -> str:
-    """What is said of a picture that needs more memory than `ImageLimits.max_bytes`; `name` is fit for a message."""
-    return (
-        f"image `{name}` takes more memory to decode than a picture may take here (preprocessor.max_pixels); "
-        "send it smaller, or as a plain JPEG or PNG"
-    )
-
-
 def limit_pillow(limits: ImageLimits) -> None:
     """Lowers Pillow's own limit, for this process, to one that all of its pictures are decoded under.
 
     Pillow decodes some files (ICO) as it opens them, before `preprocess` can look at a size.
     """
-    # Where Pillow warns; at twice as much it refuses.
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]
+    # Where Pillow warns; at twice as much it refuses. A fraction, since its message shows what twice as much is.
+    Image.MAX_IMAGE_PIXELS = Fraction(limits.max_pixels, 2)  # type: ignore[assignment]
 
 
 def _explained(
@@ -180,21 +164,7 @@ def _explained(
     except _TooManyScans as error:
         raise too_slow(name, limits) from error
     except Exception as error:
-        raise MediaError(_reason(error, name)) from error
-
-
-def _reason(error: Exception, name: str) -> str:
-    """Marqo's wording (protocol sheet, section 3.4) where it has one."""
-    text = shown(str(error))
-    if isinstance(error, UnidentifiedImageError):
-        return f"cannot identify image file `{name}`"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"image `{name}` is too large: {text}"
-    if isinstance(error, MemoryError):
-        return too_hungry(name)
-    if "truncated" in text.lower():
-        return f"Image file is truncated: `{name}`: {text}"
-    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}"
+        raise MediaError(reason(error, data, name)) from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -399,8 +400,20 @@ def test_no_file_is_decoded_before_its_size_is_looked_at(monkeypatch):
     with pytest.raises(MediaError, match="too large") as caught:
         preprocess(ico, OPENAI, "it", limits)
     assert "decompression bomb" in str(caught.value)
+    assert "(1000000 pixels) exceeds limit of 999999 pixels" in str(caught.value)
     limit_pillow(ImageLimits(max_pixels=1_000_000))
     assert preprocess(ico, OPENAI, "it").shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("limits", [ImageLimits(), ImageLimits(max_pixels=80_000_001)])
+def test_numbers_are_shown_without_a_fraction(monkeypatch, limits):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    limit_pillow(limits)
+    data = encoded(Image.new("1", (1, 1)), "PNG")
+    data = data[:16] + struct.pack(">II", 20_000, 20_000) + data[24:29]
+    data += struct.pack(">I", zlib.crc32(data[12:29])) + bytes(100)
+    with pytest.raises(MediaError, match=f"400000000 pixels.* exceeds limit of {limits.max_pixels} pixels"):
+        preprocess(data, OPENAI, "it", limits)
 
 
 def test_too_many_pixels():
