@@ -82,7 +82,9 @@ def nearest(axis: Axis) -> npt.NDArray[np.int64]:
 def added(value: float, step: float, times: int) -> float:
     """`value` after so many times a positive `step` was added, and each sum rounded: a loop of C, without the loop."""
     while times:
-        value, times = value + step, times - 1
+        before, value, times = value, value + step, times - 1
+        if math.frexp(before)[1] != math.frexp(value)[1]:
+            continue
         # Sums of one exponent grow by the same amount, once a first one has decided between even and odd.
         grown = (value + step) - value
         fitting = int((math.ldexp(1.0, math.frexp(value)[1]) - value) / grown) - 1

@@ -23,7 +23,7 @@ LOOKED_AT = 4096
 """Bytes of a file, and of what is compressed in it."""
 
 _RESEND = "send it as a JPEG, PNG or WebP"
-_ADDRESS = "give the address of the picture itself, and look at what its host answers there"
+_ADDRESS = "send a picture, or the address of one: a host may answer so where it refuses"
 _SHORT = 12
 MOST_PARTS = 1000
 """Of a picture, which are gone through to see where it ends."""
@@ -116,7 +116,7 @@ _HTML = re.compile(
     r"(<!--.*?-->\s*)*<(!doctype html|html|head|body|script|title|meta|link|style|div|table|h1|p|a|iframe|br|b)[\s>/]",
     re.IGNORECASE | re.DOTALL,
 )
-_SVG = re.compile(r"<(\w+:)?svg[\s>]", re.IGNORECASE)
+_SVG = re.compile(r"<(\w+:)?svg[\s>/]", re.IGNORECASE)
 _XML = re.compile(r"<(\?xml|!doctype|!--|[a-z_][\w:.-]*[\s>/])", re.IGNORECASE)
 _JSON = re.compile(r'[\[{]\s*(["\[{\]}\d-]|true|false|null)')
 _BASE64 = re.compile(r"(?:data:[^,]{0,100};base64,)?([A-Za-z0-9+/\r\n]{24,})")

@@ -382,7 +382,7 @@ def test_refusals_say_what_marqo_says_and_name_the_content(data, says):
 def test_a_long_name_is_shortened():
     with pytest.raises(MediaError) as caught:
         preprocess(b"", OPENAI, "data:image/png;base64," + "A" * 5_000_000)
-    assert len(caught.value.message) < 400
+    assert len(caught.value.message) < 500
 
 
 def test_programs_are_not_run():
@@ -410,8 +410,8 @@ def test_numbers_are_shown_without_a_fraction(monkeypatch, limits):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     limit_pillow(limits)
     data = encoded(Image.new("1", (1, 1)), "PNG")
-    data = data[:16] + struct.pack(">II", 20_000, 20_000) + data[24:29]
-    data += struct.pack(">I", zlib.crc32(data[12:29])) + bytes(100)
+    header = data[12:16] + struct.pack(">II", 20_000, 20_000) + data[24:29]
+    data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
     with pytest.raises(MediaError, match=f"400000000 pixels.* exceeds limit of {limits.max_pixels} pixels"):
         preprocess(data, OPENAI, "it", limits)
 

@@ -76,6 +76,7 @@ FOREIGN = [
     ("svg", SVG, "an SVG drawing"),
     ("svg with a head", b'<?xml version="1.0"?>\n<!-- x -->\n<!DOCTYPE svg>' + SVG, "an SVG drawing"),
     ("svg with a prefix", b"<?xml version='1.0'?><svg:svg xmlns:svg='x'>", "an SVG drawing"),
+    ("an empty svg", b"<svg/>", "an SVG drawing"),
     ("svgz", gzip.compress(SVG), r"an SVG drawing, compressed \(svgz\)"),
     ("gzip", gzip.compress(JPEG), r"compressed \(gzip\), which nobody asked for, and holds a JPEG"),
     ("gzip of a page", gzip.compress(HTML), r"compressed \(gzip\).* and holds an HTML page"),
