@@ -114,7 +114,7 @@ _RIFFS = {b"AVI ": ("a video (AVI)", _FRAME), b"WAVE": ("audio (WAV)", _NO_PICTU
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Comments are taken one by one and for good: tried in every way, some hundred would take for ever.
 _HTML = re.compile(
-    r"(?><!--.*?-->\s*)*+<(!doctype html|html|head|body|script|title|meta|link|style|div|table|h1|p|a|iframe|br|b)[\s>/]",
+    r"(?><!--.*?-->\s*)*+<(!doctype html|html|head|body|script|title|meta|link|style|div|table|h1|p|a|iframe|br)[\s>/]",
     re.IGNORECASE | re.DOTALL,
 )
 _SVG = re.compile(r"<(\w+:)?svg[\s>/]", re.IGNORECASE)
