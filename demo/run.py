@@ -27,6 +27,7 @@ from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 from deployments.launch import StartError, give_up, read_config, running
 
 MODEL = "demo/clip"
+PROPERTIES = {"name": MODEL, "type": "open_clip", "dimensions": 128}
 PICTURES = 64
 REQUEST_SIZE = 32
 SEED = 7
@@ -71,7 +72,7 @@ def vectorise(server: str, contents: Sequence[str], modality: str) -> np.ndarray
     body = {
         "modality": modality,
         "contents": list(contents),
-        "embeddingModelConfig": {"modelName": MODEL, "modelProperties": None, "normalizeEmbeddings": True},
+        "embeddingModelConfig": {"modelName": MODEL, "modelProperties": PROPERTIES, "normalizeEmbeddings": True},
         "preprocessingConfig": {"modality": modality},
         "useInferenceCache": modality == "language",
         "returnIndividualError": False,

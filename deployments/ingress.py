@@ -104,12 +104,12 @@ def _check_headers(request: Request) -> None:
     if encoding.lower() not in ("", "identity"):
         raise RequestError(
             Fault.UNSUPPORTED_MEDIA_TYPE,
-            f"Unsupported content encoding: '{shown(encoding)}'. Send the body as it is, without Content-Encoding",
+            f"Unsupported Content-Encoding: '{shown(encoding)}'. Send the body as it is, without Content-Encoding",
         )
     content_type = request.headers.get("content-type")
     if content_type != MSGPACK:
         raise RequestError(
-            Fault.UNSUPPORTED_MEDIA_TYPE, f"Unsupported media type: {content_type!r}. Expected '{MSGPACK}'"
+            Fault.UNSUPPORTED_MEDIA_TYPE, f"Unsupported Content-Type: {content_type!r}. Expected '{MSGPACK}'"
         )
 
 

@@ -34,7 +34,8 @@ def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) ->
 
     Args:
         encoders: what each has loaded.
-        detailed: None for the older generation's entries; else the newer one's, with or without properties.
+        detailed: None for entries that suit both generations, who do not look at each other's members; else the newer
+            one's, with or without properties.
         replicas: whether each entry also tells which replicas hold the model, on which node, and the bytes of its
             weights there. Not in Marqo's protocol.
     """
@@ -49,9 +50,10 @@ def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) ->
 
 
 def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
+    name, key = shown_names(info)
     if detailed is None:
-        return {"model_name": shown_names(info)[0], "model_device": info.device}
-    entry = {"modelName": shown_names(info)[1]}
+        return {"model_name": name, "model_device": info.device, "modelName": key}
+    entry = {"modelName": key}
     if detailed:
         properties = _without_secrets(json.loads(info.properties_json))
         entry["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

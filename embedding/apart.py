@@ -18,8 +18,9 @@ import torch
 
 from embedding.confine import confine
 from embedding.errors import MediaError, SlowError
-from embedding.image import ImageLimits, Pixels, limit_pillow, preprocess_shown, too_hungry, too_slow
+from embedding.image import ImageLimits, Pixels, limit_pillow, preprocess_shown
 from embedding.image_spec import ImageSpec
+from embedding.refusal import too_hungry, too_slow
 from embedding.url import shown
 
 LOOK_S = 5.0

@@ -13,14 +13,19 @@ DATA_URI = "data:image/"
 
 
 def decode_data_uri(content: str, max_bytes: int) -> bytes:
-    """The payload of a base64 data URI: what follows the first `base64,`, or nothing without one.
+    """The payload of a base64 data URI: what follows the first `base64,`.
 
     Lenient, as the protocol wants it: characters outside the alphabet are skipped.
 
     Raises:
-        MediaError: not ASCII, wrongly padded, or more than `max_bytes` once decoded.
+        MediaError: not base64 at all, not ASCII, wrongly padded, or more than `max_bytes` once decoded.
     """
-    payload = content.partition("base64,")[2]
+    _, mark, payload = content.partition("base64,")
+    if not mark:
+        raise MediaError(
+            f"cannot identify image file `{_head(content)}`: its data uri holds no `base64,`; "
+            "send it as `data:image/png;base64,` and the picture in base64"
+        )
     # Line breaks and the like may make the text longer than 4/3 of the bytes, but not without bound.
     if len(payload) > 2 * max_bytes:
         raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")

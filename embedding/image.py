@@ -15,18 +15,21 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from embedding import jpeg
-from embedding.errors import MediaError, SlowError
+from embedding.elongated import resize_window
+from embedding.errors import MediaError
 from embedding.header import block_scans
 from embedding.image_spec import ImageSpec
-from embedding.resample import Axis, columns_first, resample_window
+from embedding.refusal import reason, too_slow
+from embedding.resample import Axis, columns_first
 from embedding.url import shown
 
 __all__ = [
@@ -36,8 +39,6 @@ __all__ = [
     "preprocess",
     "preprocess_shown",
     "reference_pixels",
-    "too_hungry",
-    "too_slow",
 ]
 
 Pixels = npt.NDArray[np.uint8]
@@ -75,9 +76,6 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-# Modes of 8-bit bands, and the mode in which Pillow resizes them (colours multiplied by alpha).
-BANDED = {"L": "L", "RGB": "RGB", "CMYK": "CMYK", "YCbCr": "YCbCr", "LA": "La", "RGBA": "RGBa"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +142,13 @@ def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimit
     return _explained(_pillow_pixels, data, spec, shown(name), limits)
 
 
-def too_slow(name: str, limits: ImageLimits) -> SlowError:
-    """The error of a picture that has used up its time; `name` is fit for a message."""
-    return SlowError(
-        f"image `{name}` takes more than {limits.max_decode_s:g} s of CPU to decode, which is the most that a picture "
-        "may take here (preprocessor.max_decode_s); send it smaller, or as a plain JPEG or PNG"
-    )
-
-
-def too_hungry(name: str) -> str:
-    """What is said of a picture that needs more memory than `ImageLimits.max_bytes`; `name` is fit for a message."""
-    return (
-        f"image `{name}` takes more memory to decode than a picture may take here (preprocessor.max_pixels); "
-        "send it smaller, or as a plain JPEG or PNG"
-    )
-
-
 def limit_pillow(limits: ImageLimits) -> None:
     """Lowers Pillow's own limit, for this process, to one that all of its pictures are decoded under.
 
     Pillow decodes some files (ICO) as it opens them, before `preprocess` can look at a size.
     """
-    # Where Pillow warns; at twice as much it refuses.
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels / 2  # type: ignore[assignment]
+    # Where Pillow warns; at twice as much it refuses. A fraction, since its message shows what twice as much is.
+    Image.MAX_IMAGE_PIXELS = Fraction(limits.max_pixels, 2)  # type: ignore[assignment]
 
 
 def _explained(
@@ -182,21 +164,7 @@ def _explained(
     except _TooManyScans as error:
         raise too_slow(name, limits) from error
     except Exception as error:
-        raise MediaError(_reason(error, name)) from error
-
-
-def _reason(error: Exception, name: str) -> str:
-    """Marqo's wording (protocol sheet, section 3.4) where it has one."""
-    text = shown(str(error))
-    if isinstance(error, UnidentifiedImageError):
-        return f"cannot identify image file `{name}`"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"image `{name}` is too large: {text}"
-    if isinstance(error, MemoryError):
-        return too_hungry(name)
-    if "truncated" in text.lower():
-        return f"Image file is truncated: `{name}`: {text}"
-    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}"
+        raise MediaError(reason(error, data, name)) from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -259,7 +227,7 @@ def _quick_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     size = _resized(image.size, spec)
     resizes = size != image.size and spec.resize_mode != "longest"
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
-        return _pillow_steps(image, spec, limits)
+        return _pillow_steps(image, spec)
     decoded = _decoded(data, image)
     return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
 
@@ -304,41 +272,27 @@ def _interpolate(batch: torch.Tensor, size: tuple[int, int], spec: ImageSpec) ->
 
 
 def _pillow_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
-    return _pillow_steps(_open(data, limits), spec, limits)
+    return _pillow_steps(_open(data, limits), spec)
 
 
-def _pillow_steps(image: Image.Image, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+def _pillow_steps(image: Image.Image, spec: ImageSpec) -> Pixels:
     """open_clip's steps on Pillow: resize, crop or pad, and only then convert to RGB."""
     width, height = _resized(image.size, spec)
     if width * height > ELONGATED_PIXELS:
-        image = _resize_window(image, (width, height), spec, limits)
+        image = _resize_window(image, (width, height), spec)
     elif (width, height) != image.size:
         image = image.resize((width, height), RESAMPLING[_interpolation(spec)])
     return _planes(np.asarray(_rgb(_crop(_pad(image, spec), spec))))
 
 
-def _resize_window(image: Image.Image, size: tuple[int, int], spec: ImageSpec, limits: ImageLimits) -> Image.Image:
-    """Resize and crop a very elongated picture, computing only what the crop keeps.
-
-    Raises:
-        DecompressionBombError: a palette, 16-bit or float picture whose whole resize breaks the limit.
-    """
-    width, height = size
-    if image.mode not in BANDED:
-        _check_pixels(width * height, limits)
-        return image.resize(size, RESAMPLING[_interpolation(spec)])
-    rows, columns = spec.size
-    mode = image.mode
-    image = image if BANDED[mode] == mode else image.convert(BANDED[mode])
-    pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    window = resample_window(
-        pixels,
+def _resize_window(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    (width, height), (rows, columns) = size, spec.size
+    return resize_window(
+        image,
         Axis(image.height, height, _corner(height, rows), rows),
         Axis(image.width, width, _corner(width, columns), columns),
         _interpolation(spec),
     )
-    result = Image.frombytes(image.mode, (columns, rows), window.tobytes())
-    return result if image.mode == mode else result.convert(mode)
 
 
 def _pad(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from embedding.apart import Decoders, TimeSpent
 from embedding.errors import MediaError
 from embedding.header import Cost, estimated
-from embedding.image import ImageLimits, Pixels, preprocess, too_slow
+from embedding.image import ImageLimits, Pixels, preprocess
 from embedding.image_spec import ImageSpec
+from embedding.refusal import too_slow
 from embedding.turns import Call, NoTurnError, Turns
 from embedding.url import shown
 

@@ -19,7 +19,7 @@ from embedding.errors import Fault, RequestError
 Properties = dict[str, object]
 
 DEMO_MODEL = "demo/clip"
-"""The small CLIP that comes with this package; not one of Marqo's names."""
+"""The small CLIP that comes with this package, by registry name and `name` property; not one of Marqo's names."""
 MAX_DEPTH = 100
 """Of maps and lists within a model's properties; those of Marqo's models have five."""
 
@@ -87,15 +87,8 @@ def _depth(value: object, limit: int) -> int:
 
 
 def _demo_properties() -> Properties:
-    assets = files("embedding.assets")
-    config = json.loads((assets / "demo-clip.json").read_text(encoding="utf-8"))
-    return {
-        "name": "demo-clip",
-        "dimensions": config["embed_dim"],
-        "type": "open_clip",
-        "localpath": str(assets / "demo-clip.safetensors"),
-        "size": config["vision_cfg"]["image_size"],
-    }
+    config = json.loads((files("embedding.assets") / "demo-clip.json").read_text(encoding="utf-8"))
+    return _properties(DEMO_MODEL, config["embed_dim"], "open_clip")
 
 
 # --- Marqo's table: dimensions, then what has them ---

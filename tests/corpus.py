@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from pictures import encoded, jpeg, photo
 from PIL import Image, ImageCms, features
@@ -190,7 +191,29 @@ def elongated() -> Corpus:
         "grey-alpha-1x900": encoded(photo(4, 1, 900).convert("LA"), "PNG"),
         "cmyk-900x1": jpeg(photo(5, 900, 1).convert("CMYK")),
         "palette-1x700": encoded(photo(6, 1, 700).convert("P"), "PNG"),
+        "palette-1x3000": encoded(photo(6, 1, 3000).convert("P"), "PNG"),
+        "palette-2500x2": encoded(photo(7, 2500, 2).quantize(17), "PNG", transparency=3),
+        "palette-alpha-1x777": encoded(photo(7, 1, 777).quantize(64), "PNG", transparency=bytes(range(64))),
+        "palette-gif-1501x2": encoded(photo(8, 1501, 2).quantize(40), "GIF"),
+        "bilevel-3x4001": encoded(photo(8, 3, 4001).convert("1"), "PNG"),
+        "bilevel-999x1": encoded(photo(9, 999, 1).convert("1"), "TIFF", compression="group4"),
+        "16-bit-1x2000": encoded(_deep(10, 1, 2000), "PNG"),
+        "16-bit-1501x2": encoded(_deep(11, 1501, 2), "TIFF"),
+        "16-bit-big-endian-1x900": encoded(_deep(12, 1, 900).convert("I;16B"), "TIFF"),
+        "32-bit-2x1001": encoded(Image.fromarray(_levels(13, 2, 1001) * 3 - 200), "TIFF"),
+        "float-1203x1": encoded(Image.fromarray(_levels(14, 1203, 1).astype(np.float32) * 1.3 - 20), "TIFF"),
+        "lab-1x600": encoded(photo(15, 1, 600).convert("LAB"), "TIFF"),
+        "ycbcr-1x600": encoded(photo(16, 1, 600).convert("YCbCr"), "TIFF"),
     }
+
+
+def _levels(seed: int, width: int, height: int) -> npt.NDArray[np.int32]:
+    return np.asarray(photo(seed, width, height).convert("L")).astype(np.int32)
+
+
+def _deep(seed: int, width: int, height: int) -> Image.Image:
+    """Of 16 bits, with levels on both sides of what 8 bits hold."""
+    return Image.fromarray((_levels(seed, width, height) * 2).astype(np.uint16))
 
 
 def without_adobe(data: bytes) -> bytes:

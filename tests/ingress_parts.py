@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,19 @@ def request(contents: Any, **members: Any) -> dict[str, Any]:
         "modelConfig": {"modelName": "random/small", "modelProperties": SMALL},
         "preprocessingConfig": {"modality": "language"},
         **members,
+    }
+
+
+def demo_checkpoint() -> dict[str, Any]:
+    """The demo model's own file, as a request may name it that brings preprocessing of its own."""
+    assets = Path(str(files("embedding.assets")))
+    config = json.loads((assets / "demo-clip.json").read_text())
+    return {
+        "name": "demo-clip",
+        "type": "open_clip",
+        "dimensions": config["embed_dim"],
+        "size": config["vision_cfg"]["image_size"],
+        "localpath": str(assets / "demo-clip.safetensors"),
     }
 
 

@@ -76,12 +76,17 @@ def test_the_environments_proxies_are_not_used(host: ImageHost, monkeypatch: pyt
         ("png;base64,aG!V-s_bG8=", b"hello"),
         ("png;base64,aGVsbG8=base64,", b"hello"),
         ("png;base64,", b""),
-        ("png,aGVsbG8=", b""),
-        ("", b""),
     ],
 )
 def test_data_uris(payload: str, data: bytes) -> None:
     assert fetch("data:image/" + payload) == [data]
+
+
+@pytest.mark.parametrize("rest", ["png,aGVsbG8=", "svg+xml;utf8,<svg/>", "png;base64", ""])
+def test_data_uris_without_base64(rest: str) -> None:
+    message = failure("data:image/" + rest)
+    assert message.startswith(f"cannot identify image file `data:image/{rest}`")
+    assert "holds no `base64,`" in message
 
 
 @pytest.mark.parametrize("payload", ["aGVsbG8", "aGVsbG8=ä", "a", "ä", "aGVsbG\ud800="])

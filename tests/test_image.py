@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -19,9 +20,10 @@ from pictures import encoded, jpeg, photo
 from PIL import Image
 
 from embedding import jpeg as quick
+from embedding.apart import Decoders
 from embedding.errors import MediaError
 from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels
-from embedding.resample import Axis, resample_window
+from embedding.resample import Axis, nearest, resample_window
 
 # Damaged files make Pillow warn. The module silences that in production; pytest's own filters come before.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -149,12 +151,72 @@ def test_elongated_pictures(name):
     assert_faithful(corpus.elongated()[name], OPENAI)
 
 
-def test_an_elongated_bomb_costs_little():
-    """Whole, the resize would take 12 gigabytes."""
-    pixels = preprocess(jpeg(Image.new("RGB", (1, 60_000), (10, 200, 30))), OPENAI, "it")
-    assert np.ptp(pixels.reshape(3, -1), axis=1).tolist() == [0, 0, 0]
-    with pytest.raises(MediaError, match="pixels exceed the limit"):
-        preprocess(encoded(Image.new("P", (1, 60_000)), "PNG"), OPENAI, "it")
+ELONGATED = {
+    "RGB": "PNG",
+    "RGBA": "PNG",
+    "LA": "PNG",
+    "L": "PNG",
+    "P": "PNG",
+    "1": "PNG",
+    "I;16": "PNG",
+    "CMYK": "JPEG",
+}
+ELONGATED |= {"I;16B": "TIFF", "I": "TIFF", "F": "TIFF", "YCbCr": "TIFF", "LAB": "TIFF"}
+
+
+@pytest.fixture(scope="module")
+def confined():
+    """A process that may take 256 MiB and 3 MB for a picture, where whole resizes would take up to 13 GB."""
+    decoders = Decoders(ImageLimits(max_pixels=180_000))
+    yield decoders
+    decoders.close()
+
+
+@pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1), (3, 60_000)])
+@pytest.mark.parametrize("mode", ELONGATED)
+def test_an_elongated_bomb_costs_little(confined, mode, size):
+    data = encoded(Image.new(mode, size), ELONGATED[mode])
+    for preset in PRESETS.values():
+        assert confined.decode(data, spec(224, *preset), "it", 5.0).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "I;16"])
+def test_what_pillow_does_not_resize_has_no_vector(mode):
+    data = encoded(Image.new(mode, (1, 10_000_000)), "TIFF", compression="tiff_adobe_deflate")
+    with pytest.raises(MediaError, match="`it` is too large: its 1 x 10000000 pixels would become 224 x 2240000000"):
+        preprocess(data, OPENAI, "it")
+    assert preprocess(data, spec(32), "it").shape == (3, 32, 32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ratio=st.integers(320, 900),
+    side=st.integers(1, 3),
+    lying=st.booleans(),
+    seed=st.integers(0, 2**16),
+    content=st.sampled_from(["photo", "noise", "stripes"]),
+    mode=st.sampled_from(sorted(ELONGATED)),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+)
+def test_any_elongated_picture(ratio, side, lying, seed, content, mode, interpolation):
+    size = (side * ratio, side) if lying else (side, side * ratio)
+    image = _drawn(content, seed, size)
+    if mode in ("I;16", "I;16B"):
+        levels = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        image = Image.fromarray(levels if mode == "I;16" else levels.astype(">u2"))
+    else:
+        image = image.convert("L").convert(mode) if mode in ("I", "F") else image.convert(mode)
+    assert_faithful(encoded(image, "JPEG" if mode == "CMYK" else "TIFF"), spec(224, interpolation))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), have=st.integers(1, 5000), want=st.integers(1, 200_000))
+def test_the_nearest_pixels_are_those_of_a_loop(data, have, want):
+    start = data.draw(st.integers(0, want - 1))
+    length = min(300, want - start)
+    loop = np.cumsum(np.concatenate([[0.5 * have / want], np.full(want - 1, have / want)]))
+    found = nearest(Axis(have, want, start, length))
+    np.testing.assert_array_equal(found, loop[start : start + length].astype(int).clip(max=have - 1))
 
 
 @pytest.mark.parametrize(("width", "height"), [(4000, 3000), (8660, 5774)])
@@ -320,7 +382,7 @@ def test_refusals_say_what_marqo_says_and_name_the_content(data, says):
 def test_a_long_name_is_shortened():
     with pytest.raises(MediaError) as caught:
         preprocess(b"", OPENAI, "data:image/png;base64," + "A" * 5_000_000)
-    assert len(caught.value.message) < 400
+    assert len(caught.value.message) < 500
 
 
 def test_programs_are_not_run():
@@ -338,8 +400,20 @@ def test_no_file_is_decoded_before_its_size_is_looked_at(monkeypatch):
     with pytest.raises(MediaError, match="too large") as caught:
         preprocess(ico, OPENAI, "it", limits)
     assert "decompression bomb" in str(caught.value)
+    assert "(1000000 pixels) exceeds limit of 999999 pixels" in str(caught.value)
     limit_pillow(ImageLimits(max_pixels=1_000_000))
     assert preprocess(ico, OPENAI, "it").shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("limits", [ImageLimits(), ImageLimits(max_pixels=80_000_001)])
+def test_numbers_are_shown_without_a_fraction(monkeypatch, limits):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    limit_pillow(limits)
+    data = encoded(Image.new("1", (1, 1)), "PNG")
+    header = data[12:16] + struct.pack(">II", 20_000, 20_000) + data[24:29]
+    data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    with pytest.raises(MediaError, match=f"400000000 pixels.* exceeds limit of {limits.max_pixels} pixels"):
+        preprocess(data, OPENAI, "it", limits)
 
 
 def test_too_many_pixels():

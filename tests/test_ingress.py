@@ -56,6 +56,7 @@ def test_other_content_types_are_415(marqo: MarqoClient, kind: str | None) -> No
     reply = marqo.post(msgpack.packb(request(["a"])), headers)
     assert reply.status_code == 415
     detail = msgpack.unpackb(reply.content)["detail"]
+    assert detail.startswith("Unsupported Content-Type: ")
     assert "Expected 'application/msgpack'" in detail
     assert str(kind) in detail
 

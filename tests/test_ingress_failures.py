@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 from image_host import ImageHost
@@ -15,9 +17,9 @@ FAILURES = {
     "403": ("/status/403", "returned 403"),
     "204": ("/status/204", "returned 204"),
     "500": ("/status/500", "returned 500"),
-    "html": ("/html", "cannot identify image file"),
-    "empty": ("/empty", "cannot identify image file"),
-    "svg": ("/ok/a.svg", "cannot identify image file"),
+    "html": ("/html", "/html`: it is an HTML page; "),
+    "empty": ("/empty", "/empty`: it is empty (0 bytes); "),
+    "svg": ("/ok/a.svg", "a.svg`: it is an SVG drawing, "),
     "truncated": ("/ok/cut.jpg", "Image file is truncated"),
     "reset": ("/reset", "error when downloading the media url"),
     "cut off": ("/cut", "error when downloading the media url"),
@@ -29,6 +31,7 @@ FAILURES = {
     "not ascii": ("data:image/png;base64,äöü=", "Invalid base64 data"),
     "no base64": ("data:image/png,abcd", "cannot identify image file"),
     "no picture": (data_uri(b"hello"), "cannot identify image file"),
+    "compressed data": (data_uri(gzip.compress(b"<svg/>")), "it is an SVG drawing, compressed"),
     "word": ("invalid", "is not a local file, a valid url, or a base64-encoded image"),
     "blank": ("", "is not a local file, a valid url, or a base64-encoded image"),
     "local": ("{here}", "is not a local file, a valid url, or a base64-encoded image"),

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_host import ImageHost
 from ingress_parts import PREAMBLE, SMALL, drawn, listed, raw, request, vectors
 from marqo_client import MarqoClient
 
-from embedding.registry import lookup
+from embedding.registry import lookup, model_key
 
 # --- Models ---
 
+DEMO = {"name": "demo/clip", "type": "open_clip", "dimensions": 128}
+"""As Marqo sends it: it always sends properties, and an index's settings name them."""
 
 CANNOT: list[tuple[str, str, dict[str, Any] | None, str]] = [
     # (what, model name, properties, the detail contains)
@@ -33,7 +36,7 @@ CANNOT: list[tuple[str, str, dict[str, Any] | None, str]] = [
     ("too wide", "mine", {"type": "random", "dimensions": 10**9}, "dimensions"),
     ("no json", "mine", {"type": "random", "dimensions": 5, "notes": b"\xff"}, "Invalid model properties"),
     ("nan", "mine", {"type": "random", "dimensions": 5, "notes": float("nan")}, "Invalid model properties"),
-    ("demo with other dimensions", "mine", {**(lookup("demo/clip") or {}), "dimensions": 77}, "dimensions"),
+    ("demo with other dimensions", "mine", {**DEMO, "dimensions": 77}, "dimensions"),
 ]
 
 
@@ -66,6 +69,31 @@ def test_members_of_the_newer_generation_are_ignored(marqo: MarqoClient) -> None
     np.testing.assert_allclose(vectors(results), vectors(marqo.results(["a red circle"])), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"notes": "", "pretrained": None},
+        {"mean": [0, 0, 0], "size": 100, "imagePreprocessor": "SigLIP", "jit": True},
+    ],
+)
+def test_properties_name_the_demo_model(marqo: MarqoClient, image_host: ImageHost, members: dict[str, Any]) -> None:
+    """Like a pretrained tag: its preprocessing is its own."""
+    for model in ("my-index", "demo/clip"):
+        for contents, modality in ((["a red circle"], "language"), ([image_host.url("/ok/1.jpg")], "image")):
+            named = vectors(marqo.results(contents, modality, model, {**DEMO, **members}))
+            np.testing.assert_allclose(named, vectors(marqo.results(contents, modality)), atol=1e-6)
+
+
+def test_the_demos_properties_are_those_of_the_registry(marqo: MarqoClient) -> None:
+    """So an encoder that has loaded it before anybody asked does not load it again."""
+    marqo.results(["a red circle"])
+    before = [line["modelName"] for line in listed(marqo)]
+    marqo.results(["a red circle"], model="demo/clip", properties=DEMO)
+    assert [line["modelName"] for line in listed(marqo)].count(model_key("demo/clip", DEMO)) == 1
+    assert len(listed(marqo)) == len(before)
+
+
 def test_credentials_are_in_no_error(marqo: MarqoClient) -> None:
     auth = {"s3": {"aws_access_key_id": "hunter2", "aws_secret_access_key": "hunter2"}, "hf": {"token": "hunter2"}}
     for wrong in (auth, {"hf": {"token": ["hunter2"]}}, {"s3": {"aws_secret_access_key": "hunter2"}}):
@@ -84,9 +112,10 @@ TINY = {"name": "random/tiny", "dimensions": 3, "type": "random"}
 
 def test_models_as_the_older_generation_has_them(marqo: MarqoClient) -> None:
     marqo.results(["a"], model="tiny/one", properties=TINY)
-    line = {"model_name": "tiny/one", "model_device": "cpu"}
+    line = {"model_name": "tiny/one", "model_device": "cpu", "modelName": model_key("tiny/one", TINY)}
     assert line in listed(marqo)
-    assert {"model_name": "demo/clip", "model_device": "cpu"} in listed(marqo)
+    demo = {"model_name": "demo/clip", "model_device": "cpu", "modelName": model_key("demo/clip", DEMO)}
+    assert demo in listed(marqo)
     path = "/models?model_name=tiny/one&model_device=cpu"
     assert raw(marqo, "DELETE", path) == (
         200,
@@ -96,7 +125,7 @@ def test_models_as_the_older_generation_has_them(marqo: MarqoClient) -> None:
     status, body = raw(marqo, "DELETE", path)
     assert status == 400
     assert "tiny/one" in body["detail"]
-    assert {"model_name": "demo/clip", "model_device": "cpu"} in listed(marqo)
+    assert demo in listed(marqo)
 
 
 def test_models_as_the_newer_generation_has_them(marqo: MarqoClient) -> None:

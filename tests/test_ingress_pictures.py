@@ -11,20 +11,18 @@ import open_clip
 import pytest
 import torch
 from image_host import ImageHost
-from ingress_parts import SMALL, data_uri, drawn, is_error, vectors
+from ingress_parts import SMALL, data_uri, demo_checkpoint, drawn, is_error, vectors
 from marqo_client import MarqoClient
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from embedding.models.model import normalize
-from embedding.registry import lookup
 
 
 @pytest.fixture(scope="module")
 def reference() -> torch.nn.Module:
     """The demo model, loaded by open_clip itself."""
-    properties = lookup("demo/clip")
-    assert properties is not None
+    properties = demo_checkpoint()
     folder = Path(properties["localpath"]).parent
     open_clip.add_model_config(folder)
     return open_clip.create_model("demo-clip", pretrained=properties["localpath"]).eval()
@@ -32,8 +30,7 @@ def reference() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def transform() -> Any:
-    properties = lookup("demo/clip")
-    assert properties is not None
+    properties = demo_checkpoint()
     return image_transform_v2(PreprocessCfg(size=properties["size"]), is_train=False)
 
 

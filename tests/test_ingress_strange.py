@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 from image_host import ImageHost
-from ingress_parts import request, vectors
+from ingress_parts import demo_checkpoint, request, vectors
 from marqo_client import MarqoClient
-
-from embedding.registry import lookup
 
 IMAGE = {"modality": "image", "preprocessingConfig": {"modality": "image"}, "modelConfig": {"modelName": "demo/clip"}}
 
@@ -54,11 +52,11 @@ STRANGE: dict[str, dict[str, Any]] = {
     "path is a secret": with_model({"name": "ViT-B-32", "dimensions": 4, "localpath": "/etc/passwd"}),
     "local directory": with_model({"name": "local-dir:/etc", "dimensions": 4}),
     "empty hub name": with_model({"name": "hf-hub:", "dimensions": 4}),
-    "huge size": with_model({**(lookup("demo/clip") or {}), "size": 100_000}),
-    "wrong size": with_model({**(lookup("demo/clip") or {}), "size": 100}),
-    "zero std": with_model({**(lookup("demo/clip") or {}), "std": [0, 0, 0]}),
-    "tiny std": with_model({**(lookup("demo/clip") or {}), "std": [1e-45, 1, 1]}),
-    "huge mean": with_model({**(lookup("demo/clip") or {}), "mean": [1e300, 0, 0]}),
+    "huge size": with_model({**demo_checkpoint(), "size": 100_000}),
+    "wrong size": with_model({**demo_checkpoint(), "size": 100}),
+    "zero std": with_model({**demo_checkpoint(), "std": [0, 0, 0]}),
+    "tiny std": with_model({**demo_checkpoint(), "std": [1e-45, 1, 1]}),
+    "huge mean": with_model({**demo_checkpoint(), "mean": [1e300, 0, 0]}),
     "negative timeout": picture(["http://127.0.0.1:1/a.jpg"], downloadTimeoutMs=-1),
     "huge timeout": picture(["http://127.0.0.1:1/a.jpg"], downloadTimeoutMs=2**63),
     "huge thread count": picture(["http://127.0.0.1:1/a.jpg"], downloadThreadCount=2**63),

@@ -167,7 +167,7 @@ def test_the_demo_needs_the_registry_alone(tmp_path: Path) -> None:
     for sources, allowed in ((("registry",), True), (("hub",), False)):
         options = LoadOptions(model_sources=sources, cache_dir=tmp_path)
         if allowed:
-            assert load_openclip(spec, properties, CPU, options, Weights(options)).info.dimensions
+            assert load_openclip(spec, properties, CPU, options, Weights(options)).info.dimensions == 128
         else:
             with pytest.raises(RequestError, match="model_sources"):
                 load_openclip(spec, properties, CPU, options, Weights(options))

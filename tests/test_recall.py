@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from image_host import ImageHost
+from ingress_parts import demo_checkpoint
 from marqo_client import MarqoClient
 from PIL import Image
 
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
-from embedding.registry import lookup
 
 GALLERY = 96
 SCENES = scenes(GALLERY, EVALUATION_SEEDS[0])
@@ -65,5 +65,5 @@ def test_swapped_channels_would_be_noticed(marqo: MarqoClient, gallery: ImageHos
 
 
 def test_a_wrong_mean_would_be_noticed(marqo: MarqoClient, gallery: ImageHost) -> None:
-    wrong = {**(lookup("demo/clip") or {}), "mean": [0, 0, 0], "std": [1, 1, 1]}
+    wrong = {**demo_checkpoint(), "mean": [0, 0, 0], "std": [1, 1, 1]}
     assert recall_at_1(marqo, gallery, properties=wrong) < 0.7

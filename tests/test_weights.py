@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ingress_parts import demo_checkpoint
 from pydantic import ValidationError
 from weights_parts import ALL, CONTENT, options, properties, refusal
 
 from embedding.errors import RequestError
 from embedding.models.options import LoadOptions
 from embedding.models.weights import Weights
-from embedding.registry import DEMO_MODEL, lookup
 
 LOCATIONS: dict[str, dict[str, Any]] = {
     "url": {"url": "http://127.0.0.1:1/model.pt"},
@@ -95,6 +95,4 @@ def test_the_environment_says_where_downloads_go(tmp_path: Path, monkeypatch: py
 
 
 def _localpath_of_demo() -> dict[str, Any]:
-    entry = lookup(DEMO_MODEL)
-    assert entry is not None
-    return {"localpath": entry["localpath"]}
+    return {"localpath": demo_checkpoint()["localpath"]}

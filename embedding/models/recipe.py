@@ -2,7 +2,7 @@
 
 Source: protocol sheet, section 7.1. Three rules say how properties are read, and the first that fits counts:
 a checkpoint of the request's own, a hub repository, one of open_clip's pretrained tags. Only under the first do
-preprocessing, tokenizer, jit and precision of the properties have an effect.
+preprocessing, tokenizer, jit and precision of the properties have an effect. The demo model counts as a tag.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
 from embedding.models.staging import model_config, own_file
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
+from embedding.registry import DEMO_MODEL
 
 HUB_PREFIX = "hf-hub:"
+_DEMO_ARCHITECTURE = "demo-clip"
 _CONFIG = "open_clip_config.json"
 # A repository says how its tokenizer is made. Of the other options of transformers some read any file of this machine,
 # and one, trust_remote_code, runs any program.
@@ -112,6 +114,8 @@ def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weig
     """
     if properties.has_checkpoint:
         return _from_checkpoint(properties, auth, weights)
+    if properties.name == DEMO_MODEL:
+        return _from_assets(weights)
     if properties.name.startswith(HUB_PREFIX):
         return _from_repository(properties.name, hf_token(auth), weights)
     return _from_tag(properties.name, hf_token(auth), weights)
@@ -148,6 +152,14 @@ def _from_checkpoint(properties: OpenClipProperties, auth: Auth | None, weights:
         precision=properties.precision if "precision" in properties.model_fields_set else None,
         jit=properties.jit,
     )
+
+
+def _from_assets(weights: Weights) -> Recipe:
+    """The demo model, as what it is to whoever asks for it: a pretrained tag, whose preprocessing is its own."""
+    config = _architecture(_DEMO_ARCHITECTURE, _DEMO_ARCHITECTURE)
+    path = weights.asset(f"{_DEMO_ARCHITECTURE}.safetensors", DEMO_MODEL)
+    side = config["vision_cfg"]["image_size"]
+    return Recipe(_DEMO_ARCHITECTURE, config, path, None, image=replace(PRESETS["OpenCLIP"], size=(side, side)))
 
 
 def _from_repository(name: str, token: str | None, weights: Weights) -> Recipe:

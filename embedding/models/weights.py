@@ -182,6 +182,15 @@ class Weights:
             return True
         return self._store.forget(path)
 
+    def asset(self, file: str, name: str) -> Path:
+        """A file that comes with this package, of the registry's model `name`.
+
+        Raises:
+            RequestError: REFUSED, naming the setting, if the operator does not allow the registry.
+        """
+        self._check("registry", f"'{name}'")
+        return _assets() / file
+
     def check_hub(self, name: str) -> None:
         """Refuses a hub model that the operator does not allow.
 
