@@ -13,6 +13,7 @@ from typing import Any
 from embedding.models.failure import unloadable
 from embedding.models.json_file import JsonMap, parse_map, words_of
 from embedding.models.openclip_config import checked_openclip
+from embedding.models.pooling import pooling_mode
 from embedding.url import shown
 
 MODEL_TYPES = words_of(
@@ -198,11 +199,6 @@ def checked_index(given: JsonMap, present: frozenset[str], name: str) -> JsonMap
     return {"metadata": {"total_size": total} if isinstance(total, int | float) else {}, "weight_map": places}
 
 
-def pools_first_token(given: JsonMap) -> bool:
-    """What a `1_Pooling/config.json` says."""
-    return given.get("pooling_mode_cls_token") is True
-
-
 def check_sizes(config: Mapping[str, Any], nbytes: int, tensors: int | None) -> None:
     """Compares a checked config with the weights that are there, before anything is built.
 
@@ -238,7 +234,7 @@ def check_description(files: Mapping[str, bytes]) -> None:
         "tokenizer_config.json": checked_tokenizer_config,
         "special_tokens_map.json": checked_special_tokens,
         "added_tokens.json": checked_added_tokens,
-        "1_Pooling/config.json": lambda given: {"first": pools_first_token(given)},
+        "1_Pooling/config.json": lambda given: {"pooling": pooling_mode(given)},
         "open_clip_config.json": checked_openclip,
     }
     weights = frozenset(name for name in files if name.endswith((".safetensors", ".bin")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from blake3 import blake3
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "transformers")
 
 
@@ -18,7 +20,8 @@ def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
     Reads every weight: a second for a few gigabytes, so call it in a thread, and once.
 
     Args:
-        module: its parameters and buffers count, by name, type, shape and bytes.
+        module: its parameters and buffers count, by name, type, shape and bytes; and its parts, by class and settings,
+            since two models of the same weights may have different activations.
         facts: what else decides them, as JSON can say it: preprocessing, precision, tokenizer, ….
 
     Returns:
@@ -27,6 +30,7 @@ def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
     digest = blake3(max_threads=blake3.AUTO)
     versions = {library: _version(library) for library in _LIBRARIES}
     digest.update(json.dumps([versions, dict(facts)], sort_keys=True).encode())
+    digest.update(_ADDRESS.sub("", repr(module)).encode())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

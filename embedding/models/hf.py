@@ -14,18 +14,19 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
 from embedding.models.attention import attended_apart
-from embedding.models.description import check_sizes, pools_first_token
+from embedding.models.description import check_sizes
 from embedding.models.failure import invalid, unloadable
 from embedding.models.fingerprint import fingerprint
 from embedding.models.model import Rows
 from embedding.models.options import LoadOptions
+from embedding.models.pooling import Pooling, pool, pooling_mode
 from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.staging import described_by, model_config, own_file, staged_model, staged_tokenizer, tensor_count
@@ -35,7 +36,6 @@ from embedding.models.weights import Auth, Weights, hf_token
 
 logger = logging.getLogger("ray.serve")
 
-Pooling = Literal["mean", "cls"]
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")
 # transformers builds models inside context managers that patch torch for the whole process.
 _building = threading.Lock()
@@ -100,14 +100,6 @@ class HfModel:
         return fingerprint(weights, {"pooling": self._pooling, "device": self._device.type, **self.tokenize.facts()})
 
 
-def pool(hidden: torch.Tensor, mask: torch.Tensor, method: Pooling) -> torch.Tensor:
-    """One vector for each text, (n, width), from those of its tokens, (n, tokens, width); mask is (n, tokens)."""
-    if method == "cls":
-        return hidden[:, 0]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-
-
 def load_hf(
     spec: ModelSpec, properties: HfProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> HfModel:
@@ -119,6 +111,7 @@ def load_hf(
     """
     folder = hf_folder(properties, options, weights, spec_auth(spec))
     roots = operators_folders(properties, options)
+    pooling = pooling_of(folder, properties, roots)
     files = _weight_files(folder)
     for path in files:
         own_file(path, folder, roots)
@@ -132,7 +125,7 @@ def load_hf(
     tokenizer = load_tokenizer(folder, properties, options, _positions(module), _vocabulary(module))
     tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
     info = ModelInfo.of(spec, device, properties.dimensions, None, sum(tensor.nbytes for tensor in tensors))
-    return HfModel(info, module, tokenizer, pooling_of(folder, properties, roots), dense)
+    return HfModel(info, module, tokenizer, pooling, dense)
 
 
 def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions, weights: Weights) -> int:
@@ -353,8 +346,12 @@ def _vocabulary(module: Any) -> int:
 
 
 def pooling_of(folder: Path, properties: HfProperties, roots: Sequence[Path] = ()) -> Pooling:
-    """The properties' pooling, else what the repository's `1_Pooling/config.json` says, else mean."""
+    """The properties' pooling, else what the repository's `1_Pooling/config.json` says, else mean.
+
+    Raises:
+        RequestError: REFUSED: the repository says one that is not served.
+    """
     if properties.pooling is not None:
         return properties.pooling
     config = described_by(folder, "1_Pooling/config.json", roots)
-    return "cls" if config is not None and pools_first_token(config) else "mean"
+    return "mean" if config is None else pooling_mode(config)

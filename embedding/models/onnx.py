@@ -25,10 +25,11 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.failure import described, is_out_of_memory, unloadable
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import Pooling, hf_folder, load_tokenizer, operators_folders, pool, pooling_of, spec_auth
+from embedding.models.hf import hf_folder, load_tokenizer, operators_folders, pooling_of, spec_auth
 from embedding.models.model import Pixels, Rows
 from embedding.models.onnx_trial import try_graph
 from embedding.models.options import LoadOptions
+from embedding.models.pooling import Pooling, pool
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
 from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec

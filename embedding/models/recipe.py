@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
+from open_clip.pretrained import is_pretrained_cfg
 
 from embedding.image_spec import ImageSpec
 from embedding.models.bpe import BpeTokenizer
@@ -27,6 +27,7 @@ from embedding.models.openclip_config import checked_openclip
 from embedding.models.openclip_tokenizer import OpenClipHfTokenizer
 from embedding.models.options import LoadOptions
 from embedding.models.properties import OpenClipProperties
+from embedding.models.reference import pretrained
 from embedding.models.staging import model_config, own_file
 from embedding.models.weights import OPENCLIP_FILES, Auth, Weights, hf_token
 from embedding.registry import DEMO_MODEL
@@ -176,12 +177,11 @@ def _from_repository(name: str, token: str | None, weights: Weights) -> Recipe:
 def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
     architecture, tag = _pretrained_tag(name)
     weights.check_hub(name)
-    config = _architecture(architecture, architecture)
-    path = _tagged_weights(architecture, tag, token, weights, name)
+    config, entry = pretrained(architecture, tag)
+    path = _tagged_weights(entry, token, weights, name)
     tokenizer, tokenizer_options = _tokenizer(config, name, token, weights)
     tower = _text_tower(config, name, token, weights)
-    preprocessing = get_pretrained_cfg(architecture, tag)
-    return Recipe(architecture, config, path, tokenizer, tokenizer_options, tower, preprocessing)
+    return Recipe(architecture, config, path, tokenizer, tokenizer_options, tower, entry)
 
 
 def _architecture(name: str, given: str) -> dict[str, Any]:
@@ -196,6 +196,7 @@ def _pretrained_tag(name: str) -> tuple[str, str]:
     parts = name.split("/")
     # The tag is checked against open_clip's table, since open_clip itself would also take a path of this machine.
     if len(parts) == 3 and parts[0] == "open_clip" and is_pretrained_cfg(parts[1], parts[2]):
+        _architecture(parts[1], parts[1])
         return parts[1], parts[2]
     raise invalid(
         f"name '{name}' is neither 'open_clip/ARCHITECTURE/PRETRAINED' with a pretrained tag that open_clip knows, nor "
@@ -203,9 +204,8 @@ def _pretrained_tag(name: str) -> tuple[str, str]:
     )
 
 
-def _tagged_weights(architecture: str, tag: str, token: str | None, weights: Weights, name: str) -> Path:
-    """The file of a pretrained tag: from the hub where open_clip's table has it there, else from its URL."""
-    entry = get_pretrained_cfg(architecture, tag)
+def _tagged_weights(entry: dict[str, Any], token: str | None, weights: Weights, name: str) -> Path:
+    """The file of a pretrained tag: from the hub where its entry has it there, else from its URL."""
     if place := entry.get("hf_hub"):
         repository, _, filename = place.rpartition("/")
         stem = filename.rpartition(".")[0]
