@@ -2,7 +2,7 @@
 
 *ours*: one `Fetcher`, as a preprocessor has it; a client is a request whose pictures are all asked for at once.
 *Marqo's*: for each client `threads` threads, each with a contiguous part of its pictures, one after the other; for each
-picture a libcurl handle of its own, so a connection of its own, with a time limit for all of it. So does its native code.
+picture a libcurl handle of its own, so a connection of its own, with a time limit for all of it, as its native code has.
 
 FETCHER_FROM names another checkout whose `embedding` is measured instead of this one's.
 """

@@ -1,14 +1,14 @@
-"""Pictures over links that are the bottleneck: what is lost, and how much of the link is used; ours beside Marqo's way.
+"""Pictures over links that are the bottleneck: what is lost, how much of the link is used; ours beside Marqo's way.
 
-Each cell is an emulated link (benchmarks/link.py), a picture's size and a number of clients, each with one request. Both
-ways fetch the same number of pictures, one way after the other, in turn the one or the other first. Before them one
-picture alone, with nothing else on the link, says whether it can arrive within its 3 s at all; where it cannot, nothing
-is measured. So each picture that is lost would have arrived alone.
+Each cell is an emulated link (benchmarks/link.py), a picture's size and a number of clients, each with one request.
+Both ways fetch the same number of pictures, one way after the other, in turn the one or the other first. Before them
+one picture alone, with nothing else on the link, says whether it can arrive within its 3 s at all; where it cannot,
+nothing is measured. So each picture that is lost would have arrived alone.
 
-*Link used*: bytes of pictures that arrived, over what the link could have carried (its rate counts IP packets, so 96.5 %
-of it is pictures at best), while there was work: from the first moment until fewer pictures are unfinished than Marqo's
-threads hold at a time, or than a quarter of them if that is less. What crossed the link for nothing does not count.
-*Ceiling*: where so many bytes fit into a round trip that 64 pictures at a time (`max_per_host`) cannot fill it.
+*Link used*: bytes of pictures that arrived, over what the link could have carried (its rate counts IP packets, so
+96.5 % of it is pictures at best), while there was work: from the first moment until fewer pictures are unfinished than
+Marqo's threads hold at a time, or than a quarter of them if that is less. What crossed the link for nothing does not
+count. *Ceiling*: where so much fits into a round trip that 64 pictures at a time (`max_per_host`) cannot fill it.
 
 `python -m benchmarks.links RATE ROUND_TRIP KB CLIENTS` measures one cell.
 """
