@@ -2,7 +2,7 @@
 
 *ours*: one `Fetcher`, as a preprocessor has it; a client is a request whose pictures are all asked for at once.
 *Marqo's*: for each client `threads` threads, each with a contiguous part of its pictures, one after the other; for each
-picture a libcurl handle of its own, so a connection of its own, with a time limit for all of it, as its native code has.
+picture a libcurl handle of its own, so a connection of its own, with a time limit for all of it: as its native code.
 
 FETCHER_FROM names another checkout whose `embedding` is measured instead of this one's.
 """
@@ -45,7 +45,7 @@ class Job:
         nbytes: of a picture.
         clients: at a time.
         pictures: of each client.
-        threads: `downloadThreadCount`.
+        threads: `downloadThreadCount`; of a client that is Marqo's, threads.
         timeout_ms: for one picture.
         allowed: networks that the guard lets through.
     """
@@ -149,9 +149,10 @@ def _in_turn(job: Job, ledger: Ledger, client: int, pictures: range) -> None:
 
 
 def main() -> None:
-    """Reads jobs as lines of JSON, and answers each with what became of it."""
+    """Reads jobs as lines of JSON, and answers each; in the network of another process, if one is given."""
     die_with_parent()
-    enter_network(int(sys.argv[1]))
+    if sys.argv[1:]:
+        enter_network(int(sys.argv[1]))
     while line := sys.stdin.readline():
         job = Job(**json.loads(line))
         ledger = Ledger(job)

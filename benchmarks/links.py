@@ -26,7 +26,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.link import NETWORK, Link, Running, emulated
+from benchmarks.link import ROUTER, Link, Running, emulated
 from benchmarks.process import stop
 
 NAME = "links"
@@ -52,15 +52,17 @@ AIM = 0.9
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """For each cell: what it is, whether a picture alone arrives, and for each way the figures of `_figures`."""
+    """For each cell: what it is, whether a picture alone arrives, and for each way the figures of `figures`."""
     links = [Link(*one) for one in (QUICK if quick else itertools.product(RATES, ROUND_TRIPS))]
     sizes = SIZES[:2] if quick else SIZES
-    cells = []
+    cells: list[dict[str, Any]] = []
+    emulators = set()
     for link in links:
-        with emulated(link) as running, _clients(running) as ask:
+        with emulated(link) as running, asking(running) as ask:
+            emulators.add(running.module)
             for nbytes, clients in itertools.product(sizes, CLIENTS):
                 cells.append(_cell(link, running, ask, nbytes, clients, len(cells), 2 if quick else 1))
-    return {"cells": cells}
+    return {"cells": cells, "emulators": sorted(emulators)}
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -73,6 +75,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
         figures = [_cells(cell["ways"][way]) if cell["ways"] else ["–"] * len(names) for way in WAYS]
         pairs = [text for pair in zip(*figures, strict=True) for text in pair]
         table.append([_name(cell), str(cell["pictures"]), alone, *pairs, f"{100 * cell['ceiling']:.0f}"])
+    if result["emulators"] != [ROUTER]:
+        table.append([f"(links by {', '.join(result['emulators'])}: no loss of packets)", *[""] * (len(table[0]) - 1)])
     return table
 
 
@@ -128,7 +132,7 @@ def _cell(
         for way in WAYS if number % 2 else reversed(WAYS):
             before = running.crossed()[-1][1], running.dropped()
             told = ask(way, f"{number}-{way[0]}", nbytes, clients, each)
-            cell["ways"][way] = _figures(link, nbytes, clients, told, running.crossed(), before[0])
+            cell["ways"][way] = figures(link, nbytes, clients, told, running.crossed(), before[0])
             cell["ways"][way]["dropped"] = running.dropped() - before[1]
     told = [
         f"{way} lost {one['lost']} used {one['used']:.2f} in {one['seconds']:.1f} s"
@@ -145,7 +149,7 @@ def _pictures(link: Link, nbytes: int, clients: int, divisor: int) -> int:
     return max(4, round(min(by_bytes, by_round_trips)))
 
 
-def _figures(
+def figures(
     link: Link,
     nbytes: int,
     clients: int,
@@ -192,7 +196,7 @@ class Ask:
             "pictures": pictures,
             "threads": THREADS,
             "timeout_ms": TIMEOUT_MS,
-            "allowed": NETWORK,
+            "allowed": "10.0.0.0/8,127.0.0.0/8",
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -203,9 +207,9 @@ class Ask:
 
 
 @contextlib.contextmanager
-def _clients(running: Running) -> Iterator[Ask]:
-    """The clients of a link, in a process of their own, while the context lasts."""
-    command = [sys.executable, "-m", "benchmarks.link_clients", str(running.process.pid)]
+def asking(running: Running) -> Iterator[Ask]:
+    """The clients of a link, in a process of their own, while the context lasts. One job at a time."""
+    command = [sys.executable, "-m", "benchmarks.link_clients", *running.network_of]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:
@@ -223,7 +227,7 @@ def main() -> None:
     """Measures one cell, and prints it."""
     rate, round_trip, kilobytes, clients = (float(text) for text in sys.argv[1:])
     link = Link(rate, round_trip)
-    with emulated(link) as running, _clients(running) as ask:
+    with emulated(link) as running, asking(running) as ask:
         cell = _cell(link, running, ask, round(1000 * kilobytes), round(clients), 0, 1)
     print(json.dumps(cell, indent=1))
 
