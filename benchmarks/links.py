@@ -8,8 +8,9 @@ nothing is measured. So each picture that is lost would have arrived alone.
 *Link used*: bytes of pictures that arrived, over what the link could have carried (its rate counts IP packets, so
 96.5 % of it is pictures at best), while there was work: from the first moment until fewer pictures are unfinished than
 Marqo's threads hold at a time, or than a quarter of them if that is less. What crossed the link for nothing does not
-count. *After 2 s*: without the time in which whoever starts small finds the link's measure. *Ceiling*: where so much
-fits into a round trip that 64 pictures at a time (`max_per_host`) cannot fill it.
+count. *After 2 s*: without the time in which whoever starts small finds the link's measure. *Ceiling*: of ours, where
+so much fits into a round trip that one for each picture takes too long: 20 of a request (`downloadThreadCount`) and 64
+of a host (`max_per_host`) are under way at a time.
 
 `python -m benchmarks.links RATE ROUND_TRIP KB CLIENTS` measures one cell.
 """
@@ -128,7 +129,7 @@ def _cell(
 ) -> dict[str, Any]:
     each = _pictures(link, nbytes, clients, divisor)
     cell: dict[str, Any] = {**asdict(link), "nbytes": nbytes, "clients": clients, "pictures": each * clients}
-    cell["ceiling"] = min(1.0, AT_A_TIME * nbytes / link.in_flight)
+    cell["ceiling"] = min(1.0, min(AT_A_TIME, THREADS * clients) * nbytes / link.in_flight)
     alone = ask(MARQO, f"{number}-alone", nbytes, 1, 1)["pictures"][0]
     cell["alone"] = None if alone["problem"] else alone["ended"] - alone["asked"] + link.round_trip_ms / 1000
     cell["ways"] = {}
