@@ -18,6 +18,7 @@ of a host (`max_per_host`) are under way at a time.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
 import json
 import statistics
@@ -47,7 +48,7 @@ AT_A_TIME = 64
 """`FetchSettings.max_per_host`."""
 LINK_S = {1.0: 9.0, 5.0: 6.0, 50.0: 4.0}
 """Seconds of a link's time that a cell's pictures take at least."""
-LATENCY_S = 12.0
+LATENCY_S = 8.0
 """Seconds after which a client's threads are done at the latest, by two round trips for each picture."""
 FOUND_S = 2.0
 """Seconds after which whoever starts small has found the link's measure."""
@@ -66,12 +67,13 @@ def measure(quick: bool) -> dict[str, Any]:
             emulators.add(running.module)
             for nbytes, clients in itertools.product(sizes, CLIENTS):
                 cells.append(_cell(link, running, ask, nbytes, clients, len(cells), 2 if quick else 1))
-    return {"cells": cells, "emulators": sorted(emulators)}
+    versions = {"pycurl": importlib.metadata.version("pycurl")}
+    return {"cells": cells, "emulators": sorted(emulators), "versions": versions}
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
     """A table: header first."""
-    names = ("lost", "link used, %", "… after 2 s, %", "s in all", "a transfer, median – p95 s")
+    names = ("lost", "link used, %", "used after 2 s, %", "s in all", "a transfer, median – p95 s")
     columns = [f"{way}: {name}" for name in names for way in WAYS]
     table = [["link, picture, clients", "pictures", "one alone, s", *columns, "ceiling, %"]]
     for cell in result["cells"]:
@@ -106,22 +108,21 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """The link's use, and the pictures lost, of each cell."""
+    """The link's use as dots, the pictures lost as bars, for each cell that was measured."""
     cells = [cell for cell in result["cells"] if cell["alone"] is not None]
-    lost = axes.twinx()
     for way, color, shift in zip(WAYS, ("tab:blue", "tab:orange"), (-0.2, 0.2), strict=True):
         at = [i + shift for i in range(len(cells))]
-        axes.plot(at, [100 * cell["ways"][way]["used"] for cell in cells], "o", ms=4, color=color, label=f"{way}: used")
-        shares = [100 * cell["ways"][way]["lost"] / cell["pictures"] for cell in cells]
-        lost.bar(at, shares, 0.4, color=color, alpha=0.45, label=f"{way}: lost")
-    axes.axhline(100 * AIM, color="grey", ls=":")
+        lost = [100 * cell["ways"][way]["lost"] / cell["pictures"] for cell in cells]
+        axes.bar(at, lost, 0.4, color=color, alpha=0.35, label=f"{way}: pictures lost")
+        used = [100 * cell["ways"][way]["used"] for cell in cells]
+        axes.plot(at, used, "o", markersize=4, color=color, label=f"{way}: link used")
+    axes.hlines(AIM * 100, -0.5, len(cells) - 0.5, color="grey", linestyle=":")
+    ceilings = [100 * cell["ceiling"] for cell in cells]
+    axes.step(range(len(cells)), ceilings, where="mid", color="grey", linewidth=0.8, label="ceiling of ours")
     axes.set_xticks(range(len(cells)), [_name(cell) for cell in cells], rotation=90, fontsize=6)
     axes.set_ylim(0, 105)
-    lost.set_ylim(0, 105)
-    axes.set_ylabel("% of the link used (dots)")
-    lost.set_ylabel("% of pictures lost (bars)")
-    axes.legend(loc="center left", fontsize=7)
-    lost.legend(loc="center right", fontsize=7)
+    axes.set_ylabel("%")
+    axes.figure.legend(loc="outside lower center", ncols=5, fontsize=7)
 
 
 def _cell(
