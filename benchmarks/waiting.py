@@ -116,12 +116,12 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
         (line,) = axes.plot(at, [p95 for _, p95, _ in took], "o", label=f"{kind}: p95, and worst")
         axes.vlines(at, [p95 for _, p95, _ in took], [worst for *_, worst in took], color=line.get_color())
     axes.axhline(AIM_MS, color="grey", linestyle=":")
-    names = [one["load"].replace(" URLs", " URLs\n").replace(", limit", ",\nlimit") for one in result["measured"]]
+    names = [one["load"].replace(", limit", "\nlimit").replace(" URLs ", " URLs\n") for one in result["measured"]]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yscale("log")
     axes.set_ylabel("ms")
     axes.grid(alpha=0.3, which="both", axis="y")
-    axes.legend(fontsize="small")
+    axes.figure.legend(loc="outside lower center", ncols=3, fontsize="small")
 
 
 def _asks(url: str, properties: Mapping[str, Any], urls: Sequence[str]) -> list[Ask]:
