@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batching, latency, overload, pipeline, report, shapes, stages, transport
+from benchmarks import batching, latency, links, overload, pipeline, report, shapes, stages, transport, waiting
 
-OURS = (transport, stages, pipeline, latency, batching, shapes, overload)
+OURS = (transport, stages, pipeline, latency, batching, shapes, links, waiting, overload)
 
 
 def run(benchmarks: Sequence[Any]) -> None:

@@ -1,0 +1,82 @@
+"""Network namespaces and tun devices of Linux, for a process that may make them. All of them end with the processes
+that hold them: nothing has to be cleaned up, however a process ends."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+_NEW_NETWORK = 0x40000000
+_PARENT_DEATH_SIGNAL = 1
+_TUN_SET_INTERFACE = 0x400454CA
+_TUN, _NO_PACKET_INFO = 0x0001, 0x1000
+_DEVICE = "link"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ends this process with the thread that started it."""
+    _call("prctl", _PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def new_network() -> None:
+    """Moves this thread into a network of its own, with nothing but a loopback that is up.
+
+    Raises:
+        OSError: it may not.
+    """
+    _call("unshare", _NEW_NETWORK)
+    _ip("link", "set", "lo", "up")
+
+
+def enter_network(pid: int) -> None:
+    """Moves this thread into the network of another process.
+
+    Raises:
+        OSError: it may not.
+    """
+    with Path(f"/proc/{pid}/ns/net").open() as namespace:
+        _call("setns", namespace.fileno(), _NEW_NETWORK)
+
+
+def tun(address: str, peer: str, mtu: int, initial_window: int) -> int:
+    """A tun device in this thread's network, up.
+
+    Args:
+        address: IPv4, of this end.
+        peer: IPv4, of the other end.
+        mtu: bytes.
+        initial_window: segments that a new connection sends at once.
+
+    Returns:
+        The descriptor that its packets are read from and written to, not blocking.
+
+    Raises:
+        OSError: it may not, or there are no tun devices.
+    """
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, _TUN_SET_INTERFACE, struct.pack("16sH22x", _DEVICE.encode(), _TUN | _NO_PACKET_INFO))
+    # The device's own queue never drops: the link's buffer is the router's.
+    _ip("link", "set", "dev", _DEVICE, "mtu", str(mtu), "txqueuelen", "10000", "up")
+    _ip("address", "add", f"{address}/32", "dev", _DEVICE)
+    _ip("route", "add", f"{peer}/32", "dev", _DEVICE, "src", address, "initcwnd", str(initial_window))
+    return descriptor
+
+
+def _ip(*arguments: str) -> None:
+    try:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"ip {' '.join(arguments)}: {error.stderr.strip()}") from error
+
+
+def _call(name: str, *arguments: int) -> None:
+    if getattr(_libc, name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
