@@ -1,0 +1,101 @@
+"""A place among the transfers that run: what happens to its transfer, told to those whom it concerns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embedding.host import Host
+
+if TYPE_CHECKING:
+    from embedding.slots import Request, Slots
+
+
+class Place:
+    """One transfer's place at its host, from start to end.
+
+    Args:
+        slots: where it is given back.
+        host: that the transfer is from.
+        request: that the transfer is for.
+        now: seconds, when it starts.
+    """
+
+    def __init__(self, slots: Slots, host: Host, request: Request, now: float) -> None:
+        self._slots = slots
+        self.host = host
+        self.request = request
+        self.limit = host.limit
+        self.started = now
+        self.strain_s = 1.0
+        """Seconds that its duration is compared with."""
+        self.paused_s = 0.0
+        """Seconds that it waited for us."""
+        self.connected = False
+        self.heard = False
+        self._silent = False
+        host.running.add(self)
+        host.breaker.started(now)
+        self.epoch = self.limit.started(now, host.load)
+
+    def connect(self) -> None:
+        """There is a connection."""
+        self.connected = True
+        self.host.breaker.connected()
+
+    def hear(self, now: float, nbytes: int) -> None:
+        """Bytes of an answer arrived."""
+        host = self.host
+        host.limit.arrived(nbytes)
+        host.meter.add(now, nbytes)
+        was_open = host.breaker.is_open
+        if self.heard:
+            host.heard(now)
+        else:
+            self.heard = self.connected = True
+            host.answered(now, now - self.started)
+            self.count_as_silent(False)
+        if was_open:
+            self._slots.wake(host)
+
+    def count_as_silent(self, silent: bool) -> None:
+        """Whether it is left out of the host's load."""
+        if silent == self._silent:
+            return
+        self._silent = silent
+        self.host.silent += 1 if silent else -1
+        if silent:
+            self._slots.wake(self.host)
+
+    def strain(self, now: float) -> float:
+        """Its duration so far over its time limit."""
+        return (now - self.started - self.paused_s) / self.strain_s
+
+    def end(self, now: float) -> None:
+        """A complete answer is there."""
+        self.limit.ended(now, self.epoch, self.strain(now), lambda: self._eldest(now), bool(self.host.lines))
+
+    def late(self, now: float) -> None:
+        """Its time was over while bytes arrived."""
+        self.limit.late(now, self.epoch)
+
+    def refused(self, now: float) -> None:
+        """The host, which answers others, would not take it."""
+        self.limit.refused(now, self.epoch)
+
+    def failed(self, now: float, reason: str) -> None:
+        """The host could not be reached, or was silent for long."""
+        if self.host.failed(now, reason, self.connected):
+            self._slots.left_alone(self.host)
+        self._slots.knock_later(self.host)
+
+    def leave(self) -> None:
+        """Gives the place back."""
+        self.count_as_silent(False)
+        self.host.running.discard(self)
+        if not self.heard:
+            self.host.breaker.abandoned()
+        self._slots.release(self)
+
+    def _eldest(self, now: float) -> float:
+        running = self.host.running
+        return max((other.strain(now) for other in running if other.heard and other.epoch == self.epoch), default=0.0)
