@@ -59,6 +59,7 @@ class Limit:
         self._threshold = most
         self._started: float | None = None
         """When the first transfer of this round did."""
+        self._peak = 0
         self._new_round()
 
     def pressed(self) -> None:
