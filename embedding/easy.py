@@ -9,6 +9,9 @@ from multidict import CIMultiDict
 
 from embedding.url import Target
 
+# One buffer serves all transfers of a pool.
+_BUFFER_BYTES = 64 * 2**10
+
 
 def new_easy(ca_file: str, keepalive_s: float) -> Any:
     """An easy handle with all that requests have in common."""
@@ -26,6 +29,7 @@ def new_easy(ca_file: str, keepalive_s: float) -> Any:
         (pycurl.CAINFO, ca_file),
         (pycurl.MAXAGE_CONN, max(1, round(keepalive_s))),
         (pycurl.DNS_CACHE_TIMEOUT, 60),
+        (pycurl.BUFFERSIZE, _BUFFER_BYTES),
     ):
         easy.setopt(option, value)
     return easy

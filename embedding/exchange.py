@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from io import BytesIO
+from dataclasses import dataclass
 from typing import Any
 
 import pycurl
@@ -40,17 +40,35 @@ class Doubtful(Exception):
     """On a connection that has been used came an answer that may be no answer to this request."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the exchanges of a pool share.
+
+    Args:
+        keepalive: told of each connection.
+        permits: whether an IP address may be connected to.
+        limits: of each answer.
+        users: who uses a connection, or has used it last.
+        drive: lets libcurl do what it can do now.
+    """
+
+    keepalive: KeepAlive
+    permits: Callable[[str], bool]
+    limits: Limits
+    users: dict[Ends, Exchange]
+    drive: Callable[[], None]
+
+
 class Exchange:
     """An easy handle and what it is used for now. Handles are used again: making one is dear."""
 
-    def __init__(
-        self, easy: Any, keepalive: KeepAlive, permits: Callable[[str], bool], limits: Limits, drive: Callable[[], None]
-    ) -> None:
+    def __init__(self, easy: Any, shared: Shared) -> None:
         self.easy = easy
-        self._keepalive = keepalive
-        self._permits = permits
-        self._limits = limits
-        self._drive = drive
+        self._keepalive = shared.keepalive
+        self._permits = shared.permits
+        self._limits = shared.limits
+        self._users = shared.users
+        self._drive = shared.drive
         self._keep = False
         easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         easy.setopt(pycurl.PREREQFUNCTION, self._connected)
@@ -75,13 +93,14 @@ class Exchange:
         self._observer = observer
         self._started = self._loop.time()
         self._error: BaseException | None = None
+        self._errno = 0
         self._reply: Reply | None = None
         self._opened = self._used = self._paused = False
         self._ends: Ends | None = None
         self._fd: int | None = None
         self._drain: asyncio.TimerHandle | None = None
         self._head = Head()
-        self._body = BytesIO()
+        self._body: list[bytes] = []
         self._nbytes = 0
         self._keep = self._keepalive.may_keep(self._origin)
         if self._keep:
@@ -98,6 +117,8 @@ class Exchange:
         if self._keep:
             self._keepalive.use(self._origin, -1)
             self._keep = False
+        if self._ends is not None and self._users.get(self._ends) is self:
+            del self._users[self._ends]
         if self._drain is not None:
             self._drain.cancel()
         if not self._future.cancel() and not self._future.cancelled():
@@ -124,26 +145,28 @@ class Exchange:
 
     def _answer(self) -> None:
         if not self._future.done():
-            self._future.set_result(self._reply or Reply(self._head.status, None, self._body.getvalue()))
-        self._body = BytesIO()
+            self._future.set_result(self._reply or Reply(self._head.status, None, b"".join(self._body)))
+        self._body = []
 
     def _release(self) -> bool:
         """After a complete answer: its connection is watched. Tells whether the answer can be believed."""
-        if not self._keep or self._ends is None:
-            return not (self._used and self._keepalive.caught_since(self._origin, self._started))
-        fd = self.easy.getinfo(pycurl.ACTIVESOCKET)
-        closed = fd < 0
-        more = not closed and unread(fd) > 0
-        expected = closed and (self._head.closes or not self._head.has_end)
-        if more or (closed and not expected):
-            # libcurl closes a connection when it has read more than an answer.
-            self._keepalive.catch(self._origin)
-        elif not closed:
-            self._keepalive.watch(self._origin, self._ends, fd)
+        if self._keep and self._ends is not None:
+            self._leave(self._ends, self.easy.getinfo(pycurl.ACTIVESOCKET))
         return not (self._used and self._keepalive.caught_since(self._origin, self._started))
 
+    def _leave(self, ends: Ends, fd: int) -> None:
+        following = self._users.get(ends)
+        if following is not self and following is not None:
+            following._fd = fd  # libcurl found nothing unread on it, and has given it to another one already
+        elif fd < 0 and self._head.has_end and not self._head.closes:
+            self._keepalive.catch(self._origin)  # libcurl closes a connection when it has read more than an answer
+        elif fd >= 0 and unread(fd):
+            self._keepalive.catch(self._origin)
+        elif fd >= 0:
+            self._keepalive.watch(self._origin, ends, fd)
+
     def _failure(self, number: int) -> Exception:
-        host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO)
+        host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO) or self._errno
         answered = self._head.nbytes > 0
         if answered and self._used and not self._nbytes:
             return Doubtful()
@@ -170,9 +193,11 @@ class Exchange:
                 raise refusal(self._origin[1])
             self._opened = True
             return socket.socket(address.family, address.socktype, address.protocol)
+        except OSError as error:  # another address may be of a family that there is
+            self._errno = error.errno or 0
         except BaseException as error:
-            self._error = self._error or error
-            return int(pycurl.SOCKET_BAD)
+            self._error = error
+        return int(pycurl.SOCKET_BAD)
 
     def _connected(self, remote: str, local: str, remote_port: int, local_port: int) -> int:
         try:
@@ -181,6 +206,7 @@ class Exchange:
             self._ends = remote, local, remote_port, local_port
             self._used = not self._opened
             self._fd = self._keepalive.taken(self._ends)
+            self._users[self._ends] = self
             self._observer.connected()
             return int(pycurl.PREREQFUNC_OK)
         except BaseException as error:
@@ -234,7 +260,7 @@ class Exchange:
                 self._nbytes -= len(data)
                 self._paused = True
                 return int(pycurl.WRITEFUNC_PAUSE)
-            self._body.write(data)
+            self._body.append(data)
             return None
         except BaseException as error:
             self._error = error

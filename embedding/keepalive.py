@@ -96,7 +96,8 @@ class KeepAlive:
 
     def use(self, origin: Origin, change: int) -> None:
         """Counts connections that are in use and may be left open afterwards."""
-        self._host(origin).in_use += change
+        host = self._host(origin)
+        host.in_use = max(0, host.in_use + change)  # it may have been forgotten meanwhile
 
     def watch(self, origin: Origin, ends: Ends, fd: int) -> None:
         """A connection is idle from now on."""

@@ -11,7 +11,7 @@ import certifi
 import pycurl
 
 from embedding.easy import new_easy
-from embedding.exchange import Exchange
+from embedding.exchange import Exchange, Shared
 from embedding.keepalive import KeepAlive
 from embedding.reply import Kind, Limits, TransportError
 
@@ -44,10 +44,11 @@ class Pool:
 
     def __init__(self, settings: TransportSettings, permits: Callable[[str], bool]) -> None:
         self._settings = settings
-        self._permits = permits
         self._loop = asyncio.get_running_loop()
-        self.keepalive = KeepAlive(self._loop, settings.keepalive_s, settings.trial_s, settings.max_idle)
+        keepalive = KeepAlive(self._loop, settings.keepalive_s, settings.trial_s, settings.max_idle)
         self._multi = pycurl.CurlMulti()
+        limits = Limits(settings.max_bytes, settings.max_header_bytes)
+        self._shared = Shared(keepalive, permits, limits, {}, lambda: self._drive(pycurl.SOCKET_TIMEOUT, 0))
         self._running: dict[Any, Exchange] = {}
         self._idle: list[Exchange] = []
         self._watched: dict[int, int] = {}
@@ -62,14 +63,7 @@ class Pool:
         """One that is not in use."""
         if self._idle:
             return self._idle.pop()
-        settings = self._settings
-        return Exchange(
-            new_easy(settings.ca_file or certifi.where(), settings.keepalive_s),
-            self.keepalive,
-            self._permits,
-            Limits(settings.max_bytes, settings.max_header_bytes),
-            lambda: self._drive(pycurl.SOCKET_TIMEOUT, 0),
-        )
+        return Exchange(new_easy(self._settings.ca_file or certifi.where(), self._settings.keepalive_s), self._shared)
 
     def start(self, exchange: Exchange) -> None:
         self._running[exchange.easy] = exchange
@@ -89,7 +83,7 @@ class Pool:
         for exchange in list(self._running.values()):
             exchange.fail(TransportError("the server is shutting down", Kind.CLOSED))
             self._stop(exchange)
-        self.keepalive.close()
+        self._shared.keepalive.close()
         # Its callbacks are still called, for the sockets that it closes.
         self._multi.close()
         if self._timer is not None:
