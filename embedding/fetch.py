@@ -218,19 +218,26 @@ class Fetcher:
             headers["Authorization"] = target.authorization
         while True:
             place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
-            transfer.enter(place)
             complete = False
+            attempt = asyncio.timeout(None)
+            pause_s: float | None = 0.0
             try:
-                reply = await self._transport.get(target, headers, transfer)
-                complete = True
-                return reply
+                async with attempt:
+                    transfer.enter(place, attempt)
+                    reply = await self._transport.get(target, headers, transfer)
+                    complete = True
+                    return reply
+            except TimeoutError:
+                if not attempt.expired():
+                    raise
             except TransportError as error:
                 pause_s = transfer.try_again_after(error)
                 if pause_s is None:
                     raise
             finally:
                 transfer.leave(complete)
-            await transfer.pause_before_retry(pause_s)
+            if pause_s:
+                await transfer.pause_before_retry(pause_s)
             begun = True
 
     def _new_host(self, name: str) -> Host:

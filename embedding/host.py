@@ -23,6 +23,8 @@ _SILENT_S = 0.5
 _USUAL = 4.0
 _WEIGHT = 0.2
 _LATELY_S = 10.0
+_RARE = 20
+_COUNTED = 2000
 
 
 class Meter:
@@ -64,6 +66,9 @@ class Host:
         """Who waits for it, by request."""
         self.parked: OrderedDict[Line, None] = OrderedDict()
         """Lines whose request may go on as soon as the host takes more."""
+        self.shared_at = float("-inf")
+        """When more than one transfer ran."""
+        self._answers = self._silences = 0
         self.heard_at = self.failed_at = float("-inf")
         self.idle_since = float("-inf")
         self.knock: asyncio.TimerHandle | None = None
@@ -106,8 +111,20 @@ class Host:
     def answered(self, now: float, first_byte_s: float) -> None:
         """The first byte of an answer is there, after so many seconds."""
         known = self._first_byte_s
+        self._answers += 1
         self._first_byte_s = known + _WEIGHT * (first_byte_s - known) if known else first_byte_s
         self.heard(now)
+
+    @property
+    def silence_is_rare(self) -> bool:
+        """Whether nearly all of its answers come in time."""
+        return self._answers >= _RARE * self._silences
+
+    def was_silent(self) -> None:
+        """A transfer's time is over without a first byte."""
+        self._silences += 1
+        if self._silences + self._answers > _COUNTED:
+            self._silences, self._answers = self._silences // 2, self._answers // 2
 
     def heard(self, now: float) -> None:
         """A sign of life."""

@@ -6,16 +6,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FIRST = 4
+FIRST = 8
 """Transfers at a time from a host of which nothing is known."""
 
 _ROUND_S = 1.0
 _SMALL, _LARGE = 0.25, 0.5
+_STEP, _BOLD = 1.5, 0.75
 # A cut is large enough for its effect to be told from noise, and small enough for the link to stay busy.
 _LEAST_CUT, _MOST_CUT = 0.75, 0.5
 # The link may just have become slow by itself: then the verdict is wrong, and must not hold for long.
 _FREE_S, _MOST_FREE_S = 4.0, 32.0
 _FREE_ROUNDS = 4
+# A link that carries no more than this for half as many transfers again or more is full.
+_GAIN = 1.15
+_SETTLE_S, _MOST_SETTLE_S = 1.0, 16.0
 # Of the fall that a host shows which serves each connection at a pace of its own.
 _NEARLY = 1.15
 _REFUSED_S = 60.0
@@ -33,9 +37,10 @@ class Limit:
     """Additive increase and multiplicative decrease by the *strain*: a transfer's duration over its own time limit.
 
     Transfers that share a link take longer in proportion to their number, so the strain says by how much their number
-    may grow: it doubles in each round while the strain is below a quarter, then grows by one, and from a half on it is
-    cut. A round is as many transfers as may run, or a second. What started before the last change says nothing
-    about it.
+    may grow: it doubles in each round while the strain is below a quarter, then grows by half for as long as that
+    brings more bytes per second, else by one, and from a strain of a half on it is cut. Growth that brings no more at
+    all is taken back: a full link only loses packets. A round is as many transfers as may run, or a second. What
+    started before the last change says nothing about it.
 
     A cut is an experiment. Where the link is shared, the bytes that arrive per second stay the same. If they fall
     with the number of transfers, it is the host that takes its time for each: the cut is taken back, none follows
@@ -55,7 +60,9 @@ class Limit:
         self._cut: _Trial | None = None
         self._growth: _Trial | None = None
         self._free_until = self._settled_until = self._careful_until = -math.inf
+        self._scales = True
         self._free_s = _FREE_S
+        self._settle_s = _SETTLE_S
         self._threshold = most
         self._started: float | None = None
         """When the first transfer of this round did."""
@@ -96,8 +103,8 @@ class Limit:
 
     def late(self, now: float, epoch: int) -> None:
         """A transfer reached its time limit while its bytes were arriving."""
-        if self._growth is not None and epoch >= self._epoch:
-            self._settle(self._growth.limit)
+        if self._growth is not None and now < self._free_until and epoch >= self._epoch:
+            self._settle(self._growth.limit, self._free_until)
         elif epoch >= self._last_cut and now >= self._free_until:
             self._reduce(now, 1.0)
 
@@ -146,22 +153,37 @@ class Limit:
         assert self._growth is not None
         before, ratio = self._growth, self.value / self._growth.limit
         self._growth = None
-        if rate < before.rate * (1 + ratio) / 2:
-            self._settle(before.limit)
+        self._scales = rate >= before.rate * (1 + ratio) / 2
+        if self._scales:
+            self._settle_s = _SETTLE_S
+        elif now < self._free_until:
+            self._settle(before.limit, self._free_until)
+        elif rate < before.rate * _GAIN:
+            self._settle(before.limit, now + self._settle_s)
+            self._settle_s = min(2 * self._settle_s, _MOST_SETTLE_S)
 
-    def _settle(self, value: int) -> None:
+    def _settle(self, value: int, until: float) -> None:
         self._growth = None
-        self._settled_until = self._free_until
+        self._settled_until = until
         self._change(value)
 
     def _grow(self, now: float, strain: float, rate: float) -> None:
         if now < self._free_until:
-            self._growth = _Trial(self.value, rate)
-            self._change(self.value * 2)
-        elif strain < _SMALL and (self.value < self._threshold or now >= self._careful_until):
-            self._change(self.value * 2)
+            self._try(self.value * 2, rate)
+        elif now < self._careful_until and self.value >= self._threshold:
+            self._change(self.value + (strain < _LARGE))
+        elif strain < _SMALL:
+            self._try(self.value * 2, rate)
+        elif self._scales:
+            # They take long by themselves: growth so far has brought more bytes, not longer transfers.
+            self._try(max(self.value + 1, int(self.value * min(_STEP, _BOLD / strain))), rate)
         else:
-            self._change(min(self.value + 1, int(self.value * _LARGE / max(strain, 1e-3))))
+            self._change(min(self.value + 1, int(self.value * _LARGE / strain)))
+
+    def _try(self, value: int, rate: float) -> None:
+        if value >= self.value * _STEP:
+            self._growth = _Trial(self.value, rate)
+        self._change(value)
 
     def _reduce(self, now: float, strain: float) -> None:
         in_use = max(1, min(self.value, self._peak or self.value))

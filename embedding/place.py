@@ -34,6 +34,7 @@ class Place:
         self.heard = False
         self._silent = False
         host.running.add(self)
+        self._note_company(now)
         host.breaker.started(now)
         self.epoch = self.limit.started(now, host.load)
 
@@ -88,13 +89,23 @@ class Place:
             self._slots.left_alone(self.host)
         self._slots.knock_later(self.host)
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """Gives the place back."""
+        self._note_company(now)
         self.count_as_silent(False)
         self.host.running.discard(self)
         if not self.heard:
             self.host.breaker.abandoned()
         self._slots.release(self)
+
+    def _note_company(self, now: float) -> None:
+        if len(self.host.running) > 1:
+            self.host.shared_at = now
+
+    @property
+    def shared(self) -> bool:
+        """Whether another transfer of the host ran beside it for some time."""
+        return self.host.shared_at > self.started or len(self.host.running) > 1
 
     def _eldest(self, now: float) -> float:
         running = self.host.running

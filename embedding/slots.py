@@ -170,7 +170,7 @@ class Slots:
                 line.gone()
                 self._tidy(line)
             elif waiter.turn.exception() is None:
-                waiter.turn.result().leave()
+                waiter.turn.result().leave(self._clock())
             raise
         finally:
             if waiter.alarm is not None:
@@ -211,6 +211,8 @@ class Slots:
         def knock() -> None:
             host.knock = None
             self.wake(host)
+            if host.breaker.open_until is not None and self._clock() < host.breaker.open_until:
+                self.knock_later(host)  # it failed again meanwhile
 
         if host.knock is None and host.breaker.open_until is not None:
             wait = host.breaker.open_until - self._clock()

@@ -22,6 +22,7 @@ _STRAIN_FLOOR_S = 1.0
 _RETRY_S = 0.05
 _RETRY_BUSY_S = 0.1
 _BUSY_TRIES = 6
+_BEGUN_BYTES = 64 * 2**10
 _UNHEARD = frozenset((Kind.NAME, Kind.CONNECTION, Kind.TLS, Kind.SILENCE))
 
 
@@ -59,10 +60,13 @@ class Transfer:
         self.state = "it waited for its turn"
         """What it does, to complete "its request's time was over while …"."""
         self._verdict = ""
+        self._attempt = scope
+        self._tried_again = False
 
-    def enter(self, place: Place) -> None:
-        """A hop starts."""
+    def enter(self, place: Place, attempt: asyncio.Timeout) -> None:
+        """A hop starts; `attempt` is ended where it is to be tried once more."""
         self._place = place
+        self._attempt = attempt
         place.strain_s = max(self.limit_s, _STRAIN_FLOOR_S)
         self._received = 0
         self._declared = None
@@ -86,7 +90,7 @@ class Transfer:
         self._place = None
         self._resume = _nothing
         self.state = "it waited for its turn"
-        place.leave()
+        place.leave(now)
 
     def try_again_after(self, error: TransportError) -> float | None:
         """Seconds after which a hop that failed is worth another try; None if it is not."""
@@ -191,39 +195,60 @@ class Transfer:
             place.count_as_silent(True)
 
     def _more(self) -> float:
-        """Seconds by which it may exceed its limit, in steps: not beyond `MOST_TIMES` times the limit, and only as long
-        as it shares its host with others that are answered, and would have arrived in time alone."""
+        """Seconds by which it may exceed its limit: because it shares its host's link with others, and alone would have
+        arrived in time. It goes on, or begins once more where its connection has come to a standstill; in all it takes
+        no longer than `MOST_TIMES` times its limit."""
         place = self._place
         if place is None:
             return 0.0
         now = self._time()
         if place.heard:
             place.late(now)
-        self._verdict = _verdict(place)
-        spent, host = self._clock.spent_s, place.host
-        times = MOST_TIMES if place.heard else 2.0
-        left = times * self.limit_s - spent
-        alone = len(host.running) < 2 or host.heard_at <= place.started
-        if left <= 0.01 or alone:
-            return 0.0
-        if place.heard:
-            goes_on = self._would_arrive(now, left)
-        elif place.connected:
-            goes_on = host.usual_first_byte_s > self.limit_s / 4
         else:
-            goes_on = True
-        return min(left, _STEP * self.limit_s) if goes_on else 0.0
+            place.host.was_silent()
+        self._verdict = _verdict(place)
+        left = MOST_TIMES * self.limit_s - self._clock.spent_s
+        if left <= 0.01 or not place.shared:
+            return 0.0
+        if self._goes_on(now, left):
+            return min(left, _STEP * self.limit_s)
+        if self._worth_another_try(now):
+            self._tried_again = True
+            self._attempt.reschedule(now)
+            return min(left, self.limit_s)
+        return 0.0
 
-    def _would_arrive(self, now: float, left: float) -> bool:
-        """Whether it arrives within `left` seconds if it goes on like this, and alone would have within its limit."""
+    def _goes_on(self, now: float, left: float) -> bool:
+        """Whether the bytes that still come will be all of them within `left` seconds."""
         place = self._place
         assert place is not None
-        own = self._received / max(now - self._body_at - place.paused_s, 1e-3) if self._received else 0.0
-        best = place.host.meter.best(now)
+        if not self._received or not self._fits_alone(now):
+            return False
+        own = self._received / max(now - self._body_at - place.paused_s, 1e-3)
         if self._declared is None:
             # Its fair part of the link, more or less: then it is the link that is slow.
-            return self._received <= best * self.limit_s and own * len(place.host.running) * 4 >= best
-        return self._declared <= best * self.limit_s and self._declared - self._received <= own * left
+            return own * len(place.host.running) * 4 >= place.host.meter.best(now)
+        return self._declared - self._received <= own * left
+
+    def _worth_another_try(self, now: float) -> bool:
+        """Whether it is packets that were lost, and not a path that hangs, or trickles."""
+        place = self._place
+        assert place is not None
+        host = place.host
+        if self._tried_again or host.heard_at <= place.started:
+            return False
+        if not place.heard:
+            return not place.connected or host.silence_is_rare
+        if self._received == 0:
+            return host.silence_is_rare
+        began = self._received >= min(_BEGUN_BYTES, (self._declared or 0) / 20)
+        return began and self._fits_alone(now)
+
+    def _fits_alone(self, now: float) -> bool:
+        """Whether it would arrive within its limit with the link to itself."""
+        assert self._place is not None
+        nbytes = self._received if self._declared is None else self._declared
+        return nbytes <= self._place.host.meter.best(now) * self.limit_s
 
 
 def _verdict(place: Place) -> str:

@@ -32,7 +32,8 @@
 | `/many-headers` | 100,000 headers |
 | `/gzip-bomb` | 100 KB of gzip that stand for 100 MB, with Content-Encoding |
 
-Everywhere `?delay=<seconds>` waits before the reply. Unknown paths and names give 404.
+Everywhere `?delay=<seconds>` waits before the reply, and `?pace=<bytes per second>` slows it down.
+Unknown paths and names give 404.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 _FOREVER_S = 3600.0
 SMALL_BODY = b"0123456789"
+_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class ImageHost:
         tls: serve https with this context.
         address: the loopback address to listen on.
         record: keep every request in `requests`. Turn it off for long benchmarks.
+        rate: bytes per second that all connections share; 0 = no limit. May be changed at any time.
+        most_connections: beyond so many open ones new ones are reset; 0 = no limit.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class ImageHost:
         tls: ssl.SSLContext | None = None,
         address: str = "127.0.0.1",
         record: bool = True,
+        rate: float = 0,
+        most_connections: int = 0,
     ) -> None:
         self.files = dict(files or {})
         self.requests: list[Request] = []
@@ -91,6 +97,12 @@ class ImageHost:
         self.in_flight = 0
         self.port = 0
         self.record = record
+        self.rate = rate
+        self.most_connections = most_connections
+        self.refused = 0
+        """Connections that were one too many."""
+        self.free_at = 0.0
+        """When the link is free for the next piece."""
         self.address = address
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -121,6 +133,11 @@ class ImageHost:
                 return False
             time.sleep(0.005)
         return True
+
+    def wait_for_requests(self, count: int) -> None:
+        """Waits until so many have come."""
+        while len(self.requests) < count:
+            time.sleep(0.005)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -158,6 +175,9 @@ class _Connection(asyncio.Protocol):
         self._host.connections += 1
         self._host.open_connections += 1
         self._host._transports.add(transport)
+        if 0 < self._host.most_connections < self._host.open_connections:
+            self._host.refused += 1
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         assert self._transport is not None
@@ -189,7 +209,7 @@ class _Connection(asyncio.Protocol):
         host.peak = max(host.peak, host.in_flight)
         if host.record:
             host.requests.append(Request(target, _headers(fields), time.monotonic(), host.in_flight))
-        if target.startswith("/ok/") and "?" not in target:
+        if target.startswith("/ok/") and "?" not in target and not host.rate:
             self._finish(_reply_file(host.files, target[4:]))
             return
         self._task = host._loop.create_task(self._misbehave(target))
@@ -238,7 +258,24 @@ class _Connection(asyncio.Protocol):
             case "reset":
                 self._reset()
             case _:
-                self._finish(_asked_for(self._host.files, what, name, query), close=what in _CLOSING)
+                reply = _asked_for(self._host.files, what, name, query)
+                reply = await self._paced(reply, float(query.get("pace", 0)))
+                self._finish(reply, close=what in _CLOSING)
+
+    async def _paced(self, reply: bytes, pace: float) -> bytes:
+        """Writes as the link and the pace allow; returns what is left to be written."""
+        host = self._host
+        if not host.rate and not pace:
+            return reply
+        for start in range(0, len(reply), _PIECE):
+            piece = reply[start : start + _PIECE]
+            now = time.monotonic()
+            if host.rate:
+                host.free_at = max(host.free_at, now) + len(piece) / host.rate
+            wait = max(host.free_at - now if host.rate else 0.0, len(piece) / pace if pace else 0.0)
+            await asyncio.sleep(wait)
+            self._write(piece)
+        return b""
 
     async def _drip(self, every: float) -> None:
         self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
