@@ -55,7 +55,10 @@ class FetchSettings:
         dns_cache_s: seconds for which a resolved name is remembered.
         dns_threads: name lookups at a time.
         keepalive_s: seconds for which an idle connection is kept.
-        max_header_bytes: of one response header, and of all request headers that a caller adds.
+        trial_s: seconds for which the first connections of a host must stay silent after their answers before any is
+            used again; 0 = at once. What a host sends unasked might be taken for the answer to the next request.
+        max_header_bytes: of all request headers that a caller adds.
+        max_answer_header_bytes: of all headers of an answer.
         breaker_failures: failures in a row, to be reached or to say anything, after which a host is left alone;
             0 = never.
         breaker_pause_s: seconds for which it is left alone.
@@ -76,7 +79,9 @@ class FetchSettings:
     dns_cache_s: int = 30
     dns_threads: int = 32
     keepalive_s: float = 8.0
+    trial_s: float = 1.0
     max_header_bytes: int = 16 * 2**10
+    max_answer_header_bytes: int = 256 * 2**10
     breaker_failures: int = 16
     breaker_pause_s: float = 5.0
     breaker_silence_s: float = 30.0
@@ -210,23 +215,30 @@ class Fetcher:
     async def _hop(
         self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer, begun: bool
     ) -> Reply:
-        """One hop, tried again where that helps."""
         _, name, port = target.origin
         threads = max(1, min(options.threads, self._settings.max_per_host))
         if target.authorization is not None and "Authorization" not in headers:
             headers = headers.copy()
             headers["Authorization"] = target.authorization
+        transfer.line_up()
+        place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
+        transfer.enter(place)
+        complete = False
+        try:
+            reply = await self._get(target, headers, transfer)
+            complete = True
+            return reply
+        finally:
+            transfer.leave(complete)
+
+    async def _get(self, target: Target, headers: CIMultiDict[str], transfer: Transfer) -> Reply:
+        """Tries again where that helps, and keeps its place meanwhile: the next in line would fare no better."""
         while True:
-            place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
-            complete = False
             attempt = asyncio.timeout(None)
-            pause_s: float | None = 0.0
             try:
                 async with attempt:
-                    transfer.enter(place, attempt)
-                    reply = await self._transport.get(target, headers, transfer)
-                    complete = True
-                    return reply
+                    transfer.attempt = attempt
+                    return await self._transport.get(target, headers, transfer)
             except TimeoutError:
                 if not attempt.expired():
                     raise
@@ -234,11 +246,7 @@ class Fetcher:
                 pause_s = transfer.try_again_after(error)
                 if pause_s is None:
                     raise
-            finally:
-                transfer.leave(complete)
-            if pause_s:
-                await transfer.pause_before_retry(pause_s)
-            begun = True
+                await asyncio.sleep(pause_s)
 
     def _new_host(self, name: str) -> Host:
         settings = self._settings
@@ -249,7 +257,9 @@ class Fetcher:
 def _transport_settings(settings: FetchSettings) -> TransportSettings:
     return TransportSettings(
         max_bytes=settings.max_bytes,
+        max_header_bytes=settings.max_answer_header_bytes,
         keepalive_s=settings.keepalive_s,
+        trial_s=settings.trial_s,
         dns_cache_s=settings.dns_cache_s,
         ca_file=settings.ca_file,
     )

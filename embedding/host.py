@@ -24,6 +24,7 @@ _USUAL = 4.0
 _WEIGHT = 0.2
 _LATELY_S = 10.0
 _RARE = 20
+_DRAINED = 2
 _COUNTED = 2000
 
 
@@ -68,6 +69,8 @@ class Host:
         """Lines whose request may go on as soon as the host takes more."""
         self.shared_at = float("-inf")
         """When more than one transfer ran."""
+        self.overtime = 0
+        """Transfers that have been given more time."""
         self._answers = self._silences = 0
         self.heard_at = self.failed_at = float("-inf")
         self.idle_since = float("-inf")
@@ -95,7 +98,9 @@ class Host:
         """Whether one more transfer may start."""
         if not self.breaker.admits(now) or len(self.running) >= self._most:
             return False
-        if self.load >= self.limit.value:
+        most = self.limit.value
+        # Who has been given more time must be done before it is over, too.
+        if self.load >= (max(1, min(most // 2, _DRAINED)) if self.overtime else most):
             self.limit.pressed()
             return False
         return True

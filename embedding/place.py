@@ -32,7 +32,7 @@ class Place:
         """Seconds that it waited for us."""
         self.connected = False
         self.heard = False
-        self._silent = False
+        self._silent = self._overtime = False
         host.running.add(self)
         self._note_company(now)
         host.breaker.started(now)
@@ -67,6 +67,12 @@ class Place:
         if silent:
             self._slots.wake(self.host)
 
+    def overtime(self) -> None:
+        """Its time was over, and it goes on."""
+        if not self._overtime:
+            self._overtime = True
+            self.host.overtime += 1
+
     def strain(self, now: float) -> float:
         """Its duration so far over its time limit."""
         return (now - self.started - self.paused_s) / self.strain_s
@@ -94,6 +100,7 @@ class Place:
         self._note_company(now)
         self.count_as_silent(False)
         self.host.running.discard(self)
+        self.host.overtime -= self._overtime
         if not self.heard:
             self.host.breaker.abandoned()
         self._slots.release(self)

@@ -81,7 +81,9 @@ def test_a_shared_link_finds_its_measure_and_nobody_is_late(alone_s: float) -> N
 
 
 def test_a_link_that_becomes_slow_is_followed_down_and_up_again() -> None:
-    quick: Pace = lambda running: max(0.3, 0.01 * running)
+    def quick(running: int) -> float:
+        return max(0.3, 0.01 * running)
+
     model = Model(quick)
     model.run(600)
     assert model.limit.value >= 30
