@@ -32,8 +32,8 @@ Ends = tuple[str, str, int, int]
 
 _CAUGHT_S = 600.0
 _MOST_HOSTS = 4096
-# Of one host on trial, so that they do not drive each other out of the pool before the trial ends.
-_MOST_ON_TRIAL = 8
+# Of one host: it may allow few, and those on trial are of no use.
+_MOST_ON_TRIAL = 2
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from image_host import SMALL_BODY, ImageHost
 
 
 def test_ten_redirects_and_no_more(host: ImageHost) -> None:
-    assert fetch(host.url("/redirect/10")) == [SMALL_BODY]
+    assert fetch(host.url("/redirect/10"), trial_s=0) == [SMALL_BODY]
     assert host.connections == 1
     message = failure(host.url("/redirect/11"))
     assert DOWNLOAD in message
