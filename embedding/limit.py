@@ -19,7 +19,7 @@ _FREE_S, _MOST_FREE_S = 4.0, 32.0
 _FREE_ROUNDS = 4
 # A link that carries no more than this for half as many transfers again or more is full.
 _GAIN = 1.15
-_SETTLE_S, _MOST_SETTLE_S = 1.0, 16.0
+_SETTLE_S, _MOST_SETTLE_S = 1.0, 32.0
 # Of the fall that a host shows which serves each connection at a pace of its own.
 _NEARLY = 1.15
 _REFUSED_S = 60.0
@@ -31,6 +31,21 @@ class _Trial:
 
     limit: int
     rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A transfer that is over.
+
+    Args:
+        nbytes: that arrived.
+        seconds: that it took.
+        strain: its duration over its time limit.
+    """
+
+    nbytes: int
+    seconds: float
+    strain: float
 
 
 class Limit:
@@ -56,7 +71,6 @@ class Limit:
         self._most = most
         self.value = min(first, most)
         self._epoch = self._last_cut = 0
-        self._bytes = 0
         self._cut: _Trial | None = None
         self._growth: _Trial | None = None
         self._free_until = self._settled_until = self._careful_until = -math.inf
@@ -67,6 +81,7 @@ class Limit:
         self._started: float | None = None
         """When the first transfer of this round did."""
         self._peak = 0
+        self._last_rate = 0.0
         self._new_round()
 
     def pressed(self) -> None:
@@ -77,34 +92,31 @@ class Limit:
         """A transfer starts, of now `load`; returns the epoch that it belongs to."""
         if self._started is None:
             self._started = now
-            self._bytes_before = self._bytes
         self._peak = max(self._peak, load)
         return self._epoch
 
-    def arrived(self, nbytes: int) -> None:
-        """Bytes of any transfer arrived."""
-        self._bytes += nbytes
-
-    def ended(self, now: float, epoch: int, strain: float, running: Callable[[], float], waiting: bool) -> None:
+    def ended(self, now: float, epoch: int, ended: Ended, running: Callable[[], float], waiting: bool) -> None:
         """A transfer is complete.
 
         Args:
             now: seconds.
             epoch: that it started in.
-            strain: its duration over its time limit.
+            ended: the transfer.
             running: gives the largest strain so far of those that still run.
             waiting: whether more could be started.
         """
         if epoch < self._epoch or self._started is None:
             return
-        self._strains.append(strain)
-        if len(self._strains) >= self.value or now - self._started >= _ROUND_S:
-            self._end_round(now, max(_high(self._strains), running()), waiting)
+        self._ended.append(ended)
+        if len(self._ended) >= self.value or now - self._started >= _ROUND_S:
+            self._end_round(now, max(_high(self._ended), running()), waiting)
 
-    def late(self, now: float, epoch: int) -> None:
+    def late(self, now: float, epoch: int, ended: Ended) -> None:
         """A transfer reached its time limit while its bytes were arriving."""
+        if epoch >= self._epoch:
+            self._ended.append(ended)
         if self._growth is not None and now < self._free_until and epoch >= self._epoch:
-            self._settle(self._growth.limit, self._free_until)
+            self._settle(now, self._growth.limit)
         elif epoch >= self._last_cut and now >= self._free_until:
             self._reduce(now, 1.0)
 
@@ -118,14 +130,13 @@ class Limit:
 
     def _new_round(self) -> None:
         self._started = None
-        self._bytes_before = self._bytes
-        self._strains: list[float] = []
+        self._ended: list[Ended] = []
         self._pressed = False
         self._peak = 0
 
     def _end_round(self, now: float, strain: float, waiting: bool) -> None:
         assert self._started is not None
-        rate = self._rate(now)
+        rate = self._rate()
         if self._cut is not None and waiting:
             self._judge_cut(now, rate, now - self._started)
         elif self._growth is not None and waiting:
@@ -146,7 +157,7 @@ class Limit:
         self._free_until = now + max(self._free_s, _FREE_ROUNDS * round_s)
         self._free_s = min(2 * self._free_s, _MOST_FREE_S)
         if rate > before.rate * ratio * _NEARLY:
-            self._settled_until = self._free_until
+            self._settled_until = max(self._settled_until, self._free_until)
         self._change(before.limit)
 
     def _judge_growth(self, now: float, rate: float) -> None:
@@ -156,20 +167,21 @@ class Limit:
         self._scales = rate >= before.rate * (1 + ratio) / 2
         if self._scales:
             self._settle_s = _SETTLE_S
-        elif now < self._free_until:
-            self._settle(before.limit, self._free_until)
-        elif rate < before.rate * _GAIN:
-            self._settle(before.limit, now + self._settle_s)
-            self._settle_s = min(2 * self._settle_s, _MOST_SETTLE_S)
+        elif now < self._free_until or rate < before.rate * _GAIN:
+            self._settle(now, before.limit)
 
-    def _settle(self, value: int, until: float) -> None:
+    def _settle(self, now: float, value: int) -> None:
+        """Takes growth back, and grows no more for a while, each time for longer."""
         self._growth = None
-        self._settled_until = until
+        self._settled_until = max(self._settled_until, now + self._settle_s)
+        if now < self._free_until:
+            self._settled_until = max(self._settled_until, self._free_until)
+        self._settle_s = min(2 * self._settle_s, _MOST_SETTLE_S)
         self._change(value)
 
     def _grow(self, now: float, strain: float, rate: float) -> None:
         if now < self._free_until:
-            self._try(self.value * 2, rate)
+            self._try(math.ceil(self.value * _STEP), rate)
         elif now < self._careful_until and self.value >= self._threshold:
             self._change(self.value + (strain < _LARGE))
         elif strain < _SMALL:
@@ -191,7 +203,7 @@ class Limit:
             self._change(1)
             return
         if self._cut is None:
-            self._cut = _Trial(in_use, self._rate(now))
+            self._cut = _Trial(in_use, self._rate())
         factor = max(_MOST_CUT, min(_LEAST_CUT, _LARGE / strain))
         self._change(max(1, int(in_use * factor)))
         self._growth = None
@@ -204,13 +216,15 @@ class Limit:
             self._epoch += 1
             self._new_round()
 
-    def _rate(self, now: float) -> float:
-        """Bytes per second in this round."""
-        if self._started is None:
-            return 0.0
-        return (self._bytes - self._bytes_before) / max(now - self._started, 1e-3)
+    def _rate(self) -> float:
+        """Bytes per second that so many transfers get, to judge by those of this round: how long it took does not
+        matter, since some of it may have passed with more or fewer of them."""
+        if self._ended:
+            seconds = sum(ended.seconds for ended in self._ended)
+            self._last_rate = self._peak * sum(ended.nbytes + 1 for ended in self._ended) / max(seconds, 1e-3)
+        return self._last_rate
 
 
-def _high(strains: list[float]) -> float:
-    """The ninth tenth, or the worst of a few."""
-    return sorted(strains)[math.ceil(0.9 * len(strains)) - 1]
+def _high(ended: list[Ended]) -> float:
+    """The ninth tenth of strains, or the worst of a few."""
+    return sorted(one.strain for one in ended)[math.ceil(0.9 * len(ended)) - 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from embedding.host import Host
+from embedding.limit import Ended
 
 if TYPE_CHECKING:
     from embedding.slots import Request, Slots
@@ -32,6 +33,7 @@ class Place:
         """Seconds that it waited for us."""
         self.connected = False
         self.heard = False
+        self._nbytes = 0
         self._silent = self._overtime = False
         host.running.add(self)
         self._note_company(now)
@@ -46,7 +48,7 @@ class Place:
     def hear(self, now: float, nbytes: int) -> None:
         """Bytes of an answer arrived."""
         host = self.host
-        host.limit.arrived(nbytes)
+        self._nbytes += nbytes
         host.meter.add(now, nbytes)
         was_open = host.breaker.is_open
         if self.heard:
@@ -73,17 +75,17 @@ class Place:
             self._overtime = True
             self.host.overtime += 1
 
-    def strain(self, now: float) -> float:
-        """Its duration so far over its time limit."""
-        return (now - self.started - self.paused_s) / self.strain_s
+    def seconds(self, now: float) -> float:
+        """That it has taken so far."""
+        return now - self.started - self.paused_s
 
     def end(self, now: float) -> None:
         """A complete answer is there."""
-        self.limit.ended(now, self.epoch, self.strain(now), lambda: self._eldest(now), bool(self.host.lines))
+        self.limit.ended(now, self.epoch, self._so_far(now), lambda: self._eldest(now), bool(self.host.lines))
 
     def late(self, now: float) -> None:
         """Its time was over while bytes arrived."""
-        self.limit.late(now, self.epoch)
+        self.limit.late(now, self.epoch, self._so_far(now))
 
     def refused(self, now: float) -> None:
         """The host, which answers others, would not take it."""
@@ -114,6 +116,11 @@ class Place:
         """Whether another transfer of the host ran beside it for some time."""
         return self.host.shared_at > self.started or len(self.host.running) > 1
 
+    def _so_far(self, now: float) -> Ended:
+        seconds = self.seconds(now)
+        return Ended(self._nbytes, seconds, seconds / self.strain_s)
+
     def _eldest(self, now: float) -> float:
-        running = self.host.running
-        return max((other.strain(now) for other in running if other.heard and other.epoch == self.epoch), default=0.0)
+        """The largest strain of those that run, and were started when no fewer or more might."""
+        running = [other for other in self.host.running if other.heard and other.epoch == self.epoch]
+        return max((other.seconds(now) / other.strain_s for other in running), default=0.0)

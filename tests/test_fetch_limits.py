@@ -69,9 +69,9 @@ def test_exactly_the_allowed_bytes(host: ImageHost) -> None:
 def test_transfers_at_a_time(host: ImageHost, limits: dict[str, int], threads: int, peak: int) -> None:
     async def many() -> None:
         async with fetching(**limits) as fetcher:
-            await asyncio.gather(*(fetcher.fetch(host.url("/ok/b.jpg"), FetchOptions(threads=64)) for _ in range(300)))
-            host.peak = 0
             url = host.url("/ok/b.jpg?delay=0.2")
+            await asyncio.gather(*(fetcher.fetch(url, FetchOptions(threads=64)) for _ in range(4 * peak)))
+            host.peak = 0
             options = FetchOptions(threads=threads)
             await asyncio.gather(*(fetcher.fetch(url, options) for _ in range(peak + 5)))
 
