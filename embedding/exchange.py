@@ -160,10 +160,10 @@ class Exchange:
             following._fd = fd  # libcurl found nothing unread on it, and has given it to another one already
         elif fd < 0 and self._head.has_end and not self._head.closes:
             self._keepalive.catch(self._origin)  # libcurl closes a connection when it has read more than an answer
-        elif fd >= 0 and unread(fd):
-            self._keepalive.catch(self._origin)
         elif fd >= 0:
             self._keepalive.watch(self._origin, ends, fd)
+            if unread(fd):
+                self._keepalive.catch(self._origin)
 
     def _failure(self, number: int) -> Exception:
         host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO) or self._errno

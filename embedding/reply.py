@@ -102,7 +102,7 @@ class Head:
         elif self._is_status(line):
             self._begin(line)
         elif colon:
-            self._field(name.strip().lower(), value.strip())
+            self._field(name.lower(), value.strip())  # a name with blanks is none that libcurl knows
 
     @staticmethod
     def _is_status(line: bytes) -> bool:
