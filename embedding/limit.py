@@ -11,7 +11,9 @@ FIRST = 8
 
 _ROUND_S = 1.0
 _SMALL, _LARGE = 0.25, 0.5
-_STEP, _BOLD = 1.5, 0.75
+# Long transfers that do not become longer by being many may take more of their time.
+_BEARABLE = 0.7
+_STEP, _BOLD = 1.5, 0.9
 # A cut is large enough for its effect to be told from noise, and small enough for the link to stay busy.
 _LEAST_CUT, _MOST_CUT = 0.75, 0.5
 # The link may just have become slow by itself: then the verdict is wrong, and must not hold for long.
@@ -53,9 +55,9 @@ class Limit:
 
     Transfers that share a link take longer in proportion to their number, so the strain says by how much their number
     may grow: it doubles in each round while the strain is below a quarter, then grows by half for as long as that
-    brings more bytes per second, else by one, and from a strain of a half on it is cut. Growth that brings no more at
-    all is taken back: a full link only loses packets. A round is as many transfers as may run, or a second. What
-    started before the last change says nothing about it.
+    brings more bytes per second, else by one, and from a strain of a half on it is cut (of seven tenths, as long as
+    growth has brought more). Growth that brings no more at all is taken back: a full link only loses packets. A round is as
+    many transfers as may run, or a second. What started before the last change says nothing about it.
 
     A cut is an experiment. Where the link is shared, the bytes that arrive per second stay the same. If they fall
     with the number of transfers, it is the host that takes its time for each: the cut is taken back, none follows
@@ -141,7 +143,7 @@ class Limit:
             self._judge_cut(now, rate, now - self._started)
         elif self._growth is not None and waiting:
             self._judge_growth(now, rate)
-        if strain >= _LARGE and now >= self._free_until:
+        if strain >= (_BEARABLE if self._scales else _LARGE) and now >= self._free_until:
             self._reduce(now, strain)
         elif self._pressed and now >= self._settled_until:
             self._grow(now, strain, rate)
@@ -153,6 +155,7 @@ class Limit:
         self._cut = None
         if rate >= before.rate * (1 + ratio) / 2:
             self._free_s = _FREE_S
+            self._scales = False
             return
         self._free_until = now + max(self._free_s, _FREE_ROUNDS * round_s)
         self._free_s = min(2 * self._free_s, _MOST_FREE_S)

@@ -124,7 +124,7 @@ def test_what_still_runs_counts_by_its_age() -> None:
     for _ in range(FIRST):
         epoch = limit.started(0.0, FIRST)
     limit.pressed()
-    limit.ended(1.5, epoch, Ended(1000, 0.3, 0.1), lambda: 0.5, waiting=True)
+    limit.ended(1.5, epoch, Ended(1000, 0.3, 0.1), lambda: 0.8, waiting=True)
     assert limit.value < FIRST
 
 
