@@ -56,8 +56,8 @@ class Limit:
     Transfers that share a link take longer in proportion to their number, so the strain says by how much their number
     may grow: it doubles in each round while the strain is below a quarter, then grows by half for as long as that
     brings more bytes per second, else by one, and from a strain of a half on it is cut (of seven tenths, as long as
-    growth has brought more). Growth that brings no more at all is taken back: a full link only loses packets. A round is as
-    many transfers as may run, or a second. What started before the last change says nothing about it.
+    growth has brought more). Growth that brings no more at all is taken back: a full link only loses packets. A round
+    is as many transfers as may run, or a second. What started before the last change says nothing about it.
 
     A cut is an experiment. Where the link is shared, the bytes that arrive per second stay the same. If they fall
     with the number of transfers, it is the host that takes its time for each: the cut is taken back, none follows
