@@ -1,92 +1,88 @@
-"""A circuit breaker per host: one that keeps failing is left alone for a while, so that it delays nobody."""
+"""A circuit breaker: a host that cannot be reached, or says nothing at all, is left alone for a while."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
-_LONGEST_HOST = 300
-"""Characters of a host and its port; DNS has names of 253."""
-
-
-@dataclass(slots=True)
-class _Failing:
-    """A host that failed the last time it was tried."""
-
-    failures: int = 0
-    reason: str = ""
-    open_until: float = 0.0
-    probing: bool = False
+import math
 
 
 class Breaker:
-    """Remembers hosts that fail in a row. Hosts that work cost nothing.
+    """Of one host. Closed, until the host is taken for dead; once the pause is over half open: one probe at a time.
 
-    Closed, until `threshold` failures in a row open it; after `pause_s` it is half open and lets one probe
-    through, whose success closes it and whose failure opens it again.
+    A host is dead when nobody can reach it, `threshold` times in a row, or when it lets everybody wait for a first
+    byte: as often, and for `silence_s` besides, as some paths of a host may hang while others are well. Any sign of
+    life from it, whoever it is for, closes the breaker and clears the count.
 
     Args:
-        threshold: failures in a row that open the breaker.
-        pause_s: seconds for which an open breaker refuses.
-        max_hosts: failing hosts that are remembered; the oldest is forgotten first.
-        clock: seconds, monotonic.
+        threshold: failures in a row that open it; 0 = it never opens.
+        pause_s: seconds for which it is open.
+        silence_s: seconds without a byte from the host, after which silence counts.
     """
 
-    def __init__(
-        self,
-        threshold: int,
-        pause_s: float,
-        max_hosts: int = 10_000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._threshold = threshold
+    def __init__(self, threshold: int, pause_s: float, silence_s: float) -> None:
+        self._threshold = threshold or math.inf
         self._pause_s = pause_s
-        self._max_hosts = max_hosts
-        self._clock = clock
-        self._failing: dict[str, _Failing] = {}
+        self._silence_s = silence_s
+        self._unreachable = self._silent = 0
+        self._quiet_since = self._tried = -math.inf
+        self._probing = False
+        self.reason = ""
+        self.open_until: float | None = None
+        """When its pause is over, or was; None = closed."""
 
-    def refusal(self, host: str) -> str | None:
-        """Why `host` is not to be tried now; None if it may be.
+    @property
+    def is_open(self) -> bool:
+        """Whether the host is taken for dead; still so while it is half open."""
+        return self.open_until is not None
 
-        Who gets None must report the outcome with `succeeded`, `failed` or `abandoned`: it may be the probe.
-        """
-        state = self._failing.get(host)
-        if state is None or state.failures < self._threshold:
-            return None
-        if state.probing or self._clock() < state.open_until:
-            return (
-                f"its host failed {state.failures} times in a row and is left alone for a few seconds "
-                f"(last failure: {state.reason})"
-            )
-        state.probing = True
-        return None
+    @property
+    def failures(self) -> int:
+        """In a row."""
+        return self._unreachable + self._silent
 
-    def succeeded(self, host: str) -> None:
-        """`host` answered."""
-        if self._failing:
-            self._failing.pop(host, None)
+    def admits(self, now: float) -> bool:
+        """Whether the host may be tried now."""
+        return self.open_until is None or (now >= self.open_until and not self._probing)
 
-    def failed(self, host: str, reason: str) -> None:
-        """`host` could not be reached or did not answer in time."""
-        state = self._failing.get(host)
-        if state is None and len(host) > _LONGEST_HOST:
-            return  # it cannot be a name, so trying it costs nothing; and what a stranger makes up has no end
-        if state is None:
-            self._forget_oldest()
-            state = self._failing[host] = _Failing()
-        state.failures += 1
-        state.reason = reason[:_LONGEST_HOST]
-        state.probing = False
-        if state.failures >= self._threshold:
-            state.open_until = self._clock() + self._pause_s
+    def started(self, now: float) -> None:
+        """It is tried."""
+        if now - self._tried > self._silence_s:
+            self._quiet_since = now  # who was not asked was not silent
+        self._tried = now
+        self._probing = self.is_open
 
-    def abandoned(self, host: str) -> None:
-        """The attempt ended without saying anything about `host`: its caller went away."""
-        state = self._failing.get(host)
-        if state is not None:
-            state.probing = False
+    def connected(self) -> None:
+        """It can be reached."""
+        self._unreachable = 0
 
-    def _forget_oldest(self) -> None:
-        if len(self._failing) >= self._max_hosts:
-            del self._failing[next(iter(self._failing))]
+    def answered(self, now: float) -> bool:
+        """A byte of it arrived; tells whether that closed the breaker."""
+        was_open = self.is_open
+        self._unreachable = self._silent = 0
+        self._quiet_since = self._tried = now
+        self.open_until = None
+        self._probing = False
+        return was_open
+
+    def unreachable(self, now: float, reason: str) -> bool:
+        """No connection came about; tells whether that opened a closed breaker."""
+        self._unreachable += 1
+        return self._failed(now, reason, self._unreachable >= self._threshold)
+
+    def silent(self, now: float, reason: str) -> bool:
+        """Not a byte came over a connection; tells whether that opened a closed breaker."""
+        self._silent += 1
+        quiet = now - self._quiet_since >= self._silence_s
+        return self._failed(now, reason, quiet and self._silent >= self._threshold)
+
+    def abandoned(self) -> None:
+        """An attempt ended without saying anything about the host."""
+        self._probing = False
+
+    def _failed(self, now: float, reason: str, dead: bool) -> bool:
+        self._tried = now
+        self._probing = False
+        self.reason = reason
+        opens = dead and not self.is_open
+        if dead or self.is_open:
+            self.open_until = now + self._pause_s
+        return opens

@@ -6,30 +6,28 @@ Source: protocol sheet, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
-import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+import resource
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import aiohttp
-import certifi
 from aiohttp.abc import AbstractResolver
-from aiohttp.connector import AddrInfoType
 from multidict import CIMultiDict
 
 from embedding import guard
 from embedding.breaker import Breaker
 from embedding.data_uri import DATA_URI, decode_data_uri
 from embedding.errors import MediaError
-from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver, is_literal, refusal
+from embedding.guard import Guard, GuardedResolver, Refused, SystemResolver
 from embedding.headers import BadHeaders, headers_after_redirect, request_headers
+from embedding.host import Host
 from embedding.room import Room, Share
-from embedding.slots import Slots
+from embedding.slots import HostLeftAlone, Slots
+from embedding.transfer import TooLarge, Transfer
+from embedding.transport import Reply, Transport, TransportError, TransportSettings
 from embedding.url import Target, parse_redirect, parse_url, shown
 
 logger = logging.getLogger(__name__)
@@ -38,11 +36,6 @@ DEFAULT_TIMEOUT_MS = 3000
 """Protocol sheet, section 2.3."""
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_RETRY_PAUSE_S = 0.05
-# Room for the start of a body of unknown length: nearly all pictures are smaller.
-_FIRST_BYTES = 2**20
-# A shorter wait than this says more about the caller's time limit than about the host.
-_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +46,23 @@ class FetchSettings:
         allowed_networks: networks that are not public and may be fetched from all the same, comma-separated CIDRs;
             unless given, the value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
         max_bytes: of one content, as transferred; also of a data URI once decoded.
-        max_bytes_in_flight: of all downloads together, from before a body is read until it is decoded; who needs more
-            than is left waits, within its time limit.
+        max_bytes_in_flight: of all downloads together, as they arrive and until they are decoded; who needs more than
+            is left waits, and its time limit with it.
         max_redirects: that one download may follow.
         max_timeout_ms: what a request may ask for at most, in milliseconds.
-        max_concurrency: transfers at a time.
-        max_per_host: transfers at a time from one host and port.
+        max_concurrency: transfers at a time; at most half of the files that the process may open.
+        max_per_host: transfers at a time from one host and port, at most: how many are good for it is found out.
         dns_cache_s: seconds for which a resolved name is remembered.
         dns_threads: name lookups at a time.
         keepalive_s: seconds for which an idle connection is kept.
-        max_header_bytes: of one response header, and of all request headers that a caller adds.
-        breaker_failures: failures in a row after which a host is left alone; 0 = never.
+        trial_s: seconds for which the first connections of a host must stay silent after their answers before any is
+            used again; 0 = at once. What a host sends unasked might be taken for the answer to the next request.
+        max_header_bytes: of all request headers that a caller adds.
+        max_answer_header_bytes: of all headers of an answer.
+        breaker_failures: failures in a row, to be reached or to say anything, after which a host is left alone;
+            0 = never.
         breaker_pause_s: seconds for which it is left alone.
+        breaker_silence_s: seconds for which a host that can be reached must have said nothing to anybody besides.
         ca_file: PEM file of the trusted certificate authorities; "" = certifi's.
 
     Raises:
@@ -76,14 +74,17 @@ class FetchSettings:
     max_bytes_in_flight: int = 512 * 2**20
     max_redirects: int = 10
     max_timeout_ms: int = 60_000
-    max_concurrency: int = 256
+    max_concurrency: int = 2048
     max_per_host: int = 64
     dns_cache_s: int = 30
     dns_threads: int = 32
     keepalive_s: float = 8.0
+    trial_s: float = 1.0
     max_header_bytes: int = 16 * 2**10
+    max_answer_header_bytes: int = 256 * 2**10
     breaker_failures: int = 16
     breaker_pause_s: float = 5.0
+    breaker_silence_s: float = 30.0
     ca_file: str = ""
 
     def __post_init__(self) -> None:
@@ -95,13 +96,20 @@ class FetchOptions:
     """What one request asks for.
 
     Args:
-        timeout_ms: for a whole transfer, redirects included. 0 and less mean the default; to libcurl 0 means
-            no limit, which a stranger cannot be given.
+        timeout_ms: for a whole transfer, redirects included, waiting for its turn and for room not included. 0 and
+            less mean the default; to libcurl 0 means no limit, which a stranger cannot be given.
         headers: added to each request; a `User-Agent` replaces ours (protocol sheet, section 4.3).
+        request: names the request; the transfers of one share `threads` and its turns. "" = one for all that have
+            no name.
+        threads: transfers of the request at a time, over all hosts; at least 1, at most `max_per_host`.
+        within_s: seconds, from the call on, after which the item is an error, whatever it waits for; None = no end.
     """
 
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     headers: Mapping[str, str] | None = None
+    request: str = ""
+    threads: int = 20
+    within_s: float | None = None
 
 
 class _Failed(Exception):
@@ -124,13 +132,10 @@ class Fetcher:
     def __init__(self, settings: FetchSettings, resolver: AbstractResolver | None = None) -> None:
         self._settings = settings
         guard = Guard.parse(settings.allowed_networks)
-        self._permits = lru_cache(4096)(guard.permits)
-        self._resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
-        self._breaker = Breaker(settings.breaker_failures or 2**63, settings.breaker_pause_s)
-        self._slots = Slots(settings.max_concurrency, settings.max_per_host)
+        resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
+        self._transport = Transport(_transport_settings(settings), lru_cache(4096)(guard.permits), resolver)
+        self._slots = Slots(_most_transfers(settings.max_concurrency), self._new_host)
         self._room = Room(settings.max_bytes_in_flight)
-        self._session: aiohttp.ClientSession | None = None
-        self._closed = False
 
     async def fetch(self, content: str, options: FetchOptions) -> bytes:
         """The bytes that `content` stands for, as `holding` gives them, but not counted any longer."""
@@ -140,8 +145,6 @@ class Fetcher:
     @asynccontextmanager
     async def holding(self, content: str, options: FetchOptions) -> AsyncIterator[bytes]:
         """The bytes that `content` stands for, counted as in flight for as long as the context lasts.
-
-        Waiting for a free slot is not held against the time limit: it starts with the first connection.
 
         Raises:
             MediaError: whatever went wrong; the message names the content.
@@ -155,199 +158,117 @@ class Fetcher:
         finally:
             share.release()
 
+    async def close(self) -> None:
+        """Ends all downloads and closes all connections."""
+        await self._transport.close()
+
     async def _fetched(self, content: str, options: FetchOptions, share: Share) -> bytes:
         target = parse_url(content)
-        timeout_ms = options.timeout_ms if options.timeout_ms > 0 else DEFAULT_TIMEOUT_MS
-        timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
         try:
             headers = request_headers(options.headers, self._settings.max_header_bytes)
-            return await self._download(target, headers, timeout_ms / 1000, share)
+            return await self._in_time(target, headers, options, share)
         except Refused as error:
             message = f"media url `{shown(content)}` was refused: {error}"
         except _BadStatus as error:
             message = f"media url `{shown(content)}` returned {error}"
-        except TimeoutError:
-            message = _failure(content, _late(timeout_ms, share))
-        except (_Failed, BadHeaders) as error:
+        except (_Failed, BadHeaders, HostLeftAlone, TooLarge, TransportError) as error:
             message = _failure(content, str(error))
-        except (aiohttp.ClientError, OSError) as error:
-            message = _failure(content, _reason(error))
         except Exception as error:
             # One content must never harm the others, even by an error of ours.
             logger.exception("unexpected error while downloading")
             message = _failure(content, f"unexpected {type(error).__name__}")
         raise MediaError(message)
 
-    async def close(self) -> None:
-        """Ends all downloads and closes all connections."""
-        self._closed = True
-        if self._session is not None:
-            await self._session.close()
-        await self._resolver.close()
-
-    async def _download(self, target: Target, headers: CIMultiDict[str], seconds: float, share: Share) -> bytes:
-        async with asyncio.timeout(None) as limit:
-            for _ in range(self._settings.max_redirects + 1):
-                host = target.url.host_port_subcomponent or ""
-                await self._slots.acquire(host)
+    async def _in_time(self, target: Target, headers: CIMultiDict[str], options: FetchOptions, share: Share) -> bytes:
+        """A download within its own time limit, and within what is left of its request's time."""
+        timeout_ms = options.timeout_ms if options.timeout_ms > 0 else DEFAULT_TIMEOUT_MS
+        timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
+        within = asyncio.timeout(options.within_s)
+        scope = asyncio.timeout(None)
+        try:
+            async with within, scope:
+                transfer = Transfer(timeout_ms / 1000, self._settings.max_bytes, share, scope)
                 try:
-                    if limit.when() is None:
-                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    reply = await self._try_host(host, target, headers, share)
+                    return await self._download(target, headers, options, transfer)
                 finally:
-                    self._slots.release(host)
-                if isinstance(reply, bytes):
-                    return reply
-                following = parse_redirect(target.url, reply)
-                headers = headers_after_redirect(headers, target, following)
-                target = following
+                    transfer.stop()
+        except TimeoutError:
+            if scope.expired():
+                raise _Failed(f"{transfer.too_late()} after {timeout_ms} ms") from None
+            doing = f"there was no room for {share.waiting} more bytes" if share.waiting else transfer.state
+            raise _Failed(f"the time of its request was over while {doing}; send fewer at a time") from None
+
+    async def _download(
+        self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer
+    ) -> bytes:
+        for hop in range(self._settings.max_redirects + 1):
+            reply = await self._hop(target, headers, options, transfer, begun=hop > 0)
+            if reply.status == 200:
+                return reply.body
+            if reply.location is None or reply.status not in _REDIRECTS:
+                raise _BadStatus(reply.status)
+            following = parse_redirect(target.url, reply.location)
+            headers = headers_after_redirect(headers, target, following)
+            target = following
         raise _Failed(f"more than {self._settings.max_redirects} redirects")
 
-    async def _try_host(self, host: str, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
-        """One hop, with the breaker told how it went."""
-        refused = self._breaker.refusal(host)
-        if refused is not None:
-            raise _Failed(refused)
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        try:
-            reply = await self._get_with_retry(target, headers, share)
-        except asyncio.CancelledError:
-            # The time limit, or the caller went away: either way the host kept someone waiting, long or not;
-            # unless it was our lack of room.
-            if clock() - started >= _PATIENCE_S and not share.waiting:
-                self._breaker.failed(host, "no complete answer in time")
-            else:
-                self._breaker.abandoned(host)
-            raise
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            self._breaker.failed(host, _reason(error))
-            raise
-        except Refused:
-            self._breaker.abandoned(host)
-            raise
-        except BaseException:
-            self._breaker.succeeded(host)  # it did answer
-            raise
-        self._breaker.succeeded(host)
-        return reply
-
-    async def _get_with_retry(self, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
-        """One hop; a connection that cannot be made is tried once more.
-
-        A connection that breaks before the answer, as an idle one does that the server has closed, is tried
-        once more by aiohttp itself.
-        """
-        try:
-            return await self._get(target, headers, share)
-        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError):
-            raise
-        except aiohttp.ClientConnectorError:
-            await asyncio.sleep(_RETRY_PAUSE_S)
-            return await self._get(target, headers, share)
-
-    async def _get(self, target: Target, headers: CIMultiDict[str], share: Share) -> bytes | str:
-        """The body of a 200 reply as bytes, or the location of a redirect as a string."""
-        host = target.origin[1]
-        if is_literal(host) and not self._permits(host):
-            raise refusal(host)
+    async def _hop(
+        self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer, begun: bool
+    ) -> Reply:
+        _, name, port = target.origin
+        threads = max(1, min(options.threads, self._settings.max_per_host))
         if target.authorization is not None and "Authorization" not in headers:
             headers = headers.copy()
             headers["Authorization"] = target.authorization
-        response = await self._open_session().get(target.url, headers=headers, allow_redirects=False)
+        transfer.line_up()
+        place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
+        transfer.enter(place)
+        complete = False
         try:
-            if response.status == 200:
-                return await _read(response, self._settings.max_bytes, share)
-            location = response.headers.get("Location")
-            if location is None or response.status not in _REDIRECTS:
-                raise _BadStatus(response.status)
-            return location
+            reply = await self._get(target, headers, transfer)
+            complete = True
+            return reply
         finally:
-            response.release()  # back to the pool if the body was read to its end, else closed
+            transfer.leave(complete)
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise _Failed("the server is shutting down")
-        if self._session is None:
-            self._session = _new_session(self._settings, self._resolver, self._permits)
-        return self._session
+    async def _get(self, target: Target, headers: CIMultiDict[str], transfer: Transfer) -> Reply:
+        """Tries again where that helps, and keeps its place meanwhile: the next in line would fare no better."""
+        while True:
+            attempt = asyncio.timeout(None)
+            try:
+                async with attempt:
+                    transfer.attempt = attempt
+                    return await self._transport.get(target, headers, transfer)
+            except TimeoutError:
+                if not attempt.expired():
+                    raise
+            except TransportError as error:
+                pause_s = transfer.try_again_after(error)
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
+
+    def _new_host(self, name: str) -> Host:
+        settings = self._settings
+        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_silence_s)
+        return Host(name, settings.max_per_host, breaker)
 
 
-def _new_session(
-    settings: FetchSettings, resolver: AbstractResolver, permits: Callable[[str], bool]
-) -> aiohttp.ClientSession:
-    def open_socket(info: AddrInfoType) -> socket.socket:
-        # The last word, should a way past the checks before it ever be found.
-        family, kind, protocol, _, address = info
-        if not permits(str(address[0])):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        return socket.socket(family, kind, protocol)
-
-    connector = aiohttp.TCPConnector(
-        limit=0,  # Slots limits, before the clock of an item starts
-        resolver=resolver,
-        socket_factory=open_socket,
-        ttl_dns_cache=settings.dns_cache_s,
-        use_dns_cache=settings.dns_cache_s > 0,
-        keepalive_timeout=settings.keepalive_s,
-        ssl=ssl.create_default_context(cafile=settings.ca_file or certifi.where()),
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # _download has its own
-        auto_decompress=False,
-        skip_auto_headers=("Accept-Encoding",),  # as libcurl: content decoding is not requested
-        trust_env=False,
-        max_line_size=settings.max_header_bytes,
-        max_field_size=settings.max_header_bytes,
+def _transport_settings(settings: FetchSettings) -> TransportSettings:
+    return TransportSettings(
+        max_bytes=settings.max_bytes,
+        max_header_bytes=settings.max_answer_header_bytes,
+        keepalive_s=settings.keepalive_s,
+        trial_s=settings.trial_s,
+        dns_cache_s=settings.dns_cache_s,
+        ca_file=settings.ca_file,
     )
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int, share: Share) -> bytes:
-    """The whole body; counted as it arrives, since a Content-Length may be absent or a lie."""
-    length = response.content_length
-    if length is not None and length > max_bytes:
-        raise _Failed(f"it has {length} bytes, and {max_bytes} are allowed")
-    await share.grow(min(max_bytes, _FIRST_BYTES) if length is None else length)
-    chunks = []
-    total = 0
-    while chunk := await response.content.readany():
-        total += len(chunk)
-        if total > max_bytes:
-            raise _Failed(f"it has more than the {max_bytes} bytes that are allowed")
-        if total > share.nbytes:
-            await share.grow(max_bytes)
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _late(timeout_ms: int, share: Share) -> str:
-    if share.waiting:
-        return f"there was no room for {share.waiting} more bytes within {timeout_ms} ms; try again in a moment"
-    return f"it was not complete after {timeout_ms} ms"
+def _most_transfers(wanted: int) -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files // 2))
 
 
 def _failure(content: str, reason: str) -> str:
     return f"error when downloading the media url `{shown(content)}`: {reason}"
-
-
-def _reason(error: Exception) -> str:
-    """Why a transfer failed, without the addresses that aiohttp's own texts contain."""
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return f"could not resolve the host `{error.host}`"
-        case aiohttp.ClientConnectorCertificateError():
-            return f"the certificate of `{error.host}` is not trusted"
-        case aiohttp.ClientSSLError():
-            return f"no TLS connection to `{error.host}`"
-        case aiohttp.ServerDisconnectedError():
-            return "the server closed the connection without an answer"
-        case aiohttp.ClientPayloadError():
-            return "the transfer was cut short or malformed"
-        case aiohttp.ClientResponseError():
-            return "the answer is not valid HTTP"
-        case OSError(errno=int(number)):
-            return os.strerror(number)
-        case _:
-            return "the connection failed"

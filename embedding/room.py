@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Callable
+
+_FIRST_BYTES = 64 * 2**10
+"""Room that a body takes at first, unless it is known to be shorter; then twice as much as it has, as it grows."""
 
 
 class Room:
@@ -11,7 +14,8 @@ class Room:
 
     Who needs more than is left waits, first come, first served; who already holds some goes before those who hold
     none, since only those who finish give room back. What is larger than all of it is taken when nothing else is held.
-    And one at a time may grow beyond the limit: otherwise many that have begun could wait for each other.
+    And one at a time may grow beyond the limit until it is done: otherwise many that have begun could wait for each
+    other.
 
     Args:
         nbytes: that may be held together.
@@ -20,47 +24,49 @@ class Room:
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
         self.held = 0
-        self._line: deque[tuple[int, int, asyncio.Future[None]]] = deque()
+        self._beyond: Share | None = None
+        self._holders: OrderedDict[Share, None] = OrderedDict()
+        self._newcomers: OrderedDict[Share, None] = OrderedDict()
 
     def share(self) -> Share:
         """A share of no bytes yet."""
         return Share(self)
 
-    async def take(self, nbytes: int, held: int = 0) -> None:
-        """Waits until `nbytes` are free, and takes them, for somebody who holds `held` already."""
-        if not self._line and self._fits(nbytes, held):
-            self.held += nbytes
-            return
-        turn = asyncio.get_running_loop().create_future()
-        (self._line.appendleft if held else self._line.append)((nbytes, held, turn))
+    def ask(self, share: Share) -> None:
+        """Puts a share in line for the bytes that it waits for."""
+        (self._holders if share.nbytes else self._newcomers)[share] = None
         self._admit()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._admit()  # the next in line may be smaller
-            else:
-                self.give_back(nbytes)
-            raise
+
+    def leave(self, share: Share) -> None:
+        """A share waits no longer, and gives back what it holds."""
+        self._holders.pop(share, None)
+        self._newcomers.pop(share, None)
+        if self._beyond is share:
+            self._beyond = None
+        self.give_back(share.nbytes)
 
     def give_back(self, nbytes: int) -> None:
         """Frees bytes, for whoever waits."""
         self.held -= nbytes
         self._admit()
 
-    def _fits(self, nbytes: int, held: int) -> bool:
-        grows = held > 0 and self.held <= self._nbytes
-        return grows or self.held + nbytes <= self._nbytes or self.held == held
+    def _fits(self, share: Share) -> bool:
+        if self.held + share.waiting <= self._nbytes or self.held == share.nbytes:
+            return True
+        return self._beyond is share or (self._beyond is None and share.nbytes > 0)
 
     def _admit(self) -> None:
-        while self._line:
-            nbytes, held, turn = self._line[0]
-            if not turn.done():
-                if not self._fits(nbytes, held):
-                    return
-                self.held += nbytes
-                turn.set_result(None)
-            self._line.popleft()
+        while line := self._holders or self._newcomers:
+            # Who may go beyond the limit must not wait behind those who wait for it.
+            share = self._beyond if self._beyond in line else next(iter(line))
+            assert share is not None
+            if not self._fits(share):
+                return
+            del line[share]
+            self.held += share.waiting
+            if self.held > self._nbytes:
+                self._beyond = share
+            share.granted()
 
 
 class Share:
@@ -75,19 +81,43 @@ class Share:
         self.nbytes = 0
         self.waiting = 0
         """Bytes that it waits for at the moment."""
+        self._then: Callable[[], None] | None = None
 
-    async def grow(self, nbytes: int) -> None:
-        """Waits for room for `nbytes` in all; at once if it has that already."""
-        more = nbytes - self.nbytes
-        if more <= 0:
-            return
-        self.waiting = more
-        await self._room.take(more, self.nbytes)
+    def grow(self, nbytes: int, most: int, then: Callable[[], None]) -> bool:
+        """Whether there is room for `nbytes` in all; if not, `then` is called as soon as there is.
+
+        Args:
+            nbytes: that are needed now.
+            most: that may be needed at all, as far as is known.
+            then: called at most once, unless the share is released before.
+        """
+        if nbytes <= self.nbytes:
+            return True
+        wanted = max(nbytes, min(most, max(_FIRST_BYTES, 2 * self.nbytes)))
+        self.waiting = wanted - self.nbytes
+        self._room.ask(self)
+        if not self.waiting:
+            return True
+        self._then = then
+        return False
+
+    def granted(self) -> None:
+        """What it waited for is its own."""
+        self.nbytes += self.waiting
         self.waiting = 0
-        self.nbytes = nbytes
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def shrink(self, nbytes: int) -> None:
+        """Keeps `nbytes` and gives the rest back."""
+        more = self.nbytes - nbytes
+        if more > 0:
+            self.nbytes = nbytes
+            self._room.give_back(more)
 
     def release(self) -> None:
-        """Gives all of it back."""
-        if self.nbytes:
-            self._room.give_back(self.nbytes)
-            self.nbytes = 0
+        """Gives all of it back, and waits no longer."""
+        self._then = None
+        self._room.leave(self)
+        self.nbytes = self.waiting = 0

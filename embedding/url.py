@@ -9,7 +9,7 @@ import base64
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote, unquote_to_bytes, urljoin
+from urllib.parse import unquote, unquote_to_bytes
 
 import validators
 from requests.utils import requote_uri
@@ -35,6 +35,9 @@ _HOST_AND_PORT = re.compile(r"(\[[^\]@]*\]|[^:@]*)(:\d*)?")
 _HOST = re.compile(r"[a-z0-9_.-]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
+_SENT = re.compile("[!-~]+")
+# RFC 3986, appendix B: scheme, authority, path and query, with their marks.
+_PARTS = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(//[^/?#]*)?([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,14 @@ class Target:
 
     Args:
         url: quoted, with a lower-case ASCII host and without user information.
-        origin: scheme, host and port: what credentials are bound to.
+        origin: scheme, host and port: what is checked and connected to, and what credentials are bound to.
+        path: path and query as they are sent, ASCII without blanks; a last `?` is kept, which `url` has lost.
         authorization: value of the Authorization header if the URL has user information.
     """
 
     url: URL
     origin: tuple[str, str, int]
+    path: str
     authorization: str | None
 
 
@@ -116,10 +121,10 @@ def parse_redirect(base: URL, location: str) -> Target:
     Raises:
         Refused: it is no HTTP URL.
     """
-    # aiohttp hands over bytes that are no UTF-8 as lone surrogates: back to bytes, percent-encoded.
+    # Bytes that are no UTF-8 arrive as lone surrogates: back to bytes, percent-encoded.
     location = _RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location)
     try:
-        return make_target(requote_uri(urljoin(str(base), location)))
+        return make_target(requote_uri(_resolved(base, location.strip())))
     except ValueError as error:
         raise Refused("it redirects to something that is not a url") from error
 
@@ -141,17 +146,21 @@ def make_target(quoted: str) -> Target:
         authorization = None
         if url.raw_user is not None or url.raw_password is not None:
             authorization = _basic(url.raw_user or "", url.raw_password or "")
-            url = url.with_user(None)
         if ":" not in host and not _HOST.fullmatch(host):
-            url = url.with_host(unquote(host).lower())  # to IDNA
-            host = url.raw_host or ""
+            host = url.with_host(unquote(host).lower()).raw_host or ""  # to IDNA
             if not _HOST.fullmatch(host):
                 raise Refused("its host is invalid")
     except ValueError as error:  # yarl on ports and hosts
         raise Refused("its host or port is invalid") from error
-    if "/." in url.raw_path:
-        url = _without_dot_segments(url)
-    return Target(url, (scheme, host, port), authorization)
+    path, mark, query = _path_and_query(quoted)
+    if not _SENT.fullmatch(path + mark + query):
+        raise Refused("its path is invalid")
+    # Put together once, each part in its place: a path that begins with two slashes stays a path.
+    authority = f"[{host}]" if ":" in host else host
+    if url.explicit_port is not None:
+        authority += f":{url.explicit_port}"
+    url = URL(f"{scheme}://{authority}{path}{mark}{query}", encoded=True)
+    return Target(url, (scheme, host, port), path + mark + query, authorization)
 
 
 def _quoted_if_valid(content: str) -> str | None:
@@ -189,6 +198,44 @@ def _basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
-def _without_dot_segments(url: URL) -> URL:
-    # As libcurl does; some servers refuse a path with `..` in it.
-    return URL(urljoin(str(url.origin()), url.raw_path_qs), encoded=True)
+def _path_and_query(url: str) -> tuple[str, str, str]:
+    """Path without dot segments, `?` or "", and query of an absolute URL; the fragment is left out."""
+    _, _, path, query = _parts(url)
+    return _without_dot_segments(path) or "/", query[:1], query[1:]
+
+
+def _resolved(base: URL, reference: str) -> str:
+    """A reference as RFC 3986, section 5.2.2, resolves it. `base` has no user information."""
+    scheme, authority, path, query = _parts(reference)
+    if scheme:
+        return reference
+    if authority:
+        return f"{base.scheme}:{reference}"
+    if not path:
+        path, query = base.raw_path, query or f"?{base.raw_query_string}" if base.raw_query_string else query
+    elif not path.startswith("/"):
+        path = base.raw_path.rpartition("/")[0] + "/" + path
+    return f"{base.scheme}://{base.raw_authority}{path}{query}"
+
+
+def _parts(url: str) -> tuple[str, str, str, str]:
+    """Scheme, authority with its slashes, path, and query with its mark; each may be empty."""
+    found = _PARTS.fullmatch(url)
+    assert found is not None  # it matches any text
+    return found[1] or "", found[2] or "", found[3], found[4] or ""
+
+
+def _without_dot_segments(path: str) -> str:
+    """RFC 3986, section 5.2.4, as libcurl does it; some servers refuse a path with `..` in it. Empty segments stay."""
+    if "/." not in path:
+        return path
+    kept: list[str] = []
+    *segments, last = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment != ".":
+            kept.append(segment)
+    if last == "..":
+        kept = kept[:-1]
+    return "/".join(["", *kept, "" if last in (".", "..") else last])

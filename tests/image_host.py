@@ -30,9 +30,13 @@
 | `/garbage` | bytes that are not HTTP |
 | `/huge-headers` | a header of 1 MiB |
 | `/many-headers` | 100,000 headers |
+| `/loose/<kind>/<name>` | the file in an answer that is not quite HTTP, but that libcurl takes; kinds: `_loose` |
+| `/second/<name>?after=…&then=…` | the file, and after so many seconds another, unasked; `&pieces=1`: in two pieces |
+| `/shifted/<name>?wrong=…` | the file; not on a connection's first request: right behind a wrong one |
 | `/gzip-bomb` | 100 KB of gzip that stand for 100 MB, with Content-Encoding |
 
-Everywhere `?delay=<seconds>` waits before the reply. Unknown paths and names give 404.
+Everywhere `?delay=<seconds>` waits before the reply, and `?pace=<bytes per second>` slows it down.
+Unknown paths and names give 404.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 _FOREVER_S = 3600.0
 SMALL_BODY = b"0123456789"
+_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ class ImageHost:
         tls: serve https with this context.
         address: the loopback address to listen on.
         record: keep every request in `requests`. Turn it off for long benchmarks.
+        rate: bytes per second that all connections share; 0 = no limit. May be changed at any time.
+        most_connections: beyond so many open ones new ones are reset; 0 = no limit.
     """
 
     def __init__(
@@ -80,6 +87,8 @@ class ImageHost:
         tls: ssl.SSLContext | None = None,
         address: str = "127.0.0.1",
         record: bool = True,
+        rate: float = 0,
+        most_connections: int = 0,
     ) -> None:
         self.files = dict(files or {})
         self.requests: list[Request] = []
@@ -91,6 +100,12 @@ class ImageHost:
         self.in_flight = 0
         self.port = 0
         self.record = record
+        self.rate = rate
+        self.most_connections = most_connections
+        self.refused = 0
+        """Connections that were one too many."""
+        self.free_at = 0.0
+        """When the link is free for the next piece."""
         self.address = address
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -122,6 +137,11 @@ class ImageHost:
             time.sleep(0.005)
         return True
 
+    def wait_for_requests(self, count: int) -> None:
+        """Waits until so many have come."""
+        while len(self.requests) < count:
+            time.sleep(0.005)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(
@@ -149,6 +169,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
+        self._answered = 0
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -158,6 +179,9 @@ class _Connection(asyncio.Protocol):
         self._host.connections += 1
         self._host.open_connections += 1
         self._host._transports.add(transport)
+        if 0 < self._host.most_connections < self._host.open_connections:
+            self._host.refused += 1
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         assert self._transport is not None
@@ -185,11 +209,12 @@ class _Connection(asyncio.Protocol):
         host = self._host
         line, *fields = head.decode("latin-1").split("\r\n")
         target = line.split(" ")[1]
+        self._answered += 1
         host.in_flight += 1
         host.peak = max(host.peak, host.in_flight)
         if host.record:
             host.requests.append(Request(target, _headers(fields), time.monotonic(), host.in_flight))
-        if target.startswith("/ok/") and "?" not in target:
+        if target.startswith("/ok/") and "?" not in target and not host.rate:
             self._finish(_reply_file(host.files, target[4:]))
             return
         self._task = host._loop.create_task(self._misbehave(target))
@@ -237,8 +262,40 @@ class _Connection(asyncio.Protocol):
                 await asyncio.sleep(_FOREVER_S)
             case "reset":
                 self._reset()
+            case "second":
+                self._finish(_reply_file(self._host.files, name))
+                self._speak(_reply_file(self._host.files, query["then"]), float(query["after"]), "pieces" in query)
+            case "shifted":
+                wrong = _reply_file(self._host.files, query["wrong"]) if self._answered > 1 else b""
+                self._finish(wrong + _reply_file(self._host.files, name))
             case _:
-                self._finish(_asked_for(self._host.files, what, name, query), close=what in _CLOSING)
+                reply = _asked_for(self._host.files, what, name, query)
+                reply = await self._paced(reply, float(query.get("pace", 0)))
+                self._finish(reply, close=what in _CLOSING)
+
+    def _speak(self, reply: bytes, after: float, pieces: bool) -> None:
+        """Sends what nobody asked for; the connection goes on as if nothing were."""
+        middle = 7 if pieces else len(reply)
+        for delay, piece in ((after, reply[:middle]), (after + 0.01, reply[middle:])):
+            if delay:
+                self._host._loop.call_later(delay, self._write, piece)
+            else:
+                self._write(piece)
+
+    async def _paced(self, reply: bytes, pace: float) -> bytes:
+        """Writes as the link and the pace allow; returns what is left to be written."""
+        host = self._host
+        if not host.rate and not pace:
+            return reply
+        for start in range(0, len(reply), _PIECE):
+            piece = reply[start : start + _PIECE]
+            now = time.monotonic()
+            if host.rate:
+                host.free_at = max(host.free_at, now) + len(piece) / host.rate
+            wait = max(host.free_at - now if host.rate else 0.0, len(piece) / pace if pace else 0.0)
+            await asyncio.sleep(wait)
+            self._write(piece)
+        return b""
 
     async def _drip(self, every: float) -> None:
         self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
@@ -273,6 +330,9 @@ def _asked_for(files: Mapping[str, bytes], what: str, name: str, query: Mapping[
             return _CHUNKED + _chunk(files[name]) + _chunk(b"")
         case "close":
             return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + files[name]
+        case "loose":
+            kind, _, name = name.partition("/")
+            return _loose(kind, files[name])
         case "status":
             return _reply(b"", name)
         case "redirect":
@@ -281,6 +341,34 @@ def _asked_for(files: Mapping[str, bytes], what: str, name: str, query: Mapping[
         case "redirect-to":
             return _redirect(query["url"], query.get("code", "302"))
     return _odd(what)
+
+
+def _loose(kind: str, body: bytes) -> bytes:
+    """What is no proper HTTP, or at the edge of it, and is understood by browsers and libcurl all the same."""
+    length = f"Content-Length: {len(body)}".encode()
+    ok = b"HTTP/1.1 200 OK\r\n"
+    match kind:
+        case "excess":
+            return ok + length + b"\r\n\r\n" + body + b"\r\nmore"
+        case "chunked-length":
+            return ok + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n" + _chunk(body) + _chunk(b"")
+        case "equal-lengths":
+            return ok + length + b"\r\n" + length + b"\r\n\r\n" + body
+        case "blank-colon":
+            return ok + b"X-A : a\r\nX-B\t: b\r\n" + length + b"\r\n\r\n" + body
+        case "200-headers":
+            return ok + b"".join(b"X-%d: a\r\n" % i for i in range(200)) + length + b"\r\n\r\n" + body
+        case "long-header":
+            return ok + b"X-Long: " + b"a" * 60_000 + b"\r\n" + length + b"\r\n\r\n" + body
+        case "interim":
+            return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _reply(body)
+        case "trailers":
+            return _CHUNKED + _chunk(body) + b"0\r\nX-After: a\r\nContent-Length: 1\r\n\r\n"
+        case "line-feeds":
+            return ok.replace(b"\r", b"") + length + b"\n\n" + body
+        case "no-reason":
+            return b"HTTP/1.1 200\r\n" + length + b"\r\n\r\n" + body
+    return _reply(b"", "404")
 
 
 def _odd(what: str) -> bytes:

@@ -62,12 +62,18 @@ def test_exactly_the_allowed_bytes(host: ImageHost) -> None:
     assert "allowed" in failure(host.url("/chunked/a.jpg"), max_bytes=len(PICTURE) - 1)
 
 
-@pytest.mark.parametrize(("limits", "peak"), [({"max_concurrency": 3}, 3), ({"max_per_host": 2}, 2), ({}, 12)])
-def test_transfers_at_a_time(host: ImageHost, limits: dict[str, int], peak: int) -> None:
+@pytest.mark.parametrize(
+    ("limits", "threads", "peak"),
+    [({"max_concurrency": 3}, 20, 3), ({"max_per_host": 2}, 20, 2), ({}, 3, 3), ({}, 0, 1), ({}, 20, 20)],
+)
+def test_transfers_at_a_time(host: ImageHost, limits: dict[str, int], threads: int, peak: int) -> None:
     async def many() -> None:
         async with fetching(**limits) as fetcher:
             url = host.url("/ok/b.jpg?delay=0.2")
-            await asyncio.gather(*(fetcher.fetch(url, FetchOptions()) for _ in range(12)))
+            await asyncio.gather(*(fetcher.fetch(url, FetchOptions(threads=64)) for _ in range(4 * peak)))
+            host.peak = 0
+            options = FetchOptions(threads=threads)
+            await asyncio.gather(*(fetcher.fetch(url, options) for _ in range(peak + 5)))
 
     asyncio.run(many())
     assert host.peak == peak
@@ -88,13 +94,15 @@ def test_a_slow_host_does_not_hold_up_another(host: ImageHost) -> None:
     async def both() -> float:
         async with fetching(names, max_per_host=4, max_concurrency=8) as fetcher:
             slow = [
-                asyncio.create_task(fetcher.fetch(host.url("/hang", "slow.example.com"), FetchOptions(3000)))
+                asyncio.create_task(
+                    fetcher.fetch(host.url("/hang", "slow.example.com"), FetchOptions(3000, request="slow"))
+                )
                 for _ in range(40)
             ]
             await asyncio.to_thread(host.wait_for, "in_flight", 4)
             started = time.monotonic()
             quick = host.url("/ok/b.jpg", "quick.example.com")
-            await asyncio.gather(*(fetcher.fetch(quick, FetchOptions()) for _ in range(40)))
+            await asyncio.gather(*(fetcher.fetch(quick, FetchOptions(request="quick")) for _ in range(40)))
             took = time.monotonic() - started
             for task in slow:
                 task.cancel()

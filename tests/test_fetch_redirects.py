@@ -10,7 +10,7 @@ from image_host import SMALL_BODY, ImageHost
 
 
 def test_ten_redirects_and_no_more(host: ImageHost) -> None:
-    assert fetch(host.url("/redirect/10")) == [SMALL_BODY]
+    assert fetch(host.url("/redirect/10"), trial_s=0) == [SMALL_BODY]
     assert host.connections == 1
     message = failure(host.url("/redirect/11"))
     assert DOWNLOAD in message
@@ -61,3 +61,16 @@ def test_credentials_of_a_url_stay_with_their_host(host: ImageHost) -> None:
     with ImageHost({"b.jpg": b"b"}) as other:
         fetch(host.url(f"/redirect-to?url={quote(other.url('/ok/b.jpg'))}", "user:secret@127.0.0.1"))
         assert "authorization" not in other.requests[0].headers
+
+
+def test_a_path_of_two_slashes_stays_with_its_host(host: ImageHost) -> None:
+    """Neither the request nor what goes along reaches the host that the path seems to name."""
+    with ImageHost({"b.jpg": b"b"}, address="127.0.0.2") as other:
+        path = f"//{other.address}:{other.port}/.x/ok/b.jpg"
+        for url in (
+            host.url(path, "user:secret@127.0.0.1"),
+            host.url(f"/redirect-to?url={quote('/.' + path)}", "user:secret@127.0.0.1"),
+        ):
+            assert failure(url, headers={"X-Token": "t"}).endswith("returned 404")
+        assert not other.connections
+    assert [request.path for request in host.requests if "redirect" not in request.path] == [path, path]

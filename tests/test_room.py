@@ -12,7 +12,7 @@ from image_host import ImageHost
 
 from embedding.errors import MediaError
 from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.room import Room
+from embedding.room import Room, Share
 
 LARGE = 2 * 2**20
 ROOM = 3 * LARGE
@@ -62,13 +62,19 @@ class Holders:
                 await self._changed.wait()
 
 
+async def grown(share: Share, nbytes: int) -> None:
+    """Waits until the share has so many bytes."""
+    turn = asyncio.get_running_loop().create_future()
+    if not share.grow(nbytes, nbytes, lambda: turn.set_result(None)):
+        await turn
+
+
 @pytest.mark.parametrize("path", ["/ok/large", "/chunked/large"])
 def test_no_more_than_the_budget_is_held(host: ImageHost, path: str) -> None:
     async def many() -> tuple[list[int], int]:
         async with fetching() as fetcher:
             holders = Holders(fetcher, host.url(path))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(12)]
-            # A body of unknown length takes room for its start first: fewer fit, but one always does.
             await holders.until(LARGE)
             holders.release.set()
             return await asyncio.gather(*tasks), holders.most
@@ -86,9 +92,9 @@ def test_those_who_have_begun_never_wait_for_each_other() -> None:
 
         async def download() -> None:
             share = room.share()
-            await share.grow(1)
-            await asyncio.sleep(0)
-            await share.grow(2)
+            for nbytes in range(1, 5):
+                await grown(share, nbytes)
+                await asyncio.sleep(0)
             share.release()
 
         async with asyncio.timeout(3):
@@ -98,6 +104,30 @@ def test_those_who_have_begun_never_wait_for_each_other() -> None:
     assert asyncio.run(crowd()) == 0
 
 
+def test_waiting_for_room_does_not_count_against_a_pictures_time(host: ImageHost) -> None:
+    async def crowd() -> bytes:
+        async with fetching() as fetcher:
+            holders = Holders(fetcher, host.url("/ok/large"))
+            tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
+            await holders.until(ROOM)
+            late = asyncio.create_task(fetcher.fetch(host.url("/ok/small"), FetchOptions(200)))
+            await asyncio.sleep(0.5)
+            holders.release.set()
+            await asyncio.gather(*tasks)
+            return await late
+
+    assert asyncio.run(crowd()) == b"small"
+
+
+def test_bodies_of_unknown_length_cost_what_they_are(host: ImageHost) -> None:
+    async def many() -> list[bytes]:
+        async with fetching(max_bytes=2**30, max_bytes_in_flight=40 * LARGE) as fetcher:
+            url = host.url("/chunked/large")
+            return await asyncio.gather(*(fetcher.fetch(url, FetchOptions()) for _ in range(32)))
+
+    assert [len(data) for data in asyncio.run(many())] == [LARGE] * 32
+
+
 def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: ImageHost) -> None:
     async def crowd() -> tuple[str, bytes]:
         async with fetching(breaker_failures=1) as fetcher:
@@ -105,13 +135,13 @@ def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: Ima
             tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
             await holders.until(ROOM)
             with pytest.raises(MediaError) as late:
-                await fetcher.fetch(host.url("/ok/small"), FetchOptions(1200))
+                await fetcher.fetch(host.url("/ok/small"), FetchOptions(within_s=0.3))
             holders.release.set()
             await asyncio.gather(*tasks)
             return late.value.message, await fetcher.fetch(host.url("/ok/small"), FetchOptions())
 
     message, data = asyncio.run(crowd())
-    assert "no room for 5 more bytes within 1200 ms" in message
+    assert "the time of its request was over while there was no room for 5 more bytes" in message
     assert "/ok/small" in message
     assert data == b"small"
 
@@ -146,29 +176,25 @@ def test_a_cancelled_download_gives_its_room_back(host: ImageHost) -> None:
 
 
 def test_first_come_first_served_but_holders_first() -> None:
+    room = Room(10)
     order: list[str] = []
+    shares = {name: room.share() for name in ("first", "holder", "big", "small", "gone")}
 
-    async def take(room: Room, name: str, nbytes: int, held: int = 0) -> None:
-        await room.take(nbytes, held)
-        order.append(name)
+    def grow(name: str, nbytes: int) -> bool:
+        return shares[name].grow(nbytes, nbytes, lambda: order.append(name))
 
-    async def queue() -> None:
-        room = Room(10)
-        await room.take(8)
-        waiting = [asyncio.create_task(take(room, name, nbytes)) for name, nbytes in (("big", 6), ("small", 1))]
-        waiting.append(asyncio.create_task(take(room, "holder", 5, held=1)))
-        waiting.append(asyncio.create_task(take(room, "gone", 3)))
-        await asyncio.sleep(0)
-        waiting.pop().cancel()
-        room.give_back(8)
-        await asyncio.sleep(0)
-        assert order == ["holder"]
-        room.give_back(5)
-        await asyncio.gather(*waiting)
-        assert room.held == 7
-
-    asyncio.run(queue())
-    assert order == ["holder", "big", "small"]
+    assert grow("holder", 1)
+    assert grow("first", 7)
+    assert not grow("gone", 3)
+    assert not grow("big", 6)
+    assert not grow("small", 1)
+    assert grow("holder", 5)  # beyond the limit, so that it can end
+    shares["gone"].release()
+    shares["first"].release()
+    assert order == []
+    shares["holder"].release()
+    assert order == ["big", "small"]
+    assert room.held == 7
 
 
 def test_what_is_larger_than_the_budget_is_taken_alone(host: ImageHost) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import validators
+from hypothesis import given
+from hypothesis import strategies as st
+from requests.utils import requote_uri
 from yarl import URL
 
 from embedding.errors import MediaError
@@ -121,10 +124,21 @@ def test_quoting_follows_the_sheet() -> None:
         ("/a/../b/./c", "/b/c"),
         ("/../../a?b=/../c", "/a?b=/../c"),
         ("/...", "/..."),
+        ("//B/.x/y.jpg", "//B/.x/y.jpg"),
+        ("//pics/.thumbs/../x.jpg", "//pics/x.jpg"),
+        ("/a/..//b", "//b"),
+        ("/fetch/https://cdn/dir/./a.jpg", "/fetch/https://cdn/dir/a.jpg"),
+        ("/a.jpg?", "/a.jpg?"),
+        ("?", "/?"),
+        ("/a.jpg?#b", "/a.jpg?"),
+        ("/a#b?", "/a"),
     ],
 )
 def test_what_is_sent(path: str, sent: str) -> None:
-    assert parse_url("http://example.com" + path).url.raw_path_qs == sent
+    target = parse_url("http://example.com" + path)
+    assert target.path == sent
+    assert target.url.raw_path_qs == sent.removesuffix("?")
+    assert target.url.raw_host == "example.com"
 
 
 def test_what_cannot_be_encoded() -> None:
@@ -163,12 +177,52 @@ def test_user_information_becomes_a_header() -> None:
         ("//other.example.com/b", "http://other.example.com/b"),
         ("https://other.example.com:8443/b c", "https://other.example.com:8443/b%20c"),
         ("?x=1", "http://example.com/d/a?x=1"),
+        ("/.//other.example.com/b", "http://example.com//other.example.com/b"),
+        ("..//other.example.com/b", "http://example.com//other.example.com/b"),
+        (".", "http://example.com/d/"),
+        (" e.jpg#f ", "http://example.com/d/e.jpg"),
+        ("", "http://example.com/d/a"),
         ("/caf\udcc3\udca9", "http://example.com/caf%C3%A9"),
         ("http://under_score.example.com/", "http://under_score.example.com/"),
     ],
 )
 def test_redirects_are_joined_and_quoted(location: str, expected: str) -> None:
     assert str(parse_redirect(URL("http://example.com/d/a"), location).url) == expected
+
+
+def test_a_redirect_keeps_the_slashes_of_what_redirects() -> None:
+    base = URL("http://example.com/fetch/https://cdn/dir/", encoded=True)
+    assert parse_redirect(base, "d.jpg").path == "/fetch/https://cdn/dir/d.jpg"
+    assert parse_redirect(base, "../d.jpg?").path == "/fetch/https://cdn/d.jpg?"
+    assert parse_redirect(URL("http://example.com//a/b", encoded=True), "c").path == "//a/c"
+
+
+PIECES = st.sampled_from(
+    ["/", "//", ".", "..", "a", "b.example.com", "@", ":", "?", "#", "%2f", "%2e", "\\", "http:", "é"]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join), st.sampled_from(["", "user:pw@", "b.example.com@"]))
+def test_whatever_the_path_the_host_is_the_one_that_was_checked(path: str, user: str) -> None:
+    target = make_target(requote_uri(f"http://{user}a.example.com:81/{path}"))
+    assert target.origin == ("http", "a.example.com", 81)
+    assert (target.url.scheme, target.url.raw_host, target.url.port) == target.origin
+    assert target.path.startswith("/")
+    assert not {".", ".."} & set(target.path.partition("?")[0].split("/"))
+    assert (target.authorization is None) == (not user)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join), st.lists(PIECES, max_size=12).map("".join))
+def test_whatever_a_redirect_says_one_host_is_meant(path: str, location: str) -> None:
+    base = make_target(requote_uri(f"http://a.example.com:81/{path}")).url
+    try:
+        target = parse_redirect(base, location)
+    except Refused:
+        return
+    assert (target.url.scheme, target.url.raw_host, target.url.port) == target.origin
+    if not location.startswith(("//", "http:")):
+        assert target.origin == ("http", "a.example.com", 81)
+        assert target.authorization is None
 
 
 @pytest.mark.parametrize(
