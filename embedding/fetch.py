@@ -98,10 +98,17 @@ class FetchOptions:
         timeout_ms: for a whole transfer, redirects included. 0 and less mean the default; to libcurl 0 means
             no limit, which a stranger cannot be given.
         headers: added to each request; a `User-Agent` replaces ours (protocol sheet, section 4.3).
+        request: names the request; the transfers of one share `threads` and its turns. "" = one for all that have
+            no name.
+        threads: transfers of the request at a time, over all hosts; at least 1, at most `max_per_host`.
+        within_s: seconds, from the call on, after which the item is an error, whatever it waits for; None = no end.
     """
 
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     headers: Mapping[str, str] | None = None
+    request: str = ""
+    threads: int = 20
+    within_s: float | None = None
 
 
 class _Failed(Exception):
