@@ -72,6 +72,8 @@ class Preprocessor:
         self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
         self._pools = Pools()
+        self._undecoded_bytes = 0
+        self._many_bytes = settings.fetch.max_bytes_in_flight // 2
         self._handed_over: deque[tuple[float, int, ObjectRef]] = deque()
         self._handed_over_bytes = 0
 
@@ -120,7 +122,8 @@ class Preprocessor:
         errors = {i: outcome for i, outcome in ready.items() if isinstance(outcome, ItemError)}
         pictures = {i: outcome for i, outcome in ready.items() if not isinstance(outcome, ItemError)}
         pixels = self._stored(np.stack(list(pictures.values()))) if pictures else None
-        return Part(list(pictures), pixels, errors, waiting)
+        # Where decoders are behind it is they who are waited for, and their room.
+        return Part(list(pictures), pixels, errors, waiting if self._undecoded_bytes < self._many_bytes else 0)
 
     def _stored(self, pixels: np.ndarray) -> ObjectRef:
         """Puts pixels into the object store, and keeps them there until the ingress surely knows of them, as far as
@@ -152,7 +155,11 @@ class Preprocessor:
             # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
             async with self._fetcher.holding(content, options) as data:
                 arrived()
-                return await self._lanes.decode(data, spec, content, call, apart)
+                self._undecoded_bytes += len(data)
+                try:
+                    return await self._lanes.decode(data, spec, content, call, apart)
+                finally:
+                    self._undecoded_bytes -= len(data)
         except DecoderCrashed as error:
             return CrashError(error.message)
         except SlowError as error:
