@@ -59,6 +59,11 @@ class ImageChunk:
         self._apart = False
 
     @property
+    def downloads(self) -> bool:
+        """Whether there is anything to download."""
+        return _downloads(self._contents)
+
+    @property
     def answers(self) -> Answers:
         """One for each content, once there are all of them."""
         return [answer for answer in self._answers if answer is not None]
@@ -96,7 +101,7 @@ class ImageChunk:
             return
         async with AsyncExitStack() as stack:
             threads = NO_THREADS
-            if not all(content.startswith(DATA_URI) for content in contents):
+            if _downloads(contents):
                 threads = await stack.enter_async_context(way.threads.share(self._sent))
             way.tally.change(sent=0 if self._sent else len(self._contents))
             self._sent = True
@@ -141,3 +146,7 @@ class ImageChunk:
         """So many wait for downloads now."""
         way.tally.change(waiting=contents - self._waiting)
         self._waiting = contents
+
+
+def _downloads(contents: Sequence[str]) -> bool:
+    return not all(content.startswith(DATA_URI) for content in contents)

@@ -57,7 +57,7 @@ class ImageFanOut:
         chunks = list(self._chunks(task))
         # As many calls as may be on their way, unless contents of very different size share them.
         at_once = IN_FLIGHT_BYTES // max((min(nbytes, CALL_BYTES) for nbytes, _ in chunks), default=1)
-        threads = ThreadShares(task.threads, len(chunks), at_once)
+        threads = ThreadShares(task.threads, sum(chunk.downloads for _, chunk in chunks), at_once)
         way = Way(task, self._prepare, self._encode, self._poison, Tally(task, load), threads)
         await together(((nbytes, partial(chunk.answer, way)) for nbytes, chunk in chunks), IN_FLIGHT_BYTES)
         return [answer for _, chunk in chunks for answer in chunk.answers]
