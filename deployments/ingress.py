@@ -50,7 +50,7 @@ INCOMPLETE_PART = 2
 SMALL_REQUEST, SMALL_SEARCH = 128, 32
 """Contents of a small one: a batch of documents as Marqo sends it, and more than any search of its has."""
 DOWNLOADS_END_S = 10.0
-"""So long before a request's time is up its downloads end, or when a tenth of it is left: what came is yet encoded."""
+"""So long before a request's time is up its downloads end, or when a quarter is left: what came is encoded yet."""
 
 api = FastAPI(title="Marqo Inference", version=__version__)
 guard(api)
@@ -224,7 +224,7 @@ class Ingress:
                 "are taken; send several requests",
             )
         seconds = self._settings.request_timeout_s
-        deadline = asyncio.get_running_loop().time() + seconds - min(DOWNLOADS_END_S, seconds / 10)
+        deadline = asyncio.get_running_loop().time() + seconds - min(DOWNLOADS_END_S, seconds / 4)
         kind = self._searches if request.use_inference_cache else self._bulk
         with kind.share() as work, self._downloads.share() as downloads:
             load = Load(work, downloads, expanded)
