@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import Admission, Share
+from deployments.admission import SPARE_PART, Admission, Load, Share, of_contents
 from deployments.bodies import Arrivals
 from deployments.gate import HELD, guard
 from deployments.health import trouble
@@ -47,8 +47,10 @@ WARM_UP_TIMEOUT_S = 20.0
 """Below Serve's limit for one health check. While encoders are still loading, the next check tries again."""
 INCOMPLETE_PART = 2
 """Of the bytes of bodies, those that are not complete may hold one in so many."""
-SPARE_PART = 8
-"""Of all bytes, one in so many is kept for small requests."""
+SMALL_REQUEST, SMALL_SEARCH = 128, 32
+"""Contents of a small one: a batch of documents as Marqo sends it, and more than any search of its has."""
+DOWNLOADS_END_S = 10.0
+"""So long before a request's time is up its downloads end, or when a quarter is left: what came is encoded yet."""
 
 api = FastAPI(title="Marqo Inference", version=__version__)
 guard(api)
@@ -64,9 +66,12 @@ class IngressSettings(Settings):
         max_body_bytes: bytes of one request's body.
         max_text_chars: characters of one text; a longer one is its own error.
         max_items_in_flight: contents that one replica works on at a time; beyond, requests get a 503 at once. Divided
-            by the contents that the graph embeds in a second, it is the longest that anybody waits.
+            by the contents that the graph embeds in a second, it is the longest that anybody waits. An eighth is kept
+            for small requests.
         max_searches_in_flight: contents of searches likewise; they have a count of their own, so that indexing does
             not keep them out.
+        max_downloads_in_flight: contents of either kind that only wait for downloads: those are not worked on. Beyond,
+            waiting is work like any other.
         max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive. Bodies that are not complete may
             hold half of it, and an eighth is kept for small ones.
         max_expanded_bytes: what one request may become: keys, prefixed texts, chunks, vectors and reply, counted before
@@ -75,7 +80,8 @@ class IngressSettings(Settings):
         min_body_bytes_per_s: a body that arrives more slowly is given up with a 408, a reply that is read more slowly
             with the end of the connection.
         body_grace_s: over so many seconds that is counted, again and again.
-        request_timeout_s: after which a request is given up with a 503.
+        request_timeout_s: after which a request is given up with a 503. Downloads that are not complete are given up a
+            little earlier, each with an error of its own.
         health_timeout_s: how long `/healthz` waits for a silent replica before it says that the graph cannot embed.
     """
 
@@ -88,6 +94,7 @@ class IngressSettings(Settings):
     # On two CPU cores that is ten seconds of work.
     max_items_in_flight: PositiveInt = 2048
     max_searches_in_flight: PositiveInt = 512
+    max_downloads_in_flight: NonNegativeInt = 16_384
     max_bytes_in_flight: PositiveInt = 512 * 2**20
     # 16,384 contents of 1024 dimensions become 134 MiB.
     max_expanded_bytes: PositiveInt = MOST_EXPANDED_BYTES
@@ -142,8 +149,9 @@ class Ingress:
         self._encoder = encoder
         self._preprocessor = preprocessor
         self._settings = settings
-        self._bulk = Admission(settings.max_items_in_flight, "contents")
-        self._searches = Admission(settings.max_searches_in_flight, "contents of searches")
+        self._bulk = of_contents(settings.max_items_in_flight, "contents", SMALL_REQUEST)
+        self._searches = of_contents(settings.max_searches_in_flight, "contents of searches", SMALL_SEARCH)
+        self._downloads = of_contents(settings.max_downloads_in_flight, "waiting contents", SMALL_REQUEST)
         most = settings.max_bytes_in_flight
         self._bytes = Admission(most, "bytes of requests", most // SPARE_PART)
         self._arrivals = Arrivals(
@@ -179,7 +187,7 @@ class Ingress:
 
     async def _export_metrics(self) -> None:
         while True:
-            self._metrics.in_flight((self._bulk, self._searches, self._bytes, self._expanded))
+            self._metrics.in_flight((self._bulk, self._searches, self._downloads, self._bytes, self._expanded))
             await asyncio.sleep(PERIOD_S)
 
     async def vectorise(
@@ -215,13 +223,16 @@ class Ingress:
                 f"contents: {len(request.contents)} items in one request, at most {self._settings.max_contents} "
                 "are taken; send several requests",
             )
-        with (self._searches if request.use_inference_cache else self._bulk).share() as share:
-            share.add(max(1, len(request.contents)))
+        seconds = self._settings.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + seconds - min(DOWNLOADS_END_S, seconds / 4)
+        kind = self._searches if request.use_inference_cache else self._bulk
+        with kind.share() as work, self._downloads.share() as downloads:
+            load = Load(work, downloads, expanded)
+            load.admit(max(1, len(request.contents)))
             try:
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    return await self._pipeline.vectorise(request, expanded)
+                async with asyncio.timeout(seconds):
+                    return await self._pipeline.vectorise(request, load, deadline)
             except TimeoutError:
-                seconds = self._settings.request_timeout_s
                 raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
 
     async def embed_images(

@@ -6,9 +6,10 @@ from functools import partial
 from blake3 import blake3
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import Share
+from deployments.admission import Load
 from deployments.gather import Answers, answered, reply_to
-from deployments.images import ImageFanOut, ImageTask
+from deployments.image_task import ImageTask
+from deployments.images import ImageFanOut
 from deployments.retry import retried
 from deployments.routing import to_home
 from deployments.texts import TextFanOut
@@ -40,12 +41,13 @@ class Pipeline:
         """Sends one picture as far as it gets without a model: nothing is loaded for it."""
         await self._images.warm_up()
 
-    async def vectorise(self, request: InferenceRequest, expanded: Share) -> Answers:
+    async def vectorise(self, request: InferenceRequest, load: Load, deadline: float) -> Answers:
         """One answer for each content, in order.
 
         Args:
             request: what is asked for.
-            expanded: where the bytes count that the request becomes.
+            load: what it is to this process.
+            deadline: by the event loop's clock, when downloads that are not complete are given up.
 
         Raises:
             RequestError: the model cannot be had; the request becomes too much; or one content failed and the request
@@ -55,10 +57,10 @@ class Pipeline:
         config = request.preprocessing_config
         image = await self._image(spec) if isinstance(config, ImageConfig) else None
         if isinstance(config, ImageConfig) and image is not None:
-            return await self._images.vectorise(ImageTask(request, config, spec, image), expanded)
+            return await self._images.vectorise(ImageTask(request, config, spec, image, deadline), load)
         # A model without an image encoder takes an image's URL as text, as Marqo's servers do.
         text = config if isinstance(config, TextConfig) else TextConfig()
-        return await self._texts.vectorise(request, text, spec, expanded)
+        return await self._texts.vectorise(request, text, spec, load.expanded)
 
     async def fingerprint(self, request: InferenceRequest) -> str:
         """Hash of all that decides the vectors of the request's model: equal where vectors are equal.

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import ray
@@ -12,7 +13,10 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
+from deployments.parts import DownloadTerms, Part
+from deployments.progress import Progress
 from deployments.replica import Settings, assigned_cpus, be_nice
+from deployments.threads import Pools
 from embedding.apart import DecoderCrashed
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.expansion import Expansion
@@ -24,9 +28,7 @@ from embedding.text import SplitMethod, chunk_texts
 from embedding.turns import Call
 
 HAND_OVER_S = 5.0
-Prepared = tuple[ObjectRef | None, dict[int, ItemError]]
-"""Reference to uint8 (n, 3, height, width), the chunk's good pictures in order, and the errors of the others by
-position. None instead of the reference if there are only errors."""
+HAND_OVER_BYTES = 256 * 2**20
 
 
 class PreprocessorSettings(Settings):
@@ -69,35 +71,44 @@ class Preprocessor:
         # Not a decoder's work: a document made to be slow must not keep pictures waiting.
         self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
-        self._handed_over: deque[tuple[float, ObjectRef]] = deque()
+        self._pools = Pools()
+        self._undecoded_bytes = 0
+        self._many_bytes = settings.fetch.max_bytes_in_flight // 2
+        self._handed_over: deque[tuple[float, int, ObjectRef]] = deque()
+        self._handed_over_bytes = 0
 
     async def prepare(
-        self,
-        contents: Sequence[str],
-        spec: ImageSpec,
-        timeout_ms: int,
-        headers: Mapping[str, str] | None,
-        apart: bool = False,
-    ) -> Prepared:
-        """One chunk of pictures, fetched side by side, each decoded as soon as it is there.
+        self, contents: Sequence[str], spec: ImageSpec, terms: DownloadTerms, apart: bool = False
+    ) -> AsyncIterator[Part]:
+        """One chunk of pictures, fetched side by side, each decoded as soon as it is there. Unless some wait for long
+        it comes in one part; otherwise in several, what is ready first, so that nothing waits for a slow download.
 
         The pixels go into the object store and only their reference comes back, so the caller learns of errors at once
-        and nothing waits at an encoder for a slow download.
+        and nothing waits at an encoder.
 
         Args:
             contents: URLs and data URIs.
             spec: how the model wants its pictures.
-            timeout_ms: for each whole download.
-            headers: sent with each download.
+            terms: of the downloads.
             apart: one of them may kill whatever decodes it: none is decoded in this process. The error of one that
                 does kill its decoder is a CrashError, of one that takes too long a CostlyError.
         """
-        options = FetchOptions(timeout_ms, headers)
-        call = Call()
-        outcomes = await asyncio.gather(*(self._picture(content, spec, options, call, apart) for content in contents))
-        errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ItemError)}
-        pictures = [outcome for outcome in outcomes if not isinstance(outcome, ItemError)]
-        return (self._stored(np.stack(pictures)) if pictures else None), errors
+        progress = Progress[np.ndarray | ItemError](len(contents))
+        with self._pools.joined(terms) as threads:
+            options = FetchOptions(terms.timeout_ms, terms.headers, terms.request, threads, terms.within_s)
+            call = Call()
+            tasks = [
+                asyncio.create_task(
+                    progress.follow(i, self._picture(content, spec, options, call, apart, partial(progress.arrived, i)))
+                )
+                for i, content in enumerate(contents)
+            ]
+            try:
+                async for ready, waiting in progress.parts():
+                    yield self._part(ready, waiting)
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def chunk_texts(
         self, contents: Sequence[str], method: SplitMethod, length: int, overlap: int, expansion: Expansion, room: int
@@ -107,26 +118,48 @@ class Preprocessor:
         windows = (method, length, overlap, expansion, room)
         return await loop.run_in_executor(self._splitters, chunk_texts, contents, *windows)
 
+    def _part(self, ready: Mapping[int, np.ndarray | ItemError], waiting: int) -> Part:
+        errors = {i: outcome for i, outcome in ready.items() if isinstance(outcome, ItemError)}
+        pictures = {i: outcome for i, outcome in ready.items() if not isinstance(outcome, ItemError)}
+        pixels = self._stored(np.stack(list(pictures.values()))) if pictures else None
+        # Where decoders are behind it is they who are waited for, and their room.
+        return Part(list(pictures), pixels, errors, waiting if self._undecoded_bytes < self._many_bytes else 0)
+
     def _stored(self, pixels: np.ndarray) -> ObjectRef:
-        """Puts pixels into the object store, and keeps them there until the ingress surely knows of them.
+        """Puts pixels into the object store, and keeps them there until the ingress surely knows of them, as far as
+        there is room for that.
 
         Without it about one image request in a hundred failed under load (ReferenceCountingAssertionError): presumably
         Ray frees an array before the receiver of its reference has announced itself.
         """
-        now = time.monotonic()
-        while self._handed_over and now - self._handed_over[0][0] > HAND_OVER_S:
-            self._handed_over.popleft()
         reference = ray.put(pixels)
-        self._handed_over.append((now, reference))
+        now = time.monotonic()
+        self._handed_over_bytes += pixels.nbytes
+        while self._handed_over and (
+            now - self._handed_over[0][0] > HAND_OVER_S or self._handed_over_bytes > HAND_OVER_BYTES
+        ):
+            self._handed_over_bytes -= self._handed_over.popleft()[1]
+        self._handed_over.append((now, pixels.nbytes, reference))
         return reference
 
     async def _picture(
-        self, content: str, spec: ImageSpec, options: FetchOptions, call: Call, apart: bool
+        self,
+        content: str,
+        spec: ImageSpec,
+        options: FetchOptions,
+        call: Call,
+        apart: bool,
+        arrived: Callable[[], None],
     ) -> np.ndarray | ItemError:
         try:
             # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
             async with self._fetcher.holding(content, options) as data:
-                return await self._lanes.decode(data, spec, content, call, apart)
+                arrived()
+                self._undecoded_bytes += len(data)
+                try:
+                    return await self._lanes.decode(data, spec, content, call, apart)
+                finally:
+                    self._undecoded_bytes -= len(data)
         except DecoderCrashed as error:
             return CrashError(error.message)
         except SlowError as error:

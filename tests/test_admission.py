@@ -17,7 +17,7 @@ from test_cancellation import until
 from test_faults import sturdy_config
 from test_metrics import scraped, wait_for
 
-from deployments.admission import Admission
+from deployments.admission import Admission, Load, of_contents
 from embedding.errors import Fault, RequestError
 
 MEBIBYTE = 2**20
@@ -58,11 +58,58 @@ def test_a_failure_gives_the_share_back() -> None:
     assert admission.held == 0
 
 
+@contextlib.contextmanager
+def loaded(work: Admission, downloads: Admission) -> Iterator[Load]:
+    with work.share() as mine, downloads.share() as waiting, Admission(1, "bytes").share() as expanded:
+        yield Load(mine, waiting, expanded)
+
+
+def test_what_waits_is_no_work_and_what_arrives_is() -> None:
+    work, downloads = of_contents(128, "contents", 16), of_contents(1024, "waiting contents", 16)
+    with loaded(work, downloads) as first, loaded(work, downloads) as second:
+        first.admit(100)
+        with pytest.raises(RequestError):
+            second.admit(100)
+        first.change(working=10, waiting=90)
+        assert (work.held, downloads.held) == (10, 90)
+        second.admit(100)
+        # Over the limit, since nothing that has arrived can be refused.
+        first.change(working=100, waiting=0)
+        assert (work.held, downloads.held) == (200, 0)
+        with loaded(work, downloads) as third, pytest.raises(RequestError):
+            third.admit(1)
+    assert (work.held, downloads.held) == (0, 0)
+
+
+def test_what_finds_no_room_to_wait_stays_work() -> None:
+    work, downloads = of_contents(128, "contents", 16), of_contents(50, "waiting contents", 16)
+    with loaded(work, downloads) as first, loaded(work, downloads) as second:
+        first.admit(100)
+        first.change(working=0, waiting=100)
+        assert (work.held, downloads.held) == (50, 50)
+        second.admit(60)
+        second.change(working=0, waiting=60)
+        assert (work.held, downloads.held) == (110, 50)
+
+
+def test_a_large_request_leaves_small_ones_some_room() -> None:
+    work, downloads = of_contents(512, "contents", 32), of_contents(512, "waiting contents", 32)
+    with loaded(work, downloads) as large, loaded(work, downloads) as small, loaded(work, downloads) as medium:
+        large.admit(10_000)
+        with pytest.raises(RequestError):
+            medium.admit(33)
+        small.admit(32)
+        large.change(working=0, waiting=10_000)
+        small.change(working=0, waiting=32)
+        assert downloads.held == 448 + 32
+
+
 @pytest.fixture(scope="module")
 def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
-    """Takes 8 contents, 4 contents of searches and 1 MiB at a time; a body may stall for longer than metrics take."""
+    """Takes 8 contents, 4 contents of searches and 1 MiB at a time, waiting contents too; a body may stall for longer
+    than metrics take."""
     limits = {"max_items_in_flight": 8, "max_searches_in_flight": 4, "max_bytes_in_flight": MEBIBYTE}
-    limits |= {"body_grace_s": GRACE_S}
+    limits |= {"body_grace_s": GRACE_S, "max_downloads_in_flight": 0}
     serve_instance.deploy(sturdy_config(name="narrow", replicas=1, **limits))
     client = MarqoClient(serve_instance.url + "/narrow")
     assert client.results(["warm"])
@@ -72,13 +119,13 @@ def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
 
 @contextlib.contextmanager
 def busy(client: MarqoClient, host: ImageHost, **members: Any) -> Iterator[None]:
-    """Eight contents are in flight while the context lasts, for four seconds."""
+    """Eight contents are in flight while the context lasts, for four seconds at least."""
     before = host.in_flight
     slow = [host.url(f"/ok/{i}.jpg?delay=4") for i in range(8)]
     with ThreadPoolExecutor(1) as pool:
         preprocessing = {"downloadTimeoutMs": 10_000}
         request = pool.submit(client.vectorise, slow, "image", preprocessing=preprocessing, **members)
-        assert host.wait_for("in_flight", before + 8)
+        until(lambda: host.in_flight > before)
         yield
         status, _ = request.result()
         assert status == 200

@@ -114,6 +114,7 @@ def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, Ma
 def test_a_request_whose_time_is_up_ends_its_downloads(
     clients: tuple[MarqoClient, MarqoClient], host: ImageHost
 ) -> None:
+    """Its downloads would have ended by themselves; but most of its chunks never got to the preprocessor by then."""
     _, client = clients
     status, body = client.request(request(hanging(host)))
     assert status == 503
