@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import pickle
+import time
 import tracemalloc
+from collections.abc import Iterable
 
 from deployments.message import MESSAGE_BYTES, in_one_message
 from deployments.routing import _home_key
 from embedding.breaker import Breaker
+from embedding.host import Host
 from embedding.models.spec import ModelInfo, ModelSpec
+from embedding.slots import Slots
 
 
 def traced(work: object) -> int:
@@ -30,19 +35,24 @@ def info(name: str, **properties: object) -> ModelInfo:
 
 
 def test_hosts_that_cannot_exist_are_not_remembered() -> None:
-    breaker = Breaker(2, 5.0)
+    async def fail(names: Iterable[str], slots: Slots) -> Host:
+        for name in names:
+            place = await slots.acquire(name, "request", 1, 1.0)
+            now = time.monotonic()
+            place.failed(now, f"could not resolve the host `{name}`")
+            place.leave(now)
+        return place.host
 
-    def fail() -> None:
-        for i in range(2000):
-            host = f"{i}" + "x" * 16_000
-            assert breaker.refusal(host) is None
-            breaker.failed(host, f"could not resolve the host `{host}`")
-            breaker.failed(f"{i}.example", f"could not resolve the host `{host}`")
+    async def both() -> None:
+        slots = Slots(8, lambda name: Host(name, 8, Breaker(2, 5.0, 30.0)))
+        await fail((f"{i}" + "x" * 16_000 for i in range(2000)), slots)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+        await fail((f"{i}.example" for i in range(2000)), slots)
+        assert tracemalloc.get_traced_memory()[0] < 8 * 2**20
+        assert (await fail(["1.example"], slots)).breaker.is_open  # those of a name that may exist count on
 
-    assert traced(fail) < 4 * 2**20
-    assert "left alone" not in str(breaker.refusal("1.example"))
-    breaker.failed("1.example", "gone")
-    assert "left alone" in str(breaker.refusal("1.example"))
+    traced(lambda: asyncio.run(both()))
 
 
 def test_the_home_of_a_model_is_not_remembered() -> None:
