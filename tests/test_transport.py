@@ -332,6 +332,7 @@ def test_nothing_is_left_behind(host: ImageHost, loop: str) -> None:
     async def many() -> None:
         async with transporting(trial_s=0) as transport:
             paths = ("/hang", "/drip", "/endless", "/ok/large", "/cut", "/reset", "/status/404", "/lie-length")
+            known = len(host.requests)
             tasks = [asyncio.create_task(get(transport, host.url(path))) for path in paths * 4]
             await asyncio.to_thread(host.wait_for_requests, known + len(tasks))
             for task in tasks[::2]:
