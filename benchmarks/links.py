@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.link import ROUTER, Link, Running, emulated
 from benchmarks.process import stop
+from embedding.fetch import FetchSettings
 
 NAME = "links"
 TITLE = "Links: pictures lost and share of the link used, ours beside Marqo's way"
@@ -44,8 +45,7 @@ SIZES = (30_000, 300_000, 3_000_000)
 CLIENTS = (1, 4)
 THREADS = 20
 TIMEOUT_MS = 3000
-AT_A_TIME = 64
-"""`FetchSettings.max_per_host`."""
+AT_A_TIME = FetchSettings().max_per_host
 LINK_S = {1.0: 9.0, 5.0: 6.0, 50.0: 4.0}
 """Seconds of a link's time that a cell's pictures take at least."""
 LATENCY_S = 8.0

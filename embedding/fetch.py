@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import resource
 from collections.abc import AsyncIterator, Mapping
@@ -187,7 +188,9 @@ class Fetcher:
         scope = asyncio.timeout(None)
         try:
             async with within, scope:
-                transfer = Transfer(timeout_ms / 1000, self._settings.max_bytes, share, scope)
+                transfer = Transfer(
+                    timeout_ms / 1000, self._settings.max_bytes, share, scope, within.when() or math.inf
+                )
                 try:
                     return await self._download(target, headers, options, transfer)
                 finally:
@@ -222,6 +225,9 @@ class Fetcher:
             headers["Authorization"] = target.authorization
         transfer.line_up()
         place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
+        if not transfer.worth_starting:
+            place.leave(asyncio.get_running_loop().time())
+            raise TimeoutError
         transfer.enter(place)
         complete = False
         try:

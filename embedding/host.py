@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from embedding.breaker import Breaker
@@ -32,12 +32,12 @@ class Meter:
     """Bytes per second of one host, in the best second of the last half minute."""
 
     def __init__(self) -> None:
-        self._buckets: deque[list[float]] = deque(maxlen=_BUCKETS)
+        self._buckets: list[list[float]] = []  # not a deque, which has half a KiB even when empty
 
     def add(self, now: float, nbytes: int) -> None:
         """Counts bytes that arrived."""
         if not self._buckets or now - self._buckets[-1][0] >= _BUCKET_S:
-            self._buckets.append([now, 0])
+            self._buckets = [*self._buckets[1 - _BUCKETS :], [now, 0]]
         self._buckets[-1][1] += nbytes
 
     def best(self, now: float) -> float:
@@ -88,11 +88,6 @@ class Host:
     def silent_after_s(self) -> float:
         """Seconds without a first byte after which a transfer counts as silent."""
         return max(_SILENT_S, _USUAL * self._first_byte_s)
-
-    @property
-    def usual_first_byte_s(self) -> float:
-        """Seconds until a first byte, of late; 0 if none came yet."""
-        return self._first_byte_s
 
     def admits(self, now: float) -> bool:
         """Whether one more transfer may start."""

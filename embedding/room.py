@@ -109,13 +109,6 @@ class Share:
         if then is not None:
             then()
 
-    def shrink(self, nbytes: int) -> None:
-        """Keeps `nbytes` and gives the rest back."""
-        more = self.nbytes - nbytes
-        if more > 0:
-            self.nbytes = nbytes
-            self._room.give_back(more)
-
     def release(self) -> None:
         """Gives all of it back, and waits no longer."""
         self._then = None

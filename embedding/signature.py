@@ -144,7 +144,7 @@ class Found:
 def sniffed(data: bytes) -> Found:
     """What bytes are that cannot be identified as a picture. Looks at `LOOKED_AT` of them."""
     if not data:
-        return Found("empty (0 bytes)", _ADDRESS)
+        return Found("empty (0 bytes)", "send a picture")
     return foreign(data) or _broken(data) or _text(data) or _unknown(data)
 
 

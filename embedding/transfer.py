@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ PATIENCE_S = 3.0
 MOST_TIMES = 3.0
 """Times its limit that a transfer may take which shares its host's link with others."""
 
+_LEAST_S = 0.05
 _STEP = 0.25
 _STRAIN_FLOOR_S = 1.0
 _RETRY_S = 0.05
@@ -43,10 +45,14 @@ class Transfer:
         max_bytes: of the body.
         share: of the room for bodies.
         scope: ended when the time is over.
+        deadline: by the event loop's clock, when the time of its request is over.
     """
 
-    def __init__(self, limit_s: float, max_bytes: int, share: Share, scope: asyncio.Timeout) -> None:
+    def __init__(
+        self, limit_s: float, max_bytes: int, share: Share, scope: asyncio.Timeout, deadline: float = math.inf
+    ) -> None:
         self.limit_s = limit_s
+        self._deadline = deadline
         self._max_bytes = max_bytes
         self._share = share
         self._time = asyncio.get_running_loop().time
@@ -69,6 +75,11 @@ class Transfer:
     def line_up(self) -> None:
         """It waits for a place."""
         self.state = "it waited for its turn"
+
+    @property
+    def worth_starting(self) -> bool:
+        """Whether a hop may still end in time. Those who wait for each other's places run out of time together."""
+        return self._deadline - self._time() > _LEAST_S
 
     def enter(self, place: Place) -> None:
         """A hop starts."""

@@ -119,13 +119,13 @@ def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
 
 @contextlib.contextmanager
 def busy(client: MarqoClient, host: ImageHost, **members: Any) -> Iterator[None]:
-    """Eight contents are in flight while the context lasts, for four seconds at least."""
+    """Eight contents are in flight while the context lasts, for four seconds."""
     before = host.in_flight
     slow = [host.url(f"/ok/{i}.jpg?delay=4") for i in range(8)]
     with ThreadPoolExecutor(1) as pool:
         preprocessing = {"downloadTimeoutMs": 10_000}
         request = pool.submit(client.vectorise, slow, "image", preprocessing=preprocessing, **members)
-        until(lambda: host.in_flight > before)
+        assert host.wait_for("in_flight", before + 8)
         yield
         status, _ = request.result()
         assert status == 200

@@ -49,7 +49,7 @@ def test_hosts_that_cannot_exist_are_not_remembered() -> None:
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 2**20
         await fail((f"{i}.example" for i in range(2000)), slots)
-        assert tracemalloc.get_traced_memory()[0] < 8 * 2**20
+        assert tracemalloc.get_traced_memory()[0] < 4 * 2**20
         assert (await fail(["1.example"], slots)).breaker.is_open  # those of a name that may exist count on
 
     traced(lambda: asyncio.run(both()))

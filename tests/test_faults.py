@@ -150,8 +150,7 @@ def test_too_much_at_once_is_refused_promptly(limited: MarqoClient, image_host: 
     hanging = [image_host.url(f"/hang?{i}") for i in range(8)]
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(limited.vectorise, hanging, "image", preprocessing={"downloadTimeoutMs": 5000})
-        while not image_host.in_flight:
-            time.sleep(0.01)
+        assert image_host.wait_for("in_flight", 8)
         started = time.monotonic()
         reply = limited.post(msgpack.packb(REQUEST))
         assert reply.status_code == 503

@@ -23,8 +23,8 @@ from test_faults import replica_pids, sturdy_config
 
 APP, HASTY = "waiting", "waiting-hasty"
 FILES = {f"{i}.jpg": jpeg(photo(i, 200, 150)) for i in range(40)}
-PROMPT_S = 1.0
-"""What 95 of 100 others take at most beside slow hosts, on a busy machine too. It was 7 to 60 s."""
+PROMPT_S = 0.5
+"""What 95 of 100 others take at most beside slow hosts."""
 SPAN_S = 4.0
 """Longer than the quickest of the slow hosts takes."""
 HASTY_S = 4.0
@@ -157,8 +157,7 @@ def test_a_slow_picture_holds_up_no_encoding(client: MarqoClient, slow: ImageHos
         late = pool.submit(
             client.results, [slow.url("/ok/31.jpg?delay=4"), *urls], "image", preprocessing={"downloadTimeoutMs": 9000}
         )
-        until(lambda: encoder.cpu_times().user - times.user > 0.03)
-        assert slow.in_flight == 1
+        until(lambda: encoder.cpu_times().user - times.user > 0.03 and slow.in_flight == 1)
         assert not any(map(is_error, late.result()))
 
 
@@ -179,7 +178,7 @@ def test_what_waits_is_no_work_until_too_much_waits(clients: tuple[MarqoClient, 
     _, client = clients
     many = [slow.url(f"/hang?{i}") for i in range(FEW)]
     with asked(client, many, downloadTimeoutMs=60_000):
-        until(lambda: client.vectorise(["one more"])[0] == 200, 3.0)
+        until(lambda: client.vectorise(["as many as there are places"] * 8)[0] == 200, 3.0)
         with asked(client, [f"{url}-too" for url in many[:8]], downloadTimeoutMs=60_000):
             until(lambda: client.vectorise(["one more"])[0] == 503, 3.0)
         until(lambda: client.vectorise(["one more"])[0] == 200, 3.0)
