@@ -178,6 +178,7 @@ def test_what_waits_is_no_work_until_too_much_waits(clients: tuple[MarqoClient, 
     _, client = clients
     many = [slow.url(f"/hang?{i}") for i in range(FEW)]
     with asked(client, many, downloadTimeoutMs=60_000):
+        until(lambda: slow.in_flight > 0)
         until(lambda: client.vectorise(["as many as there are places"] * 8)[0] == 200, 3.0)
         with asked(client, [f"{url}-too" for url in many[:8]], downloadTimeoutMs=60_000):
             until(lambda: client.vectorise(["one more"])[0] == 503, 3.0)
