@@ -220,9 +220,6 @@ class Fetcher:
     ) -> Reply:
         _, name, port = target.origin
         threads = max(1, min(options.threads, self._settings.max_per_host))
-        if target.authorization is not None and "Authorization" not in headers:
-            headers = headers.copy()
-            headers["Authorization"] = target.authorization
         transfer.line_up()
         place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
         if not transfer.worth_starting:
