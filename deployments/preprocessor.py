@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
+from deployments.deadlines import Deadlines
 from deployments.parts import DownloadTerms, Part
 from deployments.progress import Progress
 from deployments.replica import Settings, assigned_cpus, be_nice
@@ -72,6 +73,7 @@ class Preprocessor:
         self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
         self._fetcher = Fetcher(settings.fetch)
         self._pools = Pools()
+        self._deadlines = Deadlines()
         self._undecoded_bytes = 0
         self._many_bytes = settings.fetch.max_bytes_in_flight // 2
         self._handed_over: deque[tuple[float, int, ObjectRef]] = deque()
@@ -95,7 +97,8 @@ class Preprocessor:
         """
         progress = Progress[np.ndarray | ItemError](len(contents))
         with self._pools.joined(terms) as threads:
-            options = FetchOptions(terms.timeout_ms, terms.headers, terms.request, threads, terms.within_s)
+            left_s = self._deadlines.left_s(terms.request, terms.within_s)
+            options = FetchOptions(terms.timeout_ms, terms.headers, terms.request, threads, left_s)
             call = Call()
             tasks = [
                 asyncio.create_task(

@@ -7,7 +7,8 @@ request's, if it arrives after that was sent. What can be done:
   of them has been open and silent for `trial_s`, connections of the host are used again.
 * Every idle connection is watched. A host that says something on one is caught: none of its connections is used
   again for ten minutes, and then it is on trial anew.
-* An answer on a used connection that began before the host had received the request is none.
+* An answer on a used connection that began before the host had received the request is none. This finds what was
+  read with the last answer, too: bytes that OpenSSL holds already cannot be seen by a watch over the socket.
 * An answer on a used connection that is followed by more bytes, or whose host was caught meanwhile, is doubted.
 
 Whoever has such an answer asks again on a new connection.

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fetch_parts import PICTURE, Names, fetch, host  # noqa: F401
 from image_host import ImageHost
+from transport_parts import Watcher, body, get, transporting
 
-from embedding.guard import Guard, GuardedResolver, Refused
-from embedding.headers import request_headers
+from embedding.guard import Guard, Refused
 from embedding.transport import Kind, Reply, Transport, TransportError, TransportSettings
-from embedding.url import make_target
 
 WRONG = b"wrong" * 100
 
@@ -25,50 +22,6 @@ WRONG = b"wrong" * 100
 def server() -> Iterator[ImageHost]:
     with ImageHost({"a.jpg": PICTURE, "b.jpg": b"b", "wrong": WRONG, "large": bytes(8 * 2**20)}) as host:
         yield host
-
-
-class Watcher:
-    """An observer that writes down what it is told."""
-
-    def __init__(self, wants: Callable[[int], bool] = lambda nbytes: True) -> None:
-        self.told: list[object] = []
-        self._wants = wants
-
-    def began(self, resume: Callable[[], None]) -> None:
-        self.resume = resume
-
-    def connected(self) -> None:
-        self.told.append("connected")
-
-    def answering(self) -> None:
-        self.told.append("answering")
-
-    def length(self, nbytes: int | None) -> None:
-        self.told.append(nbytes)
-
-    def wants(self, nbytes: int) -> bool:
-        return self._wants(nbytes)
-
-
-@asynccontextmanager
-async def transporting(
-    names: Names | None = None, allowed: str = "127.0.0.1/32", **settings: Any
-) -> AsyncIterator[Transport]:
-    guard = Guard.parse(allowed)
-    resolver = GuardedResolver(guard, names or Names({}))
-    transport = Transport(TransportSettings(**settings), guard.permits, resolver)
-    try:
-        yield transport
-    finally:
-        await transport.close()
-
-
-async def get(transport: Transport, url: str, watcher: Watcher | None = None, **headers: str) -> Reply:
-    return await transport.get(make_target(url), request_headers(headers, 2**20), watcher or Watcher())
-
-
-async def body(transport: Transport, url: str) -> bytes:
-    return (await get(transport, url)).body
 
 
 def open_files() -> int:
