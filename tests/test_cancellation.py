@@ -2,8 +2,11 @@
 
 import contextlib
 import http.client
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,9 +117,28 @@ def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, Ma
 def test_a_request_whose_time_is_up_ends_its_downloads(
     clients: tuple[MarqoClient, MarqoClient], host: ImageHost
 ) -> None:
-    """Its downloads would have ended by themselves; but most of its chunks never got to the preprocessor by then."""
+    """Most of its chunks do not get to the preprocessor by then: those that do afterwards begin nothing."""
     _, client = clients
     status, body = client.request(request(hanging(host)))
+    assert status == 200
+    assert all("the time of its request was over" in item["error_message"] for item in body["result"]), body
+    assert_quiet(client, host)
+
+
+def test_a_request_that_is_given_up_ends_its_downloads(
+    clients: tuple[MarqoClient, MarqoClient], host: ImageHost
+) -> None:
+    """The preprocessor, which has begun some, stands still until the ingress waits no longer."""
+    _, client = clients
+    (pid,) = replica_pids("Preprocessor", "hasty")
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(client.request, request(hanging(host)))
+        assert host.wait_for("in_flight", AT_A_TIME)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            status, body = reply.result(10)
+        finally:
+            os.kill(pid, signal.SIGCONT)
     assert status == 503
     assert "not answered within 1.5 s" in body["detail"]
     assert_quiet(client, host)

@@ -48,7 +48,7 @@ def test_what_a_host_says_unasked_is_nobodys_answer(
     after: str,
     trial_s: float,
 ) -> None:
-    """What OpenSSL has read together with the answer shows on no socket: it is too early when the next request is sent."""
+    """What OpenSSL has read with the answer shows on no socket; but it is there too early for the next request."""
     first = host.url(f"/second/a.jpg?then=wrong&after={after}", NAME)
     then = host.url("/ok/b.jpg?delay=0.03", NAME)
 
