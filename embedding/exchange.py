@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from embedding.easy import ask
 from embedding.guard import refusal
-from embedding.keepalive import Ends, KeepAlive, unacknowledged, unread
+from embedding.keepalive import Ends, KeepAlive, received, unacknowledged, unread
 from embedding.reply import Head, Kind, Limits, Observer, Reply, TransportError
 from embedding.url import Target
 
@@ -98,6 +98,7 @@ class Exchange:
         self._opened = self._used = self._paused = False
         self._ends: Ends | None = None
         self._fd: int | None = None
+        self._received_before = 0
         self._drain: asyncio.TimerHandle | None = None
         self._head = Head()
         self._body: list[bytes] = []
@@ -206,6 +207,7 @@ class Exchange:
             self._ends = remote, local, remote_port, local_port
             self._used = not self._opened
             self._fd = self._keepalive.taken(self._ends)
+            self._received_before = 0 if self._fd is None else received(self._fd)
             self._users[self._ends] = self
             self._observer.connected()
             return int(pycurl.PREREQFUNC_OK)
@@ -229,10 +231,14 @@ class Exchange:
             return 0
 
     def _first_line(self) -> None:
-        if self._used and self._fd is not None and unacknowledged(self._fd):
+        if self._used and self._fd is not None and self._is_early(self._fd):
             self._keepalive.catch(self._origin)
             raise Doubtful
         self._observer.answering()
+
+    def _is_early(self, fd: int) -> bool:
+        """Whether the answer was there before the host had the request."""
+        return bool(unacknowledged(fd)) or 0 < self._received_before == received(fd)
 
     def _decide(self) -> int | None:
         """At the end of the head: whether to read on."""

@@ -7,8 +7,9 @@ request's, if it arrives after that was sent. What can be done:
   of them has been open and silent for `trial_s`, connections of the host are used again.
 * Every idle connection is watched. A host that says something on one is caught: none of its connections is used
   again for ten minutes, and then it is on trial anew.
-* An answer on a used connection that began before the host had received the request is none. This finds what was
-  read with the last answer, too: bytes that OpenSSL holds already cannot be seen by a watch over the socket.
+* An answer on a used connection that began before the host had received the request is none.
+* Nor is one of which nothing has arrived since the request was sent: OpenSSL read it with the last answer, and what it
+  holds cannot be seen by a watch over the socket.
 * An answer on a used connection that is followed by more bytes, or whose host was caught meanwhile, is doubted.
 
 Whoever has such an answer asks again on a new connection.
@@ -22,9 +23,10 @@ import os
 import select
 import socket
 import struct
+import sys
 import termios
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 Origin = tuple[str, str, int]
@@ -35,6 +37,8 @@ _CAUGHT_S = 600.0
 _MOST_HOSTS = 4096
 # Of one host: it may allow few, and those on trial are of no use.
 _MOST_ON_TRIAL = 2
+# tcpi_bytes_received of `struct tcp_info` in linux/tcp.h.
+_TCP_INFO_BYTES, _BYTES_RECEIVED = 136, slice(128, 136)
 
 
 @dataclass(slots=True)
@@ -214,6 +218,16 @@ def unread(fd: int) -> int:
 def unacknowledged(fd: int) -> int:
     """Bytes that a socket has sent and the other side has not received."""
     return _count(fd, termios.TIOCOUTQ)
+
+
+def received(fd: int) -> int:
+    """Bytes that a TCP connection has received since it began; 0 if the system does not count them."""
+    try:
+        with closing(socket.socket(fileno=os.dup(fd))) as sock:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return 0
+    return int.from_bytes(info[_BYTES_RECEIVED], sys.byteorder)
 
 
 def _count(fd: int, what: int) -> int:

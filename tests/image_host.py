@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
 import threading
 import time
@@ -267,6 +268,7 @@ class _Connection(asyncio.Protocol):
             case "second":
                 self._finish(_reply_file(self._host.files, name))
                 self._speak(_reply_file(self._host.files, query["then"]), float(query["after"]), "pieces" in query)
+                self._acknowledge_at_once()
             case "shifted":
                 wrong = _reply_file(self._host.files, query["wrong"]) if self._answered > 1 else b""
                 self._finish(wrong + _reply_file(self._host.files, name))
@@ -274,6 +276,11 @@ class _Connection(asyncio.Protocol):
                 reply = _asked_for(self._host.files, what, name, query)
                 reply = await self._paced(reply, float(query.get("pace", 0)))
                 self._finish(reply, close=what in _CLOSING)
+
+    def _acknowledge_at_once(self) -> None:
+        """What is received next, whereas a request's acknowledgement goes with its answer otherwise."""
+        assert self._transport is not None
+        self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _speak(self, reply: bytes, after: float, pieces: bool) -> None:
         """Sends what nobody asked for; the connection goes on as if nothing were."""

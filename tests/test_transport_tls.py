@@ -62,6 +62,21 @@ def test_what_a_host_says_unasked_is_nobodys_answer(
     assert asyncio.run(many()) == [PICTURE, b"b", b"b", b"b", PICTURE, b"b"]
 
 
+def test_what_openssl_has_read_with_the_last_answer_is_no_answer_to_the_next_request(
+    host: ImageHost,
+    certificate: Path,
+) -> None:
+    """The host acknowledges that one before the answer is looked at, as it does if we are busy."""
+
+    async def both() -> list[bytes]:
+        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
+            spoken = await body(transport, host.url("/second/a.jpg?then=wrong&after=0", NAME))
+            return [spoken, await body(transport, host.url("/ok/b.jpg?delay=0.1", NAME))]
+
+    assert asyncio.run(both()) == [PICTURE, b"b"]
+    assert host.connections == 2
+
+
 def test_connections_are_kept(host: ImageHost, certificate: Path) -> None:
     """The tickets that a host sends of its own accord are no answers."""
 
