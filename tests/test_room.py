@@ -16,11 +16,13 @@ from embedding.room import Room, Share
 
 LARGE = 2 * 2**20
 ROOM = 3 * LARGE
+PICTURE = 4_928_307
+"""Bytes of a large picture: 4.7 MiB."""
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[ImageHost]:
-    with ImageHost({"large": bytes(LARGE), "small": b"small"}) as host:
+    with ImageHost({"large": bytes(LARGE), "small": b"small", "picture": bytes(PICTURE)}) as host:
         yield host
 
 
@@ -55,8 +57,8 @@ class Holders:
             self.holding -= len(data)
         return len(data)
 
-    async def until(self, nbytes: int) -> None:
-        async with asyncio.timeout(3):
+    async def until(self, nbytes: int, within_s: float = 3.0) -> None:
+        async with asyncio.timeout(within_s):
             while self.holding < nbytes:
                 self._changed.clear()
                 await self._changed.wait()
@@ -120,12 +122,17 @@ def test_waiting_for_room_does_not_count_against_a_pictures_time(host: ImageHost
 
 
 def test_bodies_of_unknown_length_cost_what_they_are(host: ImageHost) -> None:
-    async def many() -> list[bytes]:
-        async with fetching(max_bytes=2**30, max_bytes_in_flight=40 * LARGE) as fetcher:
-            url = host.url("/chunked/large")
-            return await asyncio.gather(*(fetcher.fetch(url, FetchOptions()) for _ in range(32)))
+    """Each may have 64 MiB, and all together have 512."""
 
-    assert [len(data) for data in asyncio.run(many())] == [LARGE] * 32
+    async def many() -> list[int]:
+        async with fetching(max_bytes=64 * 2**20, max_bytes_in_flight=512 * 2**20) as fetcher:
+            holders = Holders(fetcher, host.url("/chunked/picture"))
+            tasks = [asyncio.create_task(holders.hold()) for _ in range(64)]
+            await holders.until(64 * PICTURE, 30)
+            holders.release.set()
+            return await asyncio.gather(*tasks)
+
+    assert asyncio.run(many()) == [PICTURE] * 64
 
 
 def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: ImageHost) -> None:
