@@ -124,6 +124,15 @@ class Exchange:
             self._drain.cancel()
         if not self._future.cancel() and not self._future.cancelled():
             self._future.exception()  # nobody may be left who waits for it
+        self._forget()
+
+    def _forget(self) -> None:
+        """It may be long until the handle is used again: what it holds until then is held for nobody."""
+        self._future = self._loop.create_future()
+        self._body = []
+        self._head = Head()
+        self._reply = self._error = None
+        del self._observer
 
     def fail(self, error: BaseException) -> None:
         if not self._future.done():

@@ -32,6 +32,7 @@
 | `/many-headers` | 100,000 headers |
 | `/loose/<kind>/<name>` | the file in an answer that is not quite HTTP, but that libcurl takes; kinds: `_loose` |
 | `/second/<name>?after=…&then=…` | the file, and after so many seconds another, unasked; `&pieces=1`: in two pieces |
+| `/double/<name>?then=…` | the file, 16 KiB with its head, and another, unasked, at once: two TLS records |
 | `/shifted/<name>?wrong=…` | the file; not on a connection's first request: right behind a wrong one |
 | `/gzip-bomb` | 100 KB of gzip that stand for 100 MB, with Content-Encoding |
 
@@ -53,6 +54,7 @@ from functools import cache
 from types import TracebackType
 from urllib.parse import parse_qsl, urlsplit
 
+_TLS_RECORD = 2**14
 _FOREVER_S = 3600.0
 SMALL_BODY = b"0123456789"
 _PIECE = 4096
@@ -268,6 +270,9 @@ class _Connection(asyncio.Protocol):
             case "second":
                 self._finish(_reply_file(self._host.files, name))
                 self._speak(_reply_file(self._host.files, query["then"]), float(query["after"]), "pieces" in query)
+            case "double":
+                first = _padded(_reply_file(self._host.files, name), _TLS_RECORD)
+                self._finish(first + _reply_file(self._host.files, query["then"]))
                 self._acknowledge_at_once()
             case "shifted":
                 wrong = _reply_file(self._host.files, query["wrong"]) if self._answered > 1 else b""
@@ -428,6 +433,13 @@ def _headers(fields: list[str]) -> dict[str, str]:
 def _reply(body: bytes, status: str = "200", extra: str = "") -> bytes:
     fields = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}", extra]
     return "\r\n".join(filter(None, fields)).encode("utf-8") + b"\r\n\r\n" + body
+
+
+def _padded(reply: bytes, nbytes: int) -> bytes:
+    """The reply, with a header that makes it as long as that."""
+    status, _, rest = reply.partition(b"\r\n")
+    start = status + b"\r\nX-Padding: "
+    return start + bytes(nbytes - len(start) - 2 - len(rest)).replace(b"\0", b"x") + b"\r\n" + rest
 
 
 def _reply_file(files: Mapping[str, bytes], name: str) -> bytes:

@@ -16,7 +16,7 @@ from image_host import ImageHost
 from transport_parts import body, transporting
 
 NAME = "pictures.example.com"
-FILES = {"a.jpg": PICTURE, "b.jpg": b"b", "wrong": b"wrong" * 100}
+FILES = {"a.jpg": PICTURE, "b.jpg": b"b", "c.jpg": b"c", "wrong": b"wrong" * 100}
 
 
 def has_ipv6() -> bool:
@@ -40,40 +40,46 @@ def host(context: ssl.SSLContext) -> Iterator[ImageHost]:
         yield host
 
 
-@pytest.mark.parametrize("trial_s", [0, 1])
 @pytest.mark.parametrize("after", ["0", "0.001", "0.1", "0.1&pieces=1"])
-def test_what_a_host_says_unasked_is_nobodys_answer(
-    host: ImageHost,
-    certificate: Path,
-    after: str,
-    trial_s: float,
-) -> None:
-    """What OpenSSL has read with the answer shows on no socket; but it is there too early for the next request."""
+def test_what_a_host_says_unasked_is_nobodys_answer(host: ImageHost, certificate: Path, after: str) -> None:
     first = host.url(f"/second/a.jpg?then=wrong&after={after}", NAME)
     then = host.url("/ok/b.jpg?delay=0.03", NAME)
 
-    async def many() -> list[bytes]:
-        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=trial_s, ca_file=str(certificate)) as transport:
-            got = [await body(transport, first)]
-            if not trial_s and after != "0":
-                assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
-            return got + [await body(transport, url) for url in (then, then, then, first, then)]
+    async def one_after_the_other() -> list[bytes]:
+        async with transporting(Names({NAME: "127.0.0.1"}), ca_file=str(certificate)) as transport:
+            return [await body(transport, url) for url in (first, then, then, then, first, then)]
 
-    assert asyncio.run(many()) == [PICTURE, b"b", b"b", b"b", PICTURE, b"b"]
+    assert asyncio.run(one_after_the_other()) == [PICTURE, b"b", b"b", b"b", PICTURE, b"b"]
+
+
+@pytest.mark.parametrize("after", ["0.1", "0.1&pieces=1"])
+def test_a_host_that_is_trusted_and_speaks_unasked_is_trusted_no_longer(
+    host: ImageHost,
+    certificate: Path,
+    after: str,
+) -> None:
+    async def one_after_the_other() -> list[bytes]:
+        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
+            spoken = await body(transport, host.url(f"/second/a.jpg?then=wrong&after={after}", NAME))
+            # Its connection is shut down when it has spoken.
+            assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
+            return [spoken, *[await body(transport, host.url("/ok/b.jpg", NAME)) for _ in range(3)]]
+
+    assert asyncio.run(one_after_the_other()) == [PICTURE, b"b", b"b", b"b"]
 
 
 def test_what_openssl_has_read_with_the_last_answer_is_no_answer_to_the_next_request(
     host: ImageHost,
     certificate: Path,
 ) -> None:
-    """The host acknowledges that one before the answer is looked at, as it does if we are busy."""
+    """The host may have acknowledged that one before the answer is looked at: we are busy."""
 
     async def both() -> list[bytes]:
         async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
-            spoken = await body(transport, host.url("/second/a.jpg?then=wrong&after=0", NAME))
-            return [spoken, await body(transport, host.url("/ok/b.jpg?delay=0.1", NAME))]
+            spoken = await body(transport, host.url("/double/c.jpg?then=wrong", NAME))
+            return [spoken, await body(transport, host.url("/ok/b.jpg?delay=1", NAME))]
 
-    assert asyncio.run(both()) == [PICTURE, b"b"]
+    assert asyncio.run(both()) == [b"c", b"b"]
     assert host.connections == 2
 
 
