@@ -241,7 +241,10 @@ class Fetcher:
             try:
                 async with attempt:
                     transfer.attempt = attempt
-                    return await self._transport.get(target, headers, transfer)
+                    try:
+                        return await self._transport.get(target, headers, transfer)
+                    finally:
+                        transfer.attempt = None
             except TimeoutError:
                 if not attempt.expired():
                     raise

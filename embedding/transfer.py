@@ -68,8 +68,8 @@ class Transfer:
         self.state = ""
         """What it does, to complete "its request's time was over while …"."""
         self._verdict = ""
-        self.attempt = scope
-        """Ended where the hop is to be tried once more."""
+        self.attempt: asyncio.Timeout | None = None
+        """What the hop does now, ended where it is to be tried once more; None between two tries."""
         self._tried_again = False
 
     def line_up(self) -> None:
@@ -226,7 +226,8 @@ class Transfer:
             return min(left, _STEP * self.limit_s)
         if self._worth_another_try(now, left):
             self._tried_again = True
-            self.attempt.reschedule(now)
+            if self.attempt is not None:
+                self.attempt.reschedule(now)
             return min(left, self.limit_s)
         return 0.0
 

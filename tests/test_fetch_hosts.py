@@ -127,6 +127,30 @@ def test_a_host_that_takes_few_connections_gets_no_more(host: ImageHost) -> None
     assert host.refused < 100
 
 
+def test_a_time_limit_that_ends_between_two_tries_is_an_end(host: ImageHost) -> None:
+    """The host takes one connection at a time: while it sends a picture, others are refused and tried again later."""
+    unexpected: list[dict[str, Any]] = []
+
+    async def run() -> tuple[str, str]:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
+        async with fetching(keepalive_s=0) as fetcher:
+            # It nearly always answers, so silence is worth another try.
+            assert not lost(await outcomes(fetcher, [host.url("/ok/small")] * 40, FetchOptions()))
+            assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
+            host.most_connections = 1
+            slow = asyncio.create_task(outcome(fetcher, host.url("/ok/a?pace=50000"), FetchOptions()))
+            assert await asyncio.to_thread(host.wait_for, "in_flight", 1)
+            hasty = await outcome(fetcher, host.url("/ok/small"), FetchOptions(300))
+            assert not slow.done()
+            return hasty, await slow
+
+    hasty, slow = asyncio.run(run())
+    assert "its host had not answered after 300 ms" in hasty
+    assert host.refused > 1
+    assert not slow
+    assert not unexpected
+
+
 # --- whom a slow path, a slow host or a large request may delay ---
 
 
