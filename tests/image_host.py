@@ -129,9 +129,8 @@ class ImageHost:
 
     def url(self, path: str, host: str = "") -> str:
         """The address of `path`, which starts with a slash; under another host name if one is given."""
-        host = host or self.address
-        authority = f"[{host}]" if ":" in host else host
-        return f"{'https' if self._tls else 'http'}://{authority}:{self.port}{path}"
+        own = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{'https' if self._tls else 'http'}://{host or own}:{self.port}{path}"
 
     def wait_for(self, condition: str, value: int, timeout: float = 5.0) -> bool:
         """Waits until the attribute called `condition` is `value`; tells whether it came to that."""
