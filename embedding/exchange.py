@@ -216,7 +216,8 @@ class Exchange:
             self._ends = remote, local, remote_port, local_port
             self._used = not self._opened
             self._fd = self._keepalive.taken(self._ends)
-            self._received_before = 0 if self._fd is None else received(self._fd)
+            if self._fd is not None and self._origin[0] == "https":
+                self._received_before = received(self._fd)
             self._users[self._ends] = self
             self._observer.connected()
             return int(pycurl.PREREQFUNC_OK)
