@@ -21,6 +21,7 @@
 | `/drip` | a byte a second, for ever (`?every=` seconds) |
 | `/endless` | chunks of 64 KiB for ever, as fast as they are taken |
 | `/hang` | never anything |
+| `/held/<name>` | the file, once `release` was called |
 | `/cut` | a length of 1000, 10 bytes, then the end of the connection |
 | `/cut-chunked` | one chunk, then the end of the connection |
 | `/reset` | the connection is reset before any answer |
@@ -114,6 +115,7 @@ class ImageHost:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="image-host", daemon=True)
         self._ready = threading.Event()
+        self._released = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
 
     def __enter__(self) -> ImageHost:
@@ -131,6 +133,10 @@ class ImageHost:
         """The address of `path`, which starts with a slash; under another host name if one is given."""
         own = f"[{self.address}]" if ":" in self.address else self.address
         return f"{'https' if self._tls else 'http'}://{host or own}:{self.port}{path}"
+
+    def release(self) -> None:
+        """Answers what is held, and what will be."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def wait_for(self, condition: str, value: int, timeout: float = 5.0) -> bool:
         """Waits until the attribute called `condition` is `value`; tells whether it came to that."""
@@ -261,6 +267,9 @@ class _Connection(asyncio.Protocol):
                 await self._flood()
             case "hang":
                 await asyncio.sleep(_FOREVER_S)
+            case "held":
+                await self._host._released.wait()
+                self._finish(_reply_file(self._host.files, name))
             case "lie-length":
                 self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000000\r\n\r\n" + SMALL_BODY)
                 await asyncio.sleep(_FOREVER_S)
