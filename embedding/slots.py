@@ -265,9 +265,8 @@ class Slots:
     def _host(self, name: str) -> Host:
         host = self._hosts.get(name)
         if host is None:
-            known = self._idle.pop(name, None)
-            fresh = known is not None and self._clock() - known.idle_since < self._remember_s
-            host = self._hosts[name] = known if known is not None and fresh else self._new_host(name)
+            self._forget_idle()
+            host = self._hosts[name] = self._idle.pop(name, None) or self._new_host(name)
         return host
 
     def _line(self, host: Host, name: str, threads: int) -> Line:
@@ -308,8 +307,16 @@ class Slots:
             return
         host.idle_since = self._clock()
         self._idle[host.name] = host
-        if len(self._idle) > self._max_hosts:
-            self._idle.popitem(last=False)
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
+        """Hosts that have been idle for too long, or are too many; those idle for longest come first."""
+        oldest = self._clock() - self._remember_s
+        while self._idle:
+            host = next(iter(self._idle.values()))
+            if len(self._idle) <= self._max_hosts and host.idle_since > oldest:
+                return
+            del self._idle[host.name]
 
 
 def _refusal(host: Host) -> str:

@@ -8,6 +8,7 @@ import json
 import pickle
 import time
 import tracemalloc
+import weakref
 from collections.abc import Iterable
 
 from deployments.message import MESSAGE_BYTES, in_one_message
@@ -53,6 +54,34 @@ def test_hosts_that_cannot_exist_are_not_remembered() -> None:
         assert (await fail(["1.example"], slots)).breaker.is_open  # those of a name that may exist count on
 
     traced(lambda: asyncio.run(both()))
+
+
+def test_hosts_are_forgotten_after_a_minute_without_transfers() -> None:
+    known: weakref.WeakSet[Host] = weakref.WeakSet()
+    now = 0.0
+
+    def new_host(name: str) -> Host:
+        host = Host(name, 8, Breaker(2, 5.0, 30.0))
+        known.add(host)
+        return host
+
+    async def visited(slots: Slots, names: Iterable[str]) -> None:
+        for name in names:
+            (await slots.acquire(name, "request", 1, 1.0)).leave(now)
+
+    async def run() -> None:
+        nonlocal now
+        slots = Slots(8, new_host, clock=lambda: now)
+        await visited(slots, map(str, range(100)))
+        now = 50.0
+        await visited(slots, ["one more"])
+        assert len(known) == 101
+        now = 100.0
+        await visited(slots, ["and another"])
+        gc.collect()
+        assert {host.name for host in known} == {"one more", "and another"}
+
+    asyncio.run(run())
 
 
 def test_the_home_of_a_model_is_not_remembered() -> None:
