@@ -266,7 +266,8 @@ class Slots:
         host = self._hosts.get(name)
         if host is None:
             self._forget_idle()
-            host = self._hosts[name] = self._idle.pop(name, None) or self._new_host(name)
+            known = self._idle.pop(name, None)
+            host = self._hosts[name] = known or self._new_host(name)
         return host
 
     def _line(self, host: Host, name: str, threads: int) -> Line:
