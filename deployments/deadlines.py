@@ -19,11 +19,11 @@ class Deadlines:
         """Seconds that are left to a call which arrives now; None = no end.
 
         Args:
-            request: its name; "" = it has none, and stands for itself.
+            request: its name.
             within_s: seconds that were left when the call was sent.
         """
-        if within_s is None or not request:
-            return within_s
+        if within_s is None:
+            return None
         now = asyncio.get_running_loop().time()
         end = min(now + within_s, self._ends.get(request, now + within_s))
         self._ends[request] = end

@@ -46,7 +46,7 @@ class ImageFanOut:
 
     async def warm_up(self) -> None:
         """Has a preprocessor prepare a picture, and an encoder take it as it would take any other."""
-        async for part in self._prepare.remote([BLANK], BLANK_SPEC, DownloadTerms(1000)):
+        async for part in self._prepare.remote([BLANK], BLANK_SPEC, DownloadTerms(1000, None, "warm-up")):
             await self._touch.remote(part.pixels)
 
     async def vectorise(self, task: ImageTask, load: Load) -> Answers:

@@ -24,8 +24,8 @@ class DownloadTerms:
     """
 
     timeout_ms: int
-    headers: Mapping[str, str] | None = None
-    request: str = ""
+    headers: Mapping[str, str] | None
+    request: str
     threads: int = 1
     keeps_threads: bool = False
     within_s: float | None = None
