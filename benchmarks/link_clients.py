@@ -31,7 +31,7 @@ if FROM:
     sys.path.insert(0, FROM)
 
 from embedding.errors import MediaError  # noqa: E402
-from embedding.fetch import Fetcher, FetchOptions, FetchSettings  # noqa: E402
+from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.link import ROUTER, Link, Running, emulated
 from benchmarks.process import stop
-from embedding.fetch import FetchSettings
+from embedding.fetch.fetcher import FetchSettings
 
 NAME = "links"
 TITLE = "Links: pictures lost and share of the link used, ours beside Marqo's way"

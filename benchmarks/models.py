@@ -68,7 +68,7 @@ def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
     import torch
 
     from embedding.models.loader import load_model
-    from embedding.models.openclip import add_architectures
+    from embedding.models.openclip.model import add_architectures
     from embedding.models.spec import ModelSpec
     from embedding.protocol import ModelConfig
 

@@ -1,8 +1,8 @@
 """What one release of open_clip builds for pretrained tags, as JSON: `python open_clip_facts.py ROWS.json OUT.json`.
 
 Run by `benchmarks.open_clip_versions` once in each environment, so it imports nothing of this project but, for what the
-server builds, `embedding.models.reference`. The release's own `create_model_and_transforms` does the work; only the
-weights are ours, made of their names, and towers have two layers: widths, heads and whatever surrounds them stay.
+server builds, `embedding.models.openclip.reference`. The release's own `create_model_and_transforms` does the work;
+only the weights are ours, made of their names, and towers have two layers: widths, heads and all else stay as they are.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def stand_in(served: bool) -> None:
     """Weights, sizes and files of the hub; everything else is the release's."""
     entry_of: Callable[[str, str], Any] = get_pretrained_cfg
     if served:
-        from embedding.models.reference import pretrained
+        from embedding.models.openclip.reference import pretrained
 
         def create(architecture: str, tag: str) -> Any:
             config, entry = pretrained(architecture, tag)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import OUT, ROOT
-from embedding.models.reference import VERSION
+from embedding.models.openclip.reference import VERSION
 from embedding.registry import lookup, names
 
 MARQO = (f"open_clip_torch=={VERSION}", "timm==1.0.8", "pillow==10.4.0")

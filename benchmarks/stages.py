@@ -156,7 +156,7 @@ def _stages(
     import numpy as np
     import torch
 
-    from embedding.image import preprocess
+    from embedding.image.pixels import preprocess
 
     torch.set_num_threads(1)
     model = models.loaded(checkpoint)
@@ -215,7 +215,7 @@ def _reference(size: int) -> Callable[[bytes], Any]:
 @contextlib.contextmanager
 def _fetching(urls: Sequence[str]) -> Iterator[Stage]:
     """Downloads of all pictures, 16 at a time as in one chunk of the server."""
-    from embedding.fetch import Fetcher, FetchOptions, FetchSettings
+    from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 
     loop = asyncio.new_event_loop()
     fetcher = Fetcher(FetchSettings(allowed_networks="127.0.0.0/8"))

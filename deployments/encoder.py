@@ -22,22 +22,22 @@ from deployments.metrics import PERIOD_S, EncoderMetrics
 from deployments.replica import Settings
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
-from embedding.contain import contained
 from embedding.errors import Fault, RequestError
-from embedding.models.access import KeyedHash
-from embedding.models.buffers import staged
 from embedding.models.cache import MAX_MODELS, ModelCache
-from embedding.models.failure import named
+from embedding.models.files.access import KeyedHash
+from embedding.models.files.failure import named
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.origin import needs_files, origin_of
+from embedding.models.files.transfers import Transfers
+from embedding.models.files.weights import Weights
 from embedding.models.loader import device_bytes, estimate_bytes, fetch_files, load_model, release_memory
 from embedding.models.model import Model, Rows, normalize
-from embedding.models.openclip import OpenClipModel, add_architectures
-from embedding.models.options import LoadOptions
-from embedding.models.origin import needs_files, origin_of
+from embedding.models.openclip.buffers import staged
+from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
-from embedding.models.transfers import Transfers
-from embedding.models.weights import Weights
+from embedding.panics import contained
 from embedding.protocol import ModelConfig
-from embedding.url import shown
+from embedding.shown import shown
 
 Lane = Literal["image", "text"]
 Encode = Callable[[Sequence[Any]], Rows]

@@ -17,8 +17,8 @@ from deployments.poison import Poison
 from deployments.retry import is_lost, retried
 from deployments.routing import to_home
 from deployments.threads import NO_THREADS, ThreadShares
-from embedding.data_uri import DATA_URI
 from embedding.errors import ItemError
+from embedding.fetch.data_uri import DATA_URI
 from embedding.protocol import Vectors
 
 

@@ -14,7 +14,7 @@ from embedding.expansion import Expansion
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
-from embedding.text import chunks_cost
+from embedding.text.chunks import chunks_cost
 
 IN_FLIGHT_BYTES = 64 * 2**20
 """Of the contents and pixels of one request's calls that are on their way at a time, with what each call carries."""

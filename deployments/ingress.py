@@ -23,7 +23,6 @@ from deployments.pipeline import Pipeline
 from deployments.replica import Settings
 from deployments.replies import PartsResponse
 from deployments.texts import TextFanOut
-from embedding import __version__
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.expansion import text_bytes
 from embedding.protocol import (
@@ -36,8 +35,9 @@ from embedding.protocol import (
     encode_parts,
     parse_request,
 )
-from embedding.text import MOST_EXPANDED_BYTES
-from embedding.url import shown
+from embedding.shown import shown
+from embedding.text.chunks import MOST_EXPANDED_BYTES
+from embedding.version import VERSION
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,7 +52,7 @@ SMALL_REQUEST, SMALL_SEARCH = 128, 32
 DOWNLOADS_END_S = 10.0
 """So long before a request's time is up its downloads end, or when a quarter is left: what came is encoded yet."""
 
-api = FastAPI(title="Marqo Inference", version=__version__)
+api = FastAPI(title="Marqo Inference", version=VERSION)
 guard(api)
 
 
@@ -309,7 +309,7 @@ class Ingress:
     @api.get("/")
     async def get_root(self) -> dict[str, str]:
         """Who is there."""
-        return {"message": "Welcome to Marqo Inference", "version": __version__}
+        return {"message": "Welcome to Marqo Inference", "version": VERSION}
 
     @api.get("/healthz")
     async def get_healthz(self) -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 from embedding.models.cache import CacheStats
 from embedding.models.spec import ModelInfo
-from embedding.url import without_credentials
+from embedding.shown import without_credentials
 
 Entry = dict[str, Any]
 

@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 
 from embedding.errors import CostlyError, CrashError, ItemError
-from embedding.url import shown
+from embedding.shown import shown
 
 REMEMBERED_S = 600.0
 MOST_REMEMBERED = 10_000

@@ -18,15 +18,15 @@ from deployments.parts import DownloadTerms, Part
 from deployments.progress import Progress
 from deployments.replica import Settings, assigned_cpus, be_nice
 from deployments.threads import Pools
-from embedding.apart import DecoderCrashed
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.expansion import Expansion
-from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.image import PILLOW_MAX_PIXELS, ImageLimits, limit_pillow
+from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
+from embedding.image.fair_queue import Call
+from embedding.image.lanes import Lanes
+from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, limit_pillow
+from embedding.image.subprocess_decoder import DecoderCrashed
 from embedding.image_spec import ImageSpec
-from embedding.lanes import Lanes
-from embedding.text import SplitMethod, chunk_texts
-from embedding.turns import Call
+from embedding.text.chunks import SplitMethod, chunk_texts
 
 HAND_OVER_S = 5.0
 HAND_OVER_BYTES = 256 * 2**20

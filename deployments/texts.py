@@ -17,7 +17,7 @@ from embedding.errors import ItemError
 from embedding.expansion import Expansion, check_expansion, text_bytes
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ChunkConfig, InferenceRequest, TextConfig, Vectors
-from embedding.text import chunk_texts, chunks_cost
+from embedding.text.chunks import chunk_texts, chunks_cost
 
 # What costs less than a millisecond to split, whatever it holds, is split here. Splitting holds Python's lock, so more
 # of it would hold up everybody else's requests.

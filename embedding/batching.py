@@ -15,8 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedding.contain import contained
 from embedding.errors import Fault, RequestError
+from embedding.panics import contained
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from image_host import ImageHost
 
 from embedding.errors import MediaError
-from embedding.fetch import Fetcher, FetchOptions, FetchSettings
+from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 
 PICTURE = bytes(range(256)) * 400
 DOWNLOAD = "error when downloading the media url"

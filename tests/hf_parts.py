@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_bert import TEXTS, WIDTH, archived, files_of, save_bert
 
 from embedding.errors import Fault, RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import load_model
 from embedding.models.model import Model
-from embedding.models.options import LoadOptions
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from embedding.errors import Fault, RequestError
 from embedding.models.loader import load_model
 from embedding.models.model import Model
-from embedding.models.openclip import add_architectures
+from embedding.models.openclip.model import add_architectures
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 

@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from embedding.errors import Fault, RequestError
-from embedding.models.openclip import OpenClipModel, add_architectures, load_openclip
-from embedding.models.options import LoadOptions
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
+from embedding.models.openclip.model import OpenClipModel, add_architectures, load_openclip
 from embedding.models.properties import OpenClipProperties
 from embedding.models.spec import ModelSpec
-from embedding.models.weights import Weights
 from embedding.protocol import ModelConfig
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from hostile_pictures import tile_of_a_pixel
 from pictures import encoded, jpeg, photo
 
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, preprocess
+from embedding.image.pixels import ImageLimits, preprocess
 from embedding.image_spec import ImageSpec
 
 SPEC = ImageSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "shortest")
@@ -38,7 +38,7 @@ PROGRAM = """
 import pickle, sys
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
-from embedding import apart
+from embedding.image import subprocess_decoder as apart
 
 def children():
     return Path(f"/proc/{_forkserver._forkserver_pid}/task/{_forkserver._forkserver_pid}/children").read_text().split()

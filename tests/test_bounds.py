@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 from deployments.message import MESSAGE_BYTES, in_one_message
 from deployments.routing import _home_key
-from embedding.breaker import Breaker
-from embedding.host import Host
+from embedding.fetch.breaker import Breaker
+from embedding.fetch.host import Host
+from embedding.fetch.scheduler import Slots
 from embedding.models.spec import ModelInfo, ModelSpec
-from embedding.slots import Slots
 
 
 def traced(work: object) -> int:

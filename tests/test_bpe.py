@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from embedding.models.bpe import BpeTokenizer, head, merge
+from embedding.models.openclip.bpe import BpeTokenizer, head, merge
 
 THEIRS = SimpleTokenizer()
 OURS = BpeTokenizer(THEIRS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedding.breaker import Breaker
+from embedding.fetch.breaker import Breaker
 
 
 def opened() -> Breaker:

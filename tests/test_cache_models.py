@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from embedding.models.cache import ModelCache
 from embedding.models.loader import estimate_bytes, load_model
 from embedding.models.model import Model
-from embedding.models.openclip import add_architectures
+from embedding.models.openclip.model import add_architectures
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 

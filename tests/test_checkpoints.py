@@ -10,7 +10,7 @@ from cost import cost
 from hostile_checkpoints import BROKEN, REFUSED, saved
 
 from embedding.errors import RequestError
-from embedding.models.checkpoint import BrokenCheckpoint, check_readable, checkpoint_kind
+from embedding.models.files.checkpoint import BrokenCheckpoint, check_readable, checkpoint_kind
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if "-mb-" not in name])

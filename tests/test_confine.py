@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PRELUDE = "from embedding.confine import confine; confine(memory_bytes=2**26, cpu_s=1, file_bytes=2**10)"
+PRELUDE = "from embedding.process_limits import confine; confine(memory_bytes=2**26, cpu_s=1, file_bytes=2**10)"
 
 
 def confined(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ from openclip_parts import architecture
 from tiny_bert import files_of, save_bert
 
 from embedding.errors import Fault, RequestError
-from embedding.models.description import (
+from embedding.models.hf.description import (
     MODEL_TYPES,
     TOKENIZER_CLASSES,
     check_description,
@@ -25,8 +25,8 @@ from embedding.models.description import (
     checked_special_tokens,
     checked_tokenizer_config,
 )
-from embedding.models.openclip_config import check_openclip_sizes, checked_openclip
-from embedding.models.staging import own_file, staged_model, staged_tokenizer
+from embedding.models.hf.staging import own_file, staged_model, staged_tokenizer
+from embedding.models.openclip.config import check_openclip_sizes, checked_openclip
 
 BERT: dict[str, Any] = {
     "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "vocab_size": 30_522,

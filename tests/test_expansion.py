@@ -12,7 +12,7 @@ from deployments.gather import cut, together
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.expansion import Expansion, check_expansion
 from embedding.protocol import Vectors, encode_parts, encode_result
-from embedding.text import MOST_EXPANDED_BYTES, chunk_text, chunk_texts, chunks_cost
+from embedding.text.chunks import MOST_EXPANDED_BYTES, chunk_text, chunk_texts, chunks_cost
 
 MEBIBYTE = 2**20
 

@@ -9,7 +9,7 @@ import pytest
 from fetch_parts import PICTURE, Names, failure, fetch, fetching, host, server  # noqa: F401
 from image_host import ImageHost
 
-from embedding.fetch import FetchOptions
+from embedding.fetch.fetcher import FetchOptions
 
 # --- what works ---
 

@@ -7,7 +7,7 @@ import asyncio
 from fetch_parts import DOWNLOAD, Names, answer_up, failure_of, fetching, host, server, unused_port  # noqa: F401
 from image_host import ImageHost
 
-from embedding.fetch import FetchOptions
+from embedding.fetch.fetcher import FetchOptions
 
 
 def test_a_dead_host_is_left_alone_until_it_is_back(host: ImageHost) -> None:

@@ -10,7 +10,7 @@ from aiohttp.abc import ResolveResult
 from fetch_parts import DOWNLOAD, PICTURE, Names, answer_up, failure, fetch, fetching, host, server, unused_port  # noqa: F401
 from image_host import ImageHost
 
-from embedding.fetch import FetchOptions
+from embedding.fetch.fetcher import FetchOptions
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 304, 400, 403, 404, 410, 429, 500, 503])

@@ -11,8 +11,8 @@ from aiohttp.abc import ResolveResult
 from fetch_parts import Names, failure, failure_of, fetching, host, server  # noqa: F401
 from image_host import ImageHost
 
-from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.guard import VARIABLE, SystemResolver
+from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
+from embedding.fetch.guard import VARIABLE, SystemResolver
 
 
 @pytest.mark.parametrize(

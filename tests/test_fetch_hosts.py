@@ -12,7 +12,7 @@ from fetch_parts import Names, answer_up, fetching, unused_port
 from image_host import ImageHost
 
 from embedding.errors import MediaError
-from embedding.fetch import Fetcher, FetchOptions
+from embedding.fetch.fetcher import Fetcher, FetchOptions
 
 KB = 1000
 PICTURE = bytes(100 * KB)
@@ -339,7 +339,7 @@ def test_an_opening_and_a_closing_are_logged_once(host: ImageHost, caplog: pytes
                 assert lost(await outcomes(fetcher, [url] * 20, FetchOptions())) == []
 
     asyncio.run(run())
-    messages = [record.getMessage() for record in caplog.records if record.name == "embedding.host"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "embedding.fetch.host"]
     assert len(messages) == 2
     assert f"127.0.0.1:{port} is left alone" in messages[0]
     assert "Connection refused" in messages[0]

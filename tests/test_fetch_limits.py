@@ -10,7 +10,7 @@ import pytest
 from fetch_parts import DOWNLOAD, PICTURE, Names, failure, failure_of, fetch, fetching, host, server  # noqa: F401
 from image_host import ImageHost
 
-from embedding.fetch import FetchOptions
+from embedding.fetch.fetcher import FetchOptions
 
 
 @pytest.mark.parametrize("path", ["/hang", "/drip", "/drip?every=0.01", "/lie-length", "/ok/a.jpg?delay=9"])

@@ -9,7 +9,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import is_ip_address
 
-from embedding.guard import VARIABLE, Guard, GuardedResolver, Refused, SystemResolver, is_literal
+from embedding.fetch.guard import VARIABLE, Guard, GuardedResolver, Refused, SystemResolver, is_literal
 
 REFUSED = """
 127.0.0.1 127.255.255.254 0.0.0.0 10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.0.1

@@ -12,9 +12,9 @@ from pictures import encoded, jpeg, photo
 from PIL import Image
 
 from embedding.errors import MediaError, SlowError
-from embedding.header import block_scans, estimated
-from embedding.image import ImageLimits, ImageSpec, preprocess
-from embedding.lanes import MEDIUM_S, QUICK_S
+from embedding.image.decode_cost import block_scans, estimated
+from embedding.image.lanes import MEDIUM_S, QUICK_S
+from embedding.image.pixels import ImageLimits, ImageSpec, preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 

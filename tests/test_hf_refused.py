@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_bert import TEXTS, VOCABULARY, WIDTH, archived, reference, save_tokenizer
 
 from embedding.errors import RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import load_model
-from embedding.models.options import LoadOptions
 from embedding.models.properties import HfProperties, parse_properties
 
 

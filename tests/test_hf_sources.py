@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tiny_bert import TEXTS, WIDTH, archived, reference, save_bert
 
 from embedding.errors import RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import estimate_bytes, load_model
-from embedding.models.options import LoadOptions
 
 # --- Where it comes from ---
 

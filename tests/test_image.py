@@ -19,11 +19,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from pictures import encoded, jpeg, photo
 from PIL import Image
 
-from embedding import jpeg as quick
-from embedding.apart import Decoders
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels
-from embedding.resample import Axis, nearest, resample_window
+from embedding.image import jpeg as quick
+from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels
+from embedding.image.resample import Axis, nearest, resample_window
+from embedding.image.subprocess_decoder import Decoders
 
 # Damaged files make Pillow warn. The module silences that in production; pytest's own filters come before.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

@@ -14,9 +14,9 @@ import pytest
 from pictures import encoded, jpeg, photo
 
 from embedding.errors import MediaError, SlowError
-from embedding.image import ImageLimits, ImageSpec, preprocess
-from embedding.lanes import Lanes
-from embedding.turns import Call
+from embedding.image.fair_queue import Call
+from embedding.image.lanes import Lanes
+from embedding.image.pixels import ImageLimits, ImageSpec, preprocess
 
 SPEC = ImageSpec((64, 64), (0.5,) * 3, (0.5,) * 3)
 LIMITS = ImageLimits(max_decode_s=0.3)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from embedding.limit import FIRST, Ended, Limit
+from embedding.fetch.concurrency_limit import FIRST, Ended, Limit
 
 MOST = 64
 TOO_LATE = Ended(1000, 3.0, 1.0)

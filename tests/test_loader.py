@@ -21,10 +21,10 @@ from tiny_bert import WIDTH, save_bert
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import estimate_bytes, load_model, release_memory
 from embedding.models.model import Model, Pixels, Rows
-from embedding.models.openclip import OpenClipModel, add_architectures
-from embedding.models.options import LoadOptions
+from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.random import random_vectors
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig

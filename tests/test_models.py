@@ -18,10 +18,10 @@ from pictures import jpeg, photo
 from PIL import Image
 
 from embedding.errors import RequestError
-from embedding.image import preprocess
+from embedding.image.pixels import preprocess
 from embedding.models.loader import load_model
 from embedding.models.model import normalize
-from embedding.models.openclip import PRESETS
+from embedding.models.openclip.model import PRESETS
 from embedding.models.properties import parse_properties
 from embedding.models.random import random_vectors
 from embedding.models.spec import ModelSpec

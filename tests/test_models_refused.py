@@ -16,7 +16,7 @@ from model_parts import ARCHITECTURE, DIMENSIONS, OTHER, checkpoint, folder, ref
 from safetensors.torch import save_file
 
 from embedding.errors import RequestError
-from embedding.models.openclip import add_architectures
+from embedding.models.openclip.model import add_architectures
 from embedding.models.properties import SERVED_TYPES, parse_properties
 
 

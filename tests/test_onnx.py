@@ -17,10 +17,10 @@ from tiny_bert import TEXTS, WIDTH, files_of, save_bert
 from transformers import AutoModel
 
 from embedding.errors import Fault, RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import estimate_bytes, load_model
 from embedding.models.model import Model, normalize
-from embedding.models.openclip import add_architectures
-from embedding.models.options import LoadOptions
+from embedding.models.openclip.model import add_architectures
 from embedding.models.properties import parse_properties
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig

@@ -12,7 +12,7 @@ from hub_host import HubHost
 from image_host import ImageHost
 from openclip_parts import OTHER, SIZE, check, folder, host, hub, load, options, refusal  # noqa: F401
 
-from embedding.models.options import LoadOptions
+from embedding.models.files.options import LoadOptions
 
 
 def damaged(content: bytes, how: str) -> bytes:

@@ -29,7 +29,7 @@ from openclip_parts import (  # noqa: F401
 )
 from safetensors.torch import save_file
 
-from embedding.models.options import LoadOptions
+from embedding.models.files.options import LoadOptions
 
 
 def test_a_tokenizer_of_the_requests_own(options: LoadOptions, folder: Path, words: Path) -> None:

@@ -30,11 +30,11 @@ from openclip_parts import (  # noqa: F401
 from s3_parts import bucket, s3_client, s3_server  # noqa: F401
 
 from embedding.errors import RequestError
-from embedding.models.openclip import load_openclip
-from embedding.models.options import LoadOptions
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
+from embedding.models.openclip.model import load_openclip
 from embedding.models.properties import OpenClipProperties
 from embedding.models.spec import ModelSpec
-from embedding.models.weights import Weights
 from embedding.protocol import ModelConfig
 from embedding.registry import DEMO_MODEL
 

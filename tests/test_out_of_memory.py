@@ -18,7 +18,7 @@ from onnx_parts import Call, export
 from safetensors.torch import save_file
 from weights_parts import left
 
-from embedding.models.openclip import add_architectures
+from embedding.models.openclip.model import add_architectures
 
 ARCHITECTURE, DIMENSIONS, SIZE, CONTEXT = "starved", 8, 32, 8
 CONFIG = {
@@ -35,8 +35,8 @@ import torch
 from image_host import ImageHost
 
 from embedding.models.loader import load_model
-from embedding.models.openclip import add_architectures
-from embedding.models.options import LoadOptions
+from embedding.models.openclip.model import add_architectures
+from embedding.models.files.options import LoadOptions
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 

@@ -11,7 +11,7 @@ from hf_parts import load, refusal, same, vectors
 from tiny_bert import TEXTS, reference, save_bert
 
 from embedding.errors import Fault, RequestError
-from embedding.models.pooling import pooling_mode
+from embedding.models.hf.pooling import pooling_mode
 
 FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 

@@ -11,8 +11,8 @@ from hub_host import HubHost
 from s3_parts import s3_client, s3_server  # noqa: F401
 from weights_parts import CONTENT, TOKEN, options, properties, refused
 
-from embedding.models.access import Access, KeyedHash
-from embedding.models.weights import Weights
+from embedding.models.files.access import Access, KeyedHash
+from embedding.models.files.weights import Weights
 
 FILES = {"config.json": b"{}", "model.safetensors": CONTENT}
 

@@ -30,9 +30,9 @@ from openclip_parts import (  # noqa: F401
 )
 from safetensors.torch import save
 
-from embedding.models.openclip import OpenClipModel
-from embedding.models.options import LoadOptions
-from embedding.models.reference import DIFFERENCES, pretrained
+from embedding.models.files.options import LoadOptions
+from embedding.models.openclip.model import OpenClipModel
+from embedding.models.openclip.reference import DIFFERENCES, pretrained
 from embedding.registry import lookup, names
 
 RESNET = "source-RN"

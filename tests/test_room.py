@@ -11,8 +11,8 @@ import pytest
 from image_host import ImageHost
 
 from embedding.errors import MediaError
-from embedding.fetch import Fetcher, FetchOptions, FetchSettings
-from embedding.room import Room, Share
+from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
+from embedding.fetch.memory_budget import Room, Share
 
 LARGE = 2 * 2**20
 ROOM = 3 * LARGE

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pictures import encoded, jpeg, photo
 
 from embedding.errors import MediaError
-from embedding.image import ImageSpec, preprocess
-from embedding.signature import sniffed
+from embedding.image.pixels import ImageSpec, preprocess
+from embedding.image.signature import sniffed
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from embedding.errors import Fault, RequestError
-from embedding.models.onnx_trial import try_graph
+from embedding.models.onnx.trial import try_graph
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -15,9 +15,10 @@ from hf_parts import CPU, load, refusal, same, spec, vectors
 from hostile_repositories import CONFIGS, DROPPED, Files, changed, write
 from tiny_bert import TEXTS, VOCABULARY, files_of, reference, save_bert, save_tokenizer
 
-from embedding.models import attention, hf
+from embedding.models.files.options import LoadOptions
+from embedding.models.hf import attention
+from embedding.models.hf import model as hf
 from embedding.models.loader import estimate_bytes, load_model
-from embedding.models.options import LoadOptions
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from hostile_repositories import TOKENIZERS, Files, expands, hangs_at, pads, pan
 from tiny_bert import TEXTS, files_of, reference, save_bert
 
 from embedding.errors import Fault, RequestError
+from embedding.models.files.options import LoadOptions
+from embedding.models.hf.staging import staged_tokenizer
 from embedding.models.model import Model
-from embedding.models.options import LoadOptions
-from embedding.models.own_thread import OwnThread
-from embedding.models.staging import staged_tokenizer
-from embedding.models.tokenizer_process import Loading, TokenizerProcess
+from embedding.models.tokenizers.own_thread import OwnThread
+from embedding.models.tokenizers.process import Loading, TokenizerProcess
 
 OPTIONS = LoadOptions()
 RARE = "ζ"
@@ -173,7 +173,7 @@ def test_limits_of_memory_and_time(good: Path) -> None:
 def processes_of(pid: int) -> list[psutil.Process]:
     """Those of tokenizers, and the one that forks them."""
     children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if not ended(child) and "embedding.models.zygote" in child.cmdline()]
+    return [child for child in children if not ended(child) and "embedding.models.tokenizers.zygote" in child.cmdline()]
 
 
 def ended(process: psutil.Process) -> bool:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding import text
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.text import SplitMethod, chunk_text, chunk_texts
+from embedding.text import chunks as text
+from embedding.text.chunks import SplitMethod, chunk_text, chunk_texts
 
 METHODS: list[SplitMethod] = ["character", "word", "sentence", "passage"]
 
@@ -149,7 +149,7 @@ def test_a_pattern_is_left_out_only_where_it_cannot_match() -> None:
     """Each of NLTK's patterns is in our table, and none matches a text without what the table says it needs."""
     from nltk.tokenize.destructive import NLTKWordTokenizer as Plain
 
-    from embedding.words import NEEDED
+    from embedding.text.words import NEEDED
 
     rules = [*Plain.STARTING_QUOTES, *Plain.ENDING_QUOTES, *Plain.PUNCTUATION, Plain.PARENS_BRACKETS]
     patterns = [pattern for pattern, _ in [*rules, Plain.DOUBLE_DASHES]] + Plain.CONTRACTIONS2 + Plain.CONTRACTIONS3
@@ -190,5 +190,5 @@ def test_threads_share_one_model_loaded_once() -> None:
 
 
 def test_importing_the_module_does_not_import_nltk() -> None:
-    code = "import sys, embedding.text; assert not {'nltk', 'punkt'} & set(sys.modules)"
+    code = "import sys, embedding.text.chunks; assert not {'nltk', 'punkt'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from embedding.image_spec import ImageSpec
-from embedding.models.openclip import add_architectures
-from embedding.models.towers import Normalization, image_encoder, text_encoder
+from embedding.models.openclip.model import add_architectures
+from embedding.models.openclip.towers import Normalization, image_encoder, text_encoder
 
 SIZE = 48
 VISION: dict[str, Any] = {"image_size": SIZE, "patch_size": 16, "width": 32, "layers": 3, "head_width": 16}

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from embedding.errors import Fault, RequestError
-from embedding.models.transfers import Origin, Stopped, Transfers, check_wanted
+from embedding.models.files.transfers import Origin, Stopped, Transfers, check_wanted
 
 WAIT_S = 10
 

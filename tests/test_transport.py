@@ -12,8 +12,8 @@ from fetch_parts import PICTURE, Names, fetch, host  # noqa: F401
 from image_host import ImageHost
 from transport_parts import Watcher, body, get, transporting
 
-from embedding.guard import Guard, Refused
-from embedding.transport import Kind, Reply, Transport, TransportError, TransportSettings
+from embedding.fetch.guard import Guard, Refused
+from embedding.fetch.transport import Kind, Reply, Transport, TransportError, TransportSettings
 
 WRONG = b"wrong" * 100
 

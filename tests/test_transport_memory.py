@@ -10,7 +10,7 @@ import pytest
 from image_host import ImageHost
 from transport_parts import Watcher, get, transporting
 
-from embedding.transport import Transport
+from embedding.fetch.transport import Transport
 
 AT_A_TIME = 16
 LARGE = 4 * 2**20

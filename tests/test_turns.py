@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from embedding.turns import OLDEST_EVERY, STEP_S, TIDY_EVERY, Call, NoTurnError, Turns
+from embedding.image.fair_queue import OLDEST_EVERY, STEP_S, TIDY_EVERY, Call, NoTurnError, Turns
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -10,8 +10,9 @@ from requests.utils import requote_uri
 from yarl import URL
 
 from embedding.errors import MediaError
-from embedding.guard import Refused
-from embedding.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url, shown, without_credentials
+from embedding.fetch.guard import Refused
+from embedding.fetch.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url
+from embedding.shown import shown, without_credentials
 
 NOT_LOCAL = "is not a local file, a valid url, or a base64-encoded image"
 

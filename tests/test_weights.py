@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from weights_parts import ALL, CONTENT, options, properties, refusal
 
 from embedding.errors import RequestError
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 
 LOCATIONS: dict[str, dict[str, Any]] = {
     "url": {"url": "http://127.0.0.1:1/model.pt"},

@@ -13,9 +13,9 @@ from image_host import ImageHost
 from weights_parts import CONTENT, left, options
 
 from embedding.errors import RequestError
+from embedding.models.files.tree import Tree
+from embedding.models.files.weights import Weights
 from embedding.models.properties import HfProperties
-from embedding.models.tree import Tree
-from embedding.models.weights import Weights
 
 
 @pytest.fixture

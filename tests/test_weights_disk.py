@@ -15,8 +15,8 @@ from hub_host import HubHost
 from image_host import ImageHost
 from weights_parts import left, options, process
 
-from embedding.models.disk import Disk
-from embedding.models.weights import Weights
+from embedding.models.files.disk import Disk
+from embedding.models.files.weights import Weights
 
 SIZE = 100_000
 LIMIT = 3 * SIZE + 10_000
@@ -90,8 +90,8 @@ def test_what_another_thread_uses_stays(tmp_path: Path, host: ImageHost, weights
 USE = """
 import sys
 from pathlib import Path
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 weights = Weights(LoadOptions(model_sources=("url",), cache_dir=Path(sys.argv[1]), allowed_networks="127.0.0.0/8"))
 with weights.session():
     weights.url(sys.argv[2])

@@ -13,7 +13,7 @@ from hub_host import HubHost
 from weights_parts import CONTENT, TOKEN, options, properties, refusal
 
 from embedding.errors import RequestError
-from embedding.models.weights import Weights
+from embedding.models.files.weights import Weights
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from hub_host import HubHost
 from weights_parts import options, process, properties
 
-from embedding.models.weights import Weights
+from embedding.models.files.weights import Weights
 
 MIB = 2**20
 NAME = "open_clip_pytorch_model.bin"
@@ -53,8 +53,8 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(tmp_path: Path, hub: Hu
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 weights = Weights(LoadOptions(cache_dir=Path(sys.argv[1])))
 print(weights.repository_file("me/open", (sys.argv[2],)))
 """
@@ -113,9 +113,9 @@ FULL = """
 import ctypes, os, sys
 from pathlib import Path
 from embedding.errors import RequestError
-from embedding.models import disk
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files import disk
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 
 libc = ctypes.CDLL(None, use_errno=True)
 cache = Path(sys.argv[1])

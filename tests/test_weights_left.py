@@ -12,9 +12,9 @@ from image_host import ImageHost
 from range_host import RangeHost
 from weights_parts import options, refused
 
-from embedding.models.disk import Disk
-from embedding.models.session import session
-from embedding.models.weights import Weights
+from embedding.models.files.disk import Disk
+from embedding.models.files.session import session
+from embedding.models.files.weights import Weights
 
 
 def everything(folder: Path) -> list[str]:

@@ -13,8 +13,8 @@ from image_host import ImageHost
 from range_host import RangeHost
 from weights_parts import CONTENT, left, options, properties, refusal
 
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 
 
 def picky(folder: Path, **changes: Any) -> LoadOptions:

@@ -17,10 +17,10 @@ import pytest
 from range_host import OLD, RangeHost
 from weights_parts import CONTENT, DOWNLOAD, left, options, process, refused
 
-from embedding.models.disk import Disk
-from embedding.models.failure import unloadable
-from embedding.models.store import Store
-from embedding.models.weights import Weights
+from embedding.models.files.disk import Disk
+from embedding.models.files.failure import unloadable
+from embedding.models.files.store import Store
+from embedding.models.files.weights import Weights
 
 HALF = len(CONTENT) // 2
 

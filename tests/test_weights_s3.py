@@ -16,7 +16,7 @@ from image_host import ImageHost
 from s3_parts import ADMIN, s3_client, s3_server  # noqa: F401
 from weights_parts import CONTENT, SECRET, TOKEN, left, options, properties, refusal
 
-from embedding.models.weights import Weights
+from embedding.models.files.weights import Weights
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 from image_host import ImageHost
 from weights_parts import CONTENT, DOWNLOAD, TOKEN, left, options, process, properties, refusal, refused
 
-from embedding.models import progress
-from embedding.models.disk import Disk
-from embedding.models.store import Store
-from embedding.models.weights import Weights
+from embedding.models.files import progress
+from embedding.models.files.disk import Disk
+from embedding.models.files.store import Store
+from embedding.models.files.weights import Weights
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 from fetch_parts import Names
 
-from embedding.guard import Guard, GuardedResolver
-from embedding.headers import request_headers
-from embedding.transport import Reply, Transport, TransportSettings
-from embedding.url import make_target
+from embedding.fetch.guard import Guard, GuardedResolver
+from embedding.fetch.headers import request_headers
+from embedding.fetch.transport import Reply, Transport, TransportSettings
+from embedding.fetch.url import make_target
 
 
 class Watcher:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from embedding.errors import Fault, RequestError
-from embedding.models.archive import unpack
-from embedding.models.checkpoint import checkpoint_kind
-from embedding.models.options import LoadOptions
+from embedding.models.files.archive import unpack
+from embedding.models.files.checkpoint import checkpoint_kind
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 from embedding.models.properties import OpenClipProperties
-from embedding.models.weights import Weights
 
 ALL = ("registry", "hub", "url", "s3", "path")
 CONTENT = os.urandom(300_000)
@@ -61,8 +61,8 @@ def left(folder: Path) -> list[str]:
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from embedding.models.options import LoadOptions
-from embedding.models.weights import Weights
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 options = LoadOptions(model_sources=("url",), cache_dir=Path(sys.argv[1]), allowed_networks="127.0.0.0/8")
 print(Weights(options).url(sys.argv[2]))
 """

@@ -17,15 +17,15 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
-from embedding.contain import contained
 from embedding.errors import RequestError
-from embedding.models.departed import Departed, Measured
-from embedding.models.entry import CacheStats, Entry, seen, surplus
-from embedding.models.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
-from embedding.models.load_time import load_time
+from embedding.models.cache_departed import Departed, Measured
+from embedding.models.cache_entry import CacheStats, Entry, seen, surplus
+from embedding.models.files.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
+from embedding.models.files.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
-from embedding.url import shown
+from embedding.panics import contained
+from embedding.shown import shown
 
 __all__ = ["CacheStats", "ModelCache"]
 

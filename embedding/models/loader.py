@@ -11,22 +11,22 @@ import numpy as np
 import open_clip
 import torch
 
-from embedding.contain import contained
 from embedding.errors import Fault, RequestError
-from embedding.models.failure import described, is_out_of_memory, named
+from embedding.models.files.failure import described, is_out_of_memory, named
+from embedding.models.files.load_time import LoadTime, load_time
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Weights
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf import estimate_hf, hf_folder, load_hf, spec_auth
-from embedding.models.load_time import LoadTime, load_time
+from embedding.models.hf.model import estimate_hf, hf_folder, load_hf, spec_auth
 from embedding.models.model import Model, Pixels, Rows
-from embedding.models.onnx import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
-from embedding.models.openclip import load_openclip, without_memory
-from embedding.models.options import LoadOptions
+from embedding.models.onnx.model import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
+from embedding.models.openclip.model import load_openclip, without_memory
+from embedding.models.openclip.recipe import find_recipe
 from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
 from embedding.models.random import HashName, random_vectors
-from embedding.models.recipe import find_recipe
 from embedding.models.spec import ModelInfo, ModelSpec
-from embedding.models.weights import Weights
-from embedding.url import shown
+from embedding.panics import contained
+from embedding.shown import shown
 
 logger = logging.getLogger("ray.serve")
 

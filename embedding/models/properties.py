@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, Va
 from embedding.errors import Fault, RequestError
 from embedding.models.spec import MOST_DIMENSIONS
 from embedding.protocol import explain
-from embedding.url import shown
+from embedding.shown import shown
 
 SERVED_TYPES = ("open_clip", "hf", "hf_stella", "random")
 Vector3 = tuple[float, float, float]

@@ -11,7 +11,7 @@ from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.protocol import ModelConfig
 from embedding.registry import canonical_json, lookup, model_key, properties_digest
-from embedding.url import shown
+from embedding.shown import shown
 
 MOST_DIMENSIONS = 65_536
 """Of a model."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from embedding.errors import RequestError
-from embedding.models.archive import BrokenArchive, unpack
+from embedding.models.files.archive import BrokenArchive, unpack
 from fuzz import bytewise
 from fuzz.target import Finding
 

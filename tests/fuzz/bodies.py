@@ -10,8 +10,9 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from embedding.data_uri import decode_data_uri
 from embedding.errors import Fault, ItemError, MediaError, RequestError
+from embedding.fetch.data_uri import decode_data_uri
+from embedding.fetch.url import parse_url
 from embedding.models.properties import OpenClipProperties, parse_properties
 from embedding.models.spec import ModelSpec
 from embedding.protocol import (
@@ -23,7 +24,6 @@ from embedding.protocol import (
     encode_result,
     parse_request,
 )
-from embedding.url import parse_url
 from embedding.values import check_values
 from fuzz.making import PYTHON, make_body, nested
 from fuzz.target import Finding

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from embedding.errors import RequestError
-from embedding.models.checkpoint import BrokenCheckpoint, check_readable, checkpoint_kind
+from embedding.models.files.checkpoint import BrokenCheckpoint, check_readable, checkpoint_kind
 from fuzz import bytewise
 from fuzz.archives import PLACE
 from fuzz.target import Finding

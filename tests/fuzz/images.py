@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from embedding.errors import MediaError
-from embedding.image import ImageLimits, ImageSpec, Pixels, limit_pillow, preprocess, reference_pixels
+from embedding.image.pixels import ImageLimits, ImageSpec, Pixels, limit_pillow, preprocess, reference_pixels
 from fuzz import bytewise, headers
 from fuzz.pictures import seeds
 from fuzz.target import Finding

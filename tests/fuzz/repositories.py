@@ -11,15 +11,15 @@ from typing import Any
 import msgpack
 
 from embedding.errors import Fault, RequestError
-from embedding.models.description import (
+from embedding.models.files.json_file import parse_map
+from embedding.models.hf.description import (
     check_description,
     checked_config,
     checked_index,
     checked_special_tokens,
     checked_tokenizer_config,
 )
-from embedding.models.json_file import parse_map
-from embedding.models.openclip_config import checked_openclip
+from embedding.models.openclip.config import checked_openclip
 from fuzz import bytewise
 from fuzz.target import Finding
 

@@ -10,8 +10,8 @@ from hostile_pictures import many_scans, many_segments, scan_bomb
 from pictures import jpeg, photo
 
 from embedding.errors import MediaError, SlowError
-from embedding.header import estimated
-from embedding.image import ImageLimits, ImageSpec, limit_pillow, preprocess
+from embedding.image.decode_cost import estimated
+from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess
 from fuzz import bytewise, headers
 from fuzz.target import Finding
 

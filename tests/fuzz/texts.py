@@ -9,7 +9,7 @@ from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 from punkt import load_model
 
-from embedding.text import chunk_text
+from embedding.text.chunks import chunk_text
 from fuzz.target import Finding
 
 PIECES = [

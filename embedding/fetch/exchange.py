@@ -1,0 +1,293 @@
+"""One request and its answer on a handle of libcurl."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pycurl
+from multidict import CIMultiDict
+
+from embedding.fetch.curl_handle import ask
+from embedding.fetch.guard import refusal
+from embedding.fetch.keepalive import Ends, KeepAlive, received, unacknowledged, unread
+from embedding.fetch.reply import Head, Kind, Limits, Observer, Reply, TransportError
+from embedding.fetch.url import Target
+
+# A body that is of no use is read to its end if it is short, so that its connection can be used again.
+_SHORT_BYTES = 8192
+_SHORT_S = 0.1
+_NAME = frozenset((pycurl.E_COULDNT_RESOLVE_HOST,))
+_CONNECTION = frozenset((pycurl.E_COULDNT_CONNECT, pycurl.E_OPERATION_TIMEDOUT))
+_TLS = frozenset(
+    (
+        pycurl.E_SSL_CONNECT_ERROR,
+        pycurl.E_SSL_CERTPROBLEM,
+        pycurl.E_SSL_CIPHER,
+        pycurl.E_PEER_FAILED_VERIFICATION,
+        pycurl.E_SSL_CACERT_BADFILE,
+        pycurl.E_SSL_ISSUER_ERROR,
+        pycurl.E_SSL_INVALIDCERTSTATUS,
+    )
+)
+
+
+class Doubtful(Exception):
+    """On a connection that has been used came an answer that may be no answer to this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the exchanges of a pool share.
+
+    Args:
+        keepalive: told of each connection.
+        permits: whether an IP address may be connected to.
+        limits: of each answer.
+        users: who uses a connection, or has used it last.
+        drive: lets libcurl do what it can do now.
+    """
+
+    keepalive: KeepAlive
+    permits: Callable[[str], bool]
+    limits: Limits
+    users: dict[Ends, Exchange]
+    drive: Callable[[], None]
+
+
+class Exchange:
+    """An easy handle and what it is used for now. Handles are used again: making one is dear."""
+
+    def __init__(self, easy: Any, shared: Shared) -> None:
+        self.easy = easy
+        self._keepalive = shared.keepalive
+        self._permits = shared.permits
+        self._limits = shared.limits
+        self._users = shared.users
+        self._drive = shared.drive
+        self._keep = False
+        easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        easy.setopt(pycurl.PREREQFUNCTION, self._connected)
+        easy.setopt(pycurl.HEADERFUNCTION, self._header)
+        easy.setopt(pycurl.WRITEFUNCTION, self._write)
+
+    def begin(
+        self, target: Target, addresses: list[str], headers: CIMultiDict[str], observer: Observer, fresh: bool
+    ) -> asyncio.Future[Reply]:
+        """Sets the handle up; it is for the caller to start it.
+
+        Args:
+            target: what is asked for.
+            addresses: what its host's name resolved to; none if it is an address itself.
+            headers: what is sent along.
+            observer: who is told of the progress.
+            fresh: over a connection that has not been used.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[Reply] = self._loop.create_future()
+        self._origin = target.origin
+        self._observer = observer
+        self._started = self._loop.time()
+        self._error: BaseException | None = None
+        self._errno = 0
+        self._reply: Reply | None = None
+        self._opened = self._used = self._paused = False
+        self._ends: Ends | None = None
+        self._fd: int | None = None
+        self._received_before = 0
+        self._drain: asyncio.TimerHandle | None = None
+        self._head = Head()
+        self._body: list[bytes] = []
+        self._nbytes = 0
+        self._keep = self._keepalive.may_keep(self._origin)
+        if self._keep:
+            self._keepalive.use(self._origin, 1)
+        ask(self.easy, target, addresses, headers)
+        self.easy.setopt(pycurl.FRESH_CONNECT, fresh or not self._keepalive.may_reuse(self._origin))
+        self.easy.setopt(pycurl.FORBID_REUSE, not self._keep)
+        future = self._future
+        observer.began(lambda: self._resume(future))
+        return self._future
+
+    def end(self) -> None:
+        """The handle is in use no longer."""
+        if self._keep:
+            self._keepalive.use(self._origin, -1)
+            self._keep = False
+        if self._ends is not None and self._users.get(self._ends) is self:
+            del self._users[self._ends]
+        if self._drain is not None:
+            self._drain.cancel()
+        if not self._future.cancel() and not self._future.cancelled():
+            self._future.exception()  # nobody may be left who waits for it
+        self._forget()
+
+    def _forget(self) -> None:
+        """It may be long until the handle is used again: what it holds until then is held for nobody."""
+        self._future = self._loop.create_future()
+        self._body = []
+        self._head = Head()
+        self._reply = self._error = None
+        del self._observer
+
+    def fail(self, error: BaseException) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def done(self, number: int) -> None:
+        """libcurl is done with it, with an error's number, or 0."""
+        if self._future.done():
+            return
+        if self._error is not None:
+            self.fail(self._error)
+            return
+        if number and self._reply is None:
+            self.fail(self._failure(number))
+            return
+        if not number and not self._release():
+            self.fail(Doubtful())
+            return
+        self._answer()
+
+    def _answer(self) -> None:
+        if not self._future.done():
+            self._future.set_result(self._reply or Reply(self._head.status, None, b"".join(self._body)))
+        self._body = []
+
+    def _release(self) -> bool:
+        """After a complete answer: its connection is watched. Tells whether the answer can be believed."""
+        if self._keep and self._ends is not None:
+            self._leave(self._ends, self.easy.getinfo(pycurl.ACTIVESOCKET))
+        return not (self._used and self._keepalive.caught_since(self._origin, self._started))
+
+    def _leave(self, ends: Ends, fd: int) -> None:
+        following = self._users.get(ends)
+        if following is not self and following is not None:
+            following._fd = fd  # libcurl found nothing unread on it, and has given it to another one already
+        elif fd < 0 and self._head.has_end and not self._head.closes:
+            self._keepalive.catch(self._origin)  # libcurl closes a connection when it has read more than an answer
+        elif fd >= 0:
+            self._keepalive.watch(self._origin, ends, fd)
+            if unread(fd):
+                self._keepalive.catch(self._origin)
+
+    def _failure(self, number: int) -> Exception:
+        host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO) or self._errno
+        answered = self._head.nbytes > 0
+        if answered and self._used and not self._nbytes:
+            return Doubtful()
+        if number in _NAME:
+            return TransportError(f"could not resolve the host `{host}`", Kind.NAME)
+        if number in _CONNECTION and not answered:
+            return TransportError(os.strerror(system) if system else "the connection failed", Kind.CONNECTION)
+        if number == pycurl.E_PEER_FAILED_VERIFICATION:
+            return TransportError(f"the certificate of `{host}` is not trusted", Kind.TLS)
+        if number in _TLS and not answered:
+            return TransportError(f"no TLS connection to `{host}`", Kind.TLS)
+        if not answered and number in (pycurl.E_GOT_NOTHING, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR):
+            return TransportError("the server closed the connection without an answer", Kind.SILENCE)
+        if number == pycurl.E_PARTIAL_FILE or system:
+            return TransportError("the transfer was cut short or malformed", Kind.ANSWER)
+        return TransportError("the answer is not valid HTTP", Kind.ANSWER)
+
+    # --- libcurl's callbacks: it prints what they raise, and goes on, so what goes wrong is kept ---
+
+    def _open_socket(self, purpose: int, address: Any) -> socket.socket | int:
+        try:
+            # The last word, should a way past the checks before it ever be found.
+            if not self._permits(str(address.addr[0])):
+                raise refusal(self._origin[1])
+            self._opened = True
+            return socket.socket(address.family, address.socktype, address.protocol)
+        except OSError as error:  # another address may be of a family that there is
+            self._errno = error.errno or 0
+        except BaseException as error:
+            self._error = error
+        return int(pycurl.SOCKET_BAD)
+
+    def _connected(self, remote: str, local: str, remote_port: int, local_port: int) -> int:
+        try:
+            if not self._permits(remote):
+                raise refusal(self._origin[1])
+            self._ends = remote, local, remote_port, local_port
+            self._used = not self._opened
+            self._fd = self._keepalive.taken(self._ends)
+            if self._fd is not None and self._origin[0] == "https":
+                self._received_before = received(self._fd)
+            self._users[self._ends] = self
+            self._observer.connected()
+            return int(pycurl.PREREQFUNC_OK)
+        except BaseException as error:
+            self._error = error
+            return int(pycurl.PREREQFUNC_ABORT)
+
+    def _header(self, line: bytes) -> int | None:
+        try:
+            if not self._head.nbytes:
+                self._first_line()
+            self._head.add(line)
+            if self._head.nbytes > self._limits.headers:
+                limit = self._limits.headers
+                raise TransportError(f"the answer is not valid HTTP: more than {limit} bytes of headers", Kind.ANSWER)
+            if self._head.complete and self._reply is None and not line.strip():
+                return self._decide()
+            return None
+        except BaseException as error:
+            self._error = error
+            return 0
+
+    def _first_line(self) -> None:
+        if self._used and self._fd is not None and self._is_early(self._fd):
+            self._keepalive.catch(self._origin)
+            raise Doubtful
+        self._observer.answering()
+
+    def _is_early(self, fd: int) -> bool:
+        """Whether the answer was there before the host had the request."""
+        return bool(unacknowledged(fd)) or 0 < self._received_before == received(fd)
+
+    def _decide(self) -> int | None:
+        """At the end of the head: whether to read on."""
+        head = self._head
+        if head.status == 200:
+            if head.length is not None and head.length > self._limits.body:
+                text = f"it has {head.length} bytes, and {self._limits.body} are allowed"
+                raise TransportError(text, Kind.ANSWER)
+            self._observer.length(head.length)
+            return None
+        self._reply = Reply(head.status, head.location, b"")
+        if not head.has_end or (head.length or 0) > _SHORT_BYTES:
+            return 0
+        self._drain = self._loop.call_later(_SHORT_S, self._answer)
+        return None
+
+    def _write(self, data: bytes) -> int | None:
+        try:
+            self._nbytes += len(data)
+            if self._reply is not None:
+                return 0 if self._nbytes > _SHORT_BYTES else None
+            if self._nbytes > self._limits.body:
+                raise TransportError(f"it has more than the {self._limits.body} bytes that are allowed", Kind.ANSWER)
+            if not self._observer.wants(len(data)):
+                self._nbytes -= len(data)
+                self._paused = True
+                return int(pycurl.WRITEFUNC_PAUSE)
+            self._body.append(data)
+            return None
+        except BaseException as error:
+            self._error = error
+            return 0
+
+    def _resume(self, future: asyncio.Future[Reply]) -> None:
+        # Not at once: it may be libcurl that calls.
+        self._loop.call_soon(self._unpause, future)
+
+    def _unpause(self, future: asyncio.Future[Reply]) -> None:
+        if future is self._future and not future.done() and self._paused:
+            self._paused = False
+            self.easy.pause(pycurl.PAUSE_CONT)
+            self._drive()

@@ -1,0 +1,193 @@
+"""What kind of file a checkpoint is, told by its content, whether it is intact, and the safe way to read it.
+
+All that it says of itself is checked before a library believes it: the sizes of its parts by arithmetic, its
+description against a list of what may be in one. So what loading it takes is known from the size of the file.
+
+torch.save's zip archives have a checksum for each tensor, which torch's own reader does not look at: a file with a bit
+changed would load, and give other vectors. Safetensors and the pickles of torch before 1.6 have none.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from safetensors import SafetensorError, safe_open
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+from embedding.models.files import pickles, zips
+from embedding.models.files.failure import described, is_out_of_memory, unloadable
+from embedding.models.files.pickles import BrokenPickle, ShortPickle, Storage, python_objects, read_pickle
+from embedding.shown import shown
+
+Kind = Literal["safetensors", "pickle"]
+# A tensor takes about 110 bytes of a header: the largest models that are served here have 250 KB.
+_MAX_HEADER_BYTES = 2 * 2**20
+_MAX_PARTS = 20_000
+
+
+class BrokenCheckpoint(Exception):
+    """The file is damaged, or is no checkpoint at all; the text says why."""
+
+
+def checkpoint_kind(path: Path) -> Kind:
+    """The kind of a file: its name may be anything that a URL ends in.
+
+    Reads all of an archive for its checksums: 0.2 s for 600 MB that are in the page cache.
+
+    Raises:
+        BrokenCheckpoint: neither kind, or visibly damaged.
+        RequestError: REFUSED: a TorchScript archive, which is a program and not just weights; Python objects other
+            than tensors; or a description that would take much to read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(9)
+        if head[8:9] == b"{":
+            _check_safetensors(path, int.from_bytes(head[:8], "little"), size)
+            return "safetensors"
+    if head[:4] == b"PK\x03\x04":
+        _check_zip(path)
+        return "pickle"
+    if head[:1] == b"\x80":
+        _check_old(path, size)
+        return "pickle"
+    raise BrokenCheckpoint(f"{size} bytes that are neither safetensors nor of torch.save")
+
+
+def check_readable(path: Path, kind: Kind) -> None:
+    """Reads a whole checkpoint as open_clip does, to learn whether the file or the model is to blame.
+
+    Raises:
+        BrokenCheckpoint: the file is.
+        Exception: whatever says that there is no memory for it (see `is_out_of_memory`).
+        RequestError: REFUSED: it holds Python objects other than tensors.
+    """
+    from open_clip.factory import load_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        if kind == "safetensors":
+            load_file(path)
+        else:
+            load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        text = str(error)
+        if "Weights only load failed" in text and ("allowed global" in text or "GLOBAL" in text):
+            raise python_objects() from None
+        raise BrokenCheckpoint(described(error)) from None
+
+
+def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
+    """The header says how long the file is, and what lies where: safetensors' own reader compares types and shapes with
+    places, and leaves no byte to none or to two tensors. It makes no Python objects of a header, as `json` would.
+    """
+    if header_bytes > size - 8:
+        raise BrokenCheckpoint("its header is cut off")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise unloadable(
+            f"the checkpoint has a header of {header_bytes} bytes, and {_MAX_HEADER_BYTES} are read at most; save it "
+            "in several files"
+        )
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise BrokenCheckpoint(f"it is cut off, or its header is malformed: {described(error)}") from None
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with path.open("rb") as file, zips.opened(file, _MAX_PARTS) as archive:
+            _check_parts(file, archive.infolist())
+            # All zero: it was written without checksums (torch.serialization.set_crc32_options(False)).
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except zips.BROKEN as error:
+        raise BrokenCheckpoint(f"it is cut off or damaged: {described(error)}") from None
+    if damaged is not None:
+        raise BrokenCheckpoint(f"the checksum of its part '{damaged}' is wrong")
+
+
+def _check_parts(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
+    """Parts lie there as they are, and each is as long as the description says."""
+    parts = {info.filename.split("/", 1)[-1]: info for info in infos}
+    if any(part.startswith("code/") or part == "constants.pkl" for part in parts):
+        raise unloadable("the checkpoint is a TorchScript archive, which is a program; save its state_dict instead")
+    if "data.pkl" not in parts:
+        raise BrokenCheckpoint("a zip file, but not one of torch.save")
+    if len({info.filename.split("/", 1)[0] for info in infos}) != 1 or len(parts) != len(infos):
+        raise BrokenCheckpoint("its parts lie in several folders")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise unloadable("the checkpoint is compressed, which torch.save does not do; save it anew")
+    if parts["data.pkl"].file_size > pickles.MAX_BYTES:
+        raise _too_long()
+    for storage in _described(zips.stored(file, parts["data.pkl"])):
+        part = parts.get(f"data/{storage.key}")
+        if part is None or part.file_size != storage.nbytes:
+            raise BrokenCheckpoint(f"its part 'data/{shown(storage.key)}' is missing or has another size than it says")
+
+
+def _described(content: bytes) -> list[Storage]:
+    """The storages that a pickle names."""
+    try:
+        _, end, storages = read_pickle(content)
+    except BrokenPickle as error:
+        raise BrokenCheckpoint(f"its description is damaged: {error}") from None
+    if end != len(content):
+        raise BrokenCheckpoint("there is something behind its description")
+    return storages
+
+
+def _check_old(path: Path, size: int) -> None:
+    """torch.save before 1.6: five pickles, then the storages in the order of the fifth, each behind its length."""
+    with path.open("rb") as file:
+        content = file.read(pickles.MAX_BYTES)
+        try:
+            storages, position = _described_old(content)
+        except ShortPickle as error:
+            if len(content) < size:
+                raise _too_long() from None
+            raise BrokenCheckpoint(str(error)) from None
+        except BrokenPickle as error:
+            raise BrokenCheckpoint(f"its description is damaged: {error}") from None
+        for storage in storages:
+            file.seek(position)
+            if int.from_bytes(file.read(8), "little") != storage.count:
+                raise BrokenCheckpoint("a part of it is cut off, or has another size than it says")
+            position += 8 + storage.nbytes
+    if position != size:
+        raise BrokenCheckpoint(f"it has {size} bytes instead of {position}")
+
+
+def _described_old(content: bytes) -> tuple[list[Storage], int]:
+    """The storages in the order of the file, and where they begin."""
+    with suppress(tarfile.HeaderError):
+        # A file may be of both kinds, and torch looks for a tar file first.
+        tarfile.TarInfo.frombuf(content[:512], "utf-8", "surrogateescape")
+        raise BrokenCheckpoint("it is a tar file")
+    magic, position, _ = read_pickle(content)
+    version, position, _ = read_pickle(content, position)
+    if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION):
+        raise BrokenCheckpoint("it is not of torch.save")
+    _, position, _ = read_pickle(content, position)
+    _, position, found = read_pickle(content, position)
+    keys, position, _ = read_pickle(content, position)
+    storages: dict[str, Storage] = {}
+    for storage in found:
+        if storages.setdefault(storage.key, storage) != storage:
+            raise BrokenCheckpoint("it says two things of one part")
+    strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not strings or sorted(keys) != sorted(storages):
+        raise BrokenCheckpoint("it does not have the parts that it describes")
+    return [storages[key] for key in keys], position
+
+
+def _too_long() -> Exception:
+    return unloadable(
+        f"the checkpoint's description has more than {pickles.MAX_BYTES} bytes; save its state_dict alone"
+    )

@@ -1,0 +1,287 @@
+"""open_clip models: loaded by open_clip itself from what a recipe names, and the forward pass."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from embedding.errors import Fault, RequestError
+from embedding.image_spec import ImageSpec
+from embedding.models.files.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
+from embedding.models.files.failure import described, is_out_of_memory, named, unloadable
+from embedding.models.files.options import LoadOptions
+from embedding.models.files.weights import Auth, Weights
+from embedding.models.fingerprint import fingerprint
+from embedding.models.hf.description import check_sizes
+from embedding.models.model import Pixels, Rows
+from embedding.models.openclip.buffers import gather
+from embedding.models.openclip.config import check_openclip_sizes
+from embedding.models.openclip.recipe import PRESETS, Recipe, find_recipe
+from embedding.models.openclip.towers import Normalization, image_encoder, text_encoder
+from embedding.models.properties import OpenClipProperties
+from embedding.models.spec import ModelInfo, ModelSpec
+
+__all__ = ["PRESETS", "OpenClipModel", "add_architectures", "load_openclip"]
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PROBE_TEXTS = ("a photo of a cat", "", "word " * 100)
+_STAGED: dict[Kind, str] = {"safetensors": "open_clip_model.safetensors", "pickle": "open_clip_pytorch_model.bin"}
+_architectures_lock = threading.Lock()
+
+
+def add_architectures(folder: Path) -> None:
+    """Makes the open_clip model configs (`ARCH.json`) of a folder known under their file names.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"architectures: '{folder}' is not a folder")
+    with _architectures_lock:
+        open_clip.add_model_config(folder)
+
+
+add_architectures(Path(str(resources.files("embedding.assets"))))
+
+
+class OpenClipModel:
+    """A loaded open_clip model on its device.
+
+    Args:
+        info: what it says of itself.
+        module: of open_clip.
+        tokenizer: of open_clip.
+        precision: "fp32", "fp16" or "bf16", as the module was made for.
+    """
+
+    def __init__(self, info: ModelInfo, module: torch.nn.Module, tokenizer: Any, precision: str) -> None:
+        self.info = info
+        self._module = module
+        self._tokenizer = tokenizer
+        self._precision = precision
+        self._device = torch.device(info.device)
+        self._encode_text = text_encoder(module, self.tokenize(PROBE_TEXTS).to(self._device))
+        if info.image is not None:
+            normalization = Normalization(info.image, self._device, _DTYPES[precision])
+            self._encode_image = image_encoder(module, normalization, _probe(info.image.size).to(self._device))
+
+    @property
+    def tokenizing(self) -> Executor | None:
+        """See `Model.tokenizing`."""
+        return getattr(self._tokenizer, "thread", None)
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """int64 tokens, shape (n, context length); long texts are cut off, as open_clip does."""
+        tokens: torch.Tensor = self._tokenizer(list(texts))
+        return tokens
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: Sequence[torch.Tensor]) -> Rows:
+        """See `Model.encode_texts`."""
+        return _rows(self._encode_text(torch.cat(list(tokens)).to(self._device)))
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[Pixels | torch.Tensor]) -> Rows:
+        """See `Model.encode_images`. Takes what `staged` made of an array in its place."""
+        return _rows(self._encode_image(self._one_batch(pixels)))
+
+    def _one_batch(self, pixels: Sequence[Pixels | torch.Tensor]) -> torch.Tensor:
+        arrays = [one for one in pixels if isinstance(one, np.ndarray)]
+        if len(arrays) == len(pixels):
+            return gather(arrays, pinned=self._device.type == "cuda").to(self._device, non_blocking=True)
+        # Copies of arrays: torch takes no read-only ones.
+        return torch.cat(
+            [one if isinstance(one, torch.Tensor) else torch.tensor(one).to(self._device) for one in pixels]
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What decides its vectors, as 32 hex digits; blocks for as long as all weights take to read."""
+        facts = {
+            "image": None if self.info.image is None else asdict(self.info.image),
+            "precision": self._precision,
+            "device": self._device.type,
+            "tokens": self.tokenize(["The quick brown fox, 42 °C – fingerprint"]).tolist(),
+        }
+        return fingerprint(self._module, facts)
+
+
+def load_openclip(
+    spec: ModelSpec,
+    properties: OpenClipProperties,
+    device: torch.device,
+    options: LoadOptions | None = None,
+    weights: Weights | None = None,
+) -> OpenClipModel:
+    """Loads a model by the first of the sheet's rules that fits: checkpoint, hub repository, pretrained tag.
+
+    Args:
+        spec: the request's model.
+        properties: its properties, checked.
+        device: where it goes.
+        options: the operator's settings. Without them any file of this machine may be loaded.
+        weights: where files come from; without it, one for `options`.
+
+    Raises:
+        RequestError: REFUSED, with the reason.
+    """
+    options = options or LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
+    try:
+        return _load(spec, properties, device, options, weights or Weights(options))
+    except Exception as error:
+        # open_clip, torch, safetensors, transformers and the hub client raise some twenty types between them.
+        raise named(error, spec.name) from None
+
+
+def _load(
+    spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
+) -> OpenClipModel:
+    auth: Auth | None = None if spec.auth_json is None else json.loads(spec.auth_json)
+    recipe = find_recipe(properties, auth, weights)
+    precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
+    module = _create(recipe, precision, device, weights)
+    try:
+        tokenizer = recipe.make_tokenizer(options)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise unloadable(f"its tokenizer cannot be used: {described(error)}") from None
+    nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    image = recipe.image or _own_preprocessing(module)
+    info = ModelInfo.of(spec, device, properties.dimensions, image, nbytes)
+    return OpenClipModel(info, module, tokenizer, precision)
+
+
+def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weights) -> torch.nn.Module:
+    """open_clip's own loading. When it fails, the file is read again to tell a bad file from one that does not fit."""
+    try:
+        kind = checkpoint_kind(recipe.weights)
+        _check_fits(recipe, kind)
+        try:
+            return _build(recipe, kind, precision, device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            check_readable(recipe.weights, kind)
+            raise unloadable(
+                f"the checkpoint '{recipe.weights.name}' does not fit the architecture {recipe.architecture}: "
+                + described(error)
+            ) from None
+    except BrokenCheckpoint as error:
+        reason = f"the checkpoint '{recipe.weights.name}' is corrupt: {error}"
+        raise weights.unusable([recipe.weights], reason) from None
+
+
+def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> torch.nn.Module:
+    """Stages config and weights as a folder of open_clip's, so that it looks for nothing elsewhere."""
+    with tempfile.TemporaryDirectory() as staged, recipe.whole_config() as model_config:
+        folder = Path(staged)
+        config = {"model_cfg": model_config, "preprocess_cfg": recipe.preprocessing}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        (folder / _STAGED[kind]).symlink_to(recipe.weights.absolute())
+        module: torch.nn.Module = open_clip.create_model(
+            f"local-dir:{folder}",
+            precision=precision,
+            device=device,
+            jit=False,
+            require_pretrained=True,
+            weights_only=True,
+        )
+    module.eval().requires_grad_(False)
+    return _scripted(module) if recipe.jit else module
+
+
+def _check_fits(recipe: Recipe, kind: Kind) -> None:
+    try:
+        check_fits(recipe)
+    except RequestError:
+        check_readable(recipe.weights, kind)  # a bad file is the better reason
+        raise
+
+
+def check_fits(recipe: Recipe) -> None:
+    """Compares what would be built with the checkpoint's size: a weight takes a byte at least.
+
+    Raises:
+        RequestError: REFUSED: the checkpoint cannot hold that many weights.
+    """
+    there = recipe.weights.stat().st_size
+    check_openclip_sizes(recipe.config, there)
+    if recipe.text_tower is not None:
+        check_sizes(recipe.text_tower, there, None)
+    elif "timm_model_name" not in recipe.config["vision_cfg"]:
+        return
+    try:
+        module = without_memory(recipe)
+    except Exception as error:
+        raise unloadable(f"the architecture {recipe.architecture} cannot be built: {described(error)}") from None
+    weights = sum(tensor.numel() for tensor in module.parameters())
+    if weights > there:
+        raise unloadable(
+            f"the architecture {recipe.architecture} has {weights} weights, but the checkpoint "
+            f"'{recipe.weights.name}' has only {there} bytes"
+        )
+
+
+def without_memory(recipe: Recipe) -> torch.nn.Module:
+    """The module of a recipe, on torch's device `meta`: shapes alone."""
+    with recipe.whole_config() as whole:
+        config: dict[str, Any] = copy.deepcopy(whole)
+        if "timm_model_name" in config["vision_cfg"]:
+            config["vision_cfg"]["timm_model_pretrained"] = False
+        custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+        kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+        with torch.device("meta"):
+            module: torch.nn.Module = kind(**config)
+    return module
+
+
+def _scripted(module: torch.nn.Module) -> torch.nn.Module:
+    """As open_clip's `jit`: a module that cannot be scripted is used as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls scripting deprecated, at every call
+        try:
+            scripted: torch.nn.Module = torch.jit.script(module)
+        except Exception:
+            return module
+    return scripted if hasattr(scripted, "encode_image") and hasattr(scripted, "encode_text") else module
+
+
+def _own_preprocessing(module: torch.nn.Module) -> ImageSpec:
+    config: Any = module.visual.preprocess_cfg  # type: ignore[union-attr]
+    size = config["size"]
+    try:
+        return ImageSpec(
+            size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+            resize_mode=config["resize_mode"],
+            fill_color=config.get("fill_color", 0),
+        )
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise RequestError(Fault.REFUSED, f"Unable to load model: its preprocessing is not served: {error}") from None
+
+
+def _probe(size: tuple[int, int]) -> torch.Tensor:
+    """Two pictures of noise, the same each time."""
+    return torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _rows(vectors: torch.Tensor) -> Rows:
+    rows: Rows = vectors.to(torch.float32).cpu().numpy()
+    return rows

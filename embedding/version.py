@@ -1,0 +1,3 @@
+"""The project's version: the one place that says it."""
+
+VERSION = "0.1.0"
