@@ -13,7 +13,7 @@ test: .venv/ready check
 	$(BIN)/python -m pytest
 
 serve: .venv/ready
-	@exec $(BIN)/python -m deployments.launch $(CONFIG)
+	@exec $(BIN)/python -m operations.launch $(CONFIG)
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ picture and summary figures of that data; `report` writes them down.
 import os
 from pathlib import Path
 
-# Ray on loopback, as `deployments/launch.py` has it: without it Ray would look for a server's Ray at this machine's own
+# Ray on loopback, as `operations/launch.py` has it: without it Ray would look for a server's Ray at this machine's own
 # address. Here, since Ray reads it when it is imported, and some benchmarks import Ray before the launcher.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 

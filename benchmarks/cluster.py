@@ -1,6 +1,6 @@
 """A running server seen from outside: its processes, which can be killed, its replicas, and further nodes for it.
 
-The caller must be connected to the server's Ray (`attached`), as `running` of deployments/launch.py leaves it too.
+The caller must be connected to the server's Ray (`attached`), as `running` of operations/launch.py leaves it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import OUT, ROOT
 from benchmarks.process import descendants, free_port, is_listening, stop
-from deployments import launch
+from operations import launch
 
 APP = "marqo"
 DEPLOYMENTS = ("Ingress", "Preprocessor", "Encoder")

@@ -47,7 +47,7 @@ def started() -> Iterator[str]:
     path = OUT / "configs" / f"{port}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config))
-    with server("first", [sys.executable, "-m", "deployments.launch", str(path)], f"{url}/", ready_word="ready: "):
+    with server("first", [sys.executable, "-m", "operations.launch", str(path)], f"{url}/", ready_word="ready: "):
         yield url
 
 

@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks import OUT, ROOT
 from benchmarks.process import free_port
-from deployments.launch import running
+from operations.launch import running
 
 MODELS, HELD, CLIENTS = 20, 5, 8
 ARCHITECTURE = "many-models"

@@ -26,7 +26,7 @@ import yaml
 
 from benchmarks import OUT, ROOT
 from benchmarks.process import free_port
-from deployments.launch import running
+from operations.launch import running
 
 CLIENTS = 4
 MOST_GROWTH = 30 * 2**20

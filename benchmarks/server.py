@@ -72,7 +72,7 @@ def graph(shape: Shape | None = None, environment: Mapping[str, str] | None = No
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     path = _written(_config(shape or Shape(), port), port)
-    command = [sys.executable, "-m", "deployments.launch", str(path)]
+    command = [sys.executable, "-m", "operations.launch", str(path)]
     with server("graph", command, f"{url}/healthz", environment, ready_word="ready: ") as pid:
         yield Running(url, pid, path)
 

@@ -24,7 +24,10 @@ import requests
 from tqdm import tqdm
 
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
-from deployments.launch import StartError, give_up, read_config, running
+from operations import environment
+from operations.config_file import read_config
+from operations.errors import StartError
+from operations.launch import give_up, running
 
 MODEL = "demo/clip"
 PROPERTIES = {"name": MODEL, "type": "open_clip", "dimensions": 128}
@@ -158,6 +161,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=Path("demo.html"))
     args = parser.parse_args()
     try:
+        environment.apply()
         config = read_config(args.config)
         http = config["http_options"]
         print("starting the graph …", flush=True)

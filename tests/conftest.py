@@ -13,7 +13,7 @@ from image_host import ImageHost
 from marqo_client import MarqoClient
 from pictures import encoded, jpeg, photo
 
-from deployments.launch import deploy, running
+from operations.launch import deploy, running
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,4 +1,4 @@
-"""`deployments.launch` as an operator starts it, under whatever environment, limits and mounts."""
+"""`operations.launch` as an operator starts it, under whatever environment, limits and mounts."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def launched(
     variables = operators_environment() | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*within, sys.executable, "-m", "deployments.launch", str(path)],
+            [*within, sys.executable, "-m", "operations.launch", str(path)],
             cwd=ROOT,
             env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,

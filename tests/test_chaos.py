@@ -93,10 +93,10 @@ def complete(victims: Victims) -> bool:
     return all(len(victims.replicas(one)) == 2 == running(one, APP) for one in DEPLOYMENTS)
 
 
-def stand_ins() -> list[str]:
+def fallbacks() -> list[str]:
     """HAProxy processes that stand in for one that was killed, of whatever server."""
     words = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-    return [" ".join(line) for line in words if any(word.endswith("stand-in.cfg") for word in line)]
+    return [" ".join(line) for line in words if any(word.endswith("fallback.cfg") for word in line)]
 
 
 def test_a_killed_ingress_costs_nobody_an_answer(load: KnownAnswers, victims: Victims) -> None:
@@ -118,7 +118,7 @@ def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims:
     assert counts(load.replies).get("lost", 0) <= CLIENTS  # what each had in flight
     refused = [reply.sent - began for reply in load.replies if reply.outcome == "refused"]
     assert max(refused, default=0) < STAND_IN_S
-    wait_until(lambda: not stand_ins(), "the stand-in to go", LIMIT_S)
+    wait_until(lambda: not fallbacks(), "the fallback to go", LIMIT_S)
 
 
 @pytest.mark.parametrize(("part", "dead"), [("front_doors", 0), ("proxy_actors", 0), ("front_doors", 1)])
@@ -137,7 +137,7 @@ def test_with_a_haproxy_beside_marqo_a_killed_front_door_costs_nobody_an_answer(
         wait_until(lambda: set(victims.front_doors()) - set(doors), "another front door", LIMIT_S)
         wait_for_right_answers(load)
     assert failures(load.replies) == []
-    wait_until(lambda: not stand_ins(), "the stand-in to go", LIMIT_S)
+    wait_until(lambda: not fallbacks(), "the fallback to go", LIMIT_S)
 
 
 def test_a_haproxy_beside_marqo_says_so_if_there_is_no_server() -> None:

@@ -10,7 +10,9 @@ from conftest import ROOT, free_port
 
 import graph
 from deployments.encoder import PRELOAD_VARIABLE
-from deployments.launch import StartError, check_port, read_config
+from operations.config_file import read_config
+from operations.errors import StartError
+from operations.launch import check_port
 
 PRODUCTION = (ROOT / "config" / "serve.yaml").read_text()
 BOMB = "\n".join(

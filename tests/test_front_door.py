@@ -14,7 +14,7 @@ from conftest import Serve
 from crowd import Crowd
 from marqo_client import MSGPACK, MarqoClient
 
-from deployments.haproxy_config import BODY_S, HEAD_S, MAX_ADDRESS_BYTES, MAX_HEAD_BYTES
+from operations.haproxy.config import BODY_S, HEAD_S, MAX_ADDRESS_BYTES, MAX_HEAD_BYTES
 
 CROWD = 4100
 LARGE = 256 * 2**20

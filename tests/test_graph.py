@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import graph
 from deployments.encoder import BatchSettings
-from deployments.launch import read_config
+from operations.config_file import read_config
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 

@@ -1,5 +1,6 @@
 """The other ways to start the server, as an operator would: real commands, each with a Ray of its own."""
 
+import functools
 import os
 import re
 import signal
@@ -18,8 +19,8 @@ import yaml
 from conftest import ROOT, demo_config, free_port
 from marqo_client import MarqoClient
 
-from deployments.environment import SET_HERE
-from deployments.haproxy_config import LISTEN_VARIABLE
+from operations import environment
+from operations.haproxy.config import LISTEN_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 BIN = Path(sys.executable).parent
@@ -88,9 +89,15 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         stop(one)
 
 
+@functools.cache
+def set_here() -> dict[str, str]:
+    """Sets Ray up for the session's own server, once; gives what that took."""
+    return environment.apply()
+
+
 def operators_environment() -> dict[str, str]:
     """As it was before this process set Ray up for the session's own server, ports included."""
-    ours = {*SET_HERE, LISTEN_VARIABLE}
+    ours = {*set_here(), LISTEN_VARIABLE}
     return {k: v for k, v in os.environ.items() if k not in ours} | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -125,14 +132,14 @@ def listening_beyond_loopback(pid: int) -> list[str]:
     return [process.name() for process in processes if listens_beyond(process)]
 
 
-def stand_ins_of(pid: int) -> list[psutil.Process]:
+def fallbacks_of(pid: int) -> list[psutil.Process]:
     """What waits to stand in for the HAProxy of a server. None of it is the server's descendant."""
     haproxies = {str(process.pid) for process in psutil.Process(pid).children(recursive=True)}
 
     def stands_in(words: list[str] | None) -> bool:
         return (
             words is not None
-            and any(word.endswith("/stand_in.py") for word in words)
+            and any(word.endswith("/haproxy/fallback.py") for word in words)
             and not haproxies.isdisjoint(words)
         )
 
@@ -154,11 +161,11 @@ def config_on_free_port() -> dict[str, Any]:
 def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., Command]) -> None:
     config = config_on_free_port()
     port = config["http_options"]["port"]
-    server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
+    server = command(sys.executable, "-m", "operations.launch", write_config(tmp_path / "config.yaml", config))
     server.wait_for_output("ready: http://127.0.0.1")
     assert listening_beyond_loopback(server.process.pid) == []
     assert MarqoClient(f"http://127.0.0.1:{port}").results(["a red circle"])
-    watchers = stand_ins_of(server.process.pid)
+    watchers = fallbacks_of(server.process.pid)
     assert watchers
     assert stop(server) == 0
     with socket.create_server(("127.0.0.1", port)):
@@ -171,7 +178,7 @@ def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Comm
     path = write_config(tmp_path / "config.yaml", config)
     port = config["http_options"]["port"]
     with socket.create_server(("127.0.0.1", port)):
-        server = command(sys.executable, "-m", "deployments.launch", path)
+        server = command(sys.executable, "-m", "operations.launch", path)
         assert server.process.wait(timeout=60) == 1
     assert re.fullmatch(rf"error: port {port} on [^\n]*\n", server.output)
 
@@ -180,7 +187,7 @@ def test_a_failed_start_is_one_sentence(tmp_path: Path, command: Callable[..., C
     config = config_on_free_port()
     unknown = {"model": "no/such-model", "modelProperties": {"type": "no-such-type", "dimensions": 4}}
     config["applications"][0]["args"]["encoder"]["preload"] = [unknown]
-    server = command(sys.executable, "-m", "deployments.launch", write_config(tmp_path / "config.yaml", config))
+    server = command(sys.executable, "-m", "operations.launch", write_config(tmp_path / "config.yaml", config))
     assert server.process.wait(timeout=180) == 1
     (sentence,) = re.findall(r"^error: .*", server.output, re.MULTILINE)
     assert sentence.startswith("error: preload: ")
@@ -211,7 +218,7 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
         f"ray.init(include_dashboard=True, dashboard_port={dashboard}); print('cluster is up'); sys.stdin.read()"
     )
     environment = subprocess.run(
-        [sys.executable, "-m", "deployments.launch", "--environment"],
+        [sys.executable, "-m", "operations.launch", "--environment"],
         cwd=ROOT, check=True, capture_output=True, text=True, env=operators_environment(),
     ).stdout  # fmt: skip
     assert "DRAINING" not in environment, "a cluster's load balancers need their time"
@@ -224,4 +231,4 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120, env=token)
     client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
     assert client.results(["hi"], model="random/small")
-    assert stand_ins_of(cluster.process.pid)
+    assert fallbacks_of(cluster.process.pid)

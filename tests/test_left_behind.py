@@ -18,7 +18,7 @@ import yaml
 from conftest import demo_config, free_port
 from test_launch import ROOT, Command, operators_environment
 
-from deployments.guardian import MARKER, Guardian, end_orphans
+from operations.guardian import MARKER, Guardian, end_orphans
 
 GONE_S = 5.0
 LOST_S = 10.0
@@ -30,7 +30,7 @@ class Launch(Command):
     def __init__(self, config: Path, log: Path) -> None:
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.launch", str(config)],
+                [sys.executable, "-m", "operations.launch", str(config)],
                 cwd=ROOT, env=operators_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
@@ -199,7 +199,7 @@ def test_what_an_ended_launch_left_is_ended_by_the_next(tmp_path: Path) -> None:
     """Its guardian was killed with it. What belongs to launches that still run stays."""
     program = """if True:
         import os, subprocess, sys
-        from deployments.guardian import Guardian
+        from operations.guardian import Guardian
         guardian = Guardian()
         with guardian.marked():
             child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

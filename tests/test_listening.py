@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, free_port
 from launched import READY, empty_config, launched
 
-from deployments import address
-from deployments.haproxy_config import UnknownConfigError, corrected, parse, render, stand_in, without_door
+from operations import address
+from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_door
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -168,9 +168,9 @@ def test_several_addresses_have_a_line_each(everywhere: str) -> None:
 
 def test_who_stands_in_listens_at_the_front_door_only(everywhere: str) -> None:
     sections = corrected(everywhere, ["127.0.0.1"], 20_000)
-    binds = [line.strip() for line in render(stand_in(sections)).splitlines() if line.split()[:1] == ["bind"]]
+    binds = [line.strip() for line in render(fallback(sections)).splitlines() if line.split()[:1] == ["bind"]]
     assert binds == ["bind 127.0.0.1:8881"]
-    assert "stats socket" not in render(stand_in(sections))
+    assert "stats socket" not in render(fallback(sections))
     first = [line.strip() for line in render(without_door(sections)).splitlines() if line.split()[:1] == ["bind"]]
     assert len(first) == 2
     assert "bind 127.0.0.1:8881" not in first

@@ -81,7 +81,7 @@ def server(memory: Memory, tmp_path: Path) -> Iterator[Command]:
     with (tmp_path / "log").open("wb") as output:
         process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', memory.path,
-             sys.executable, "-m", "deployments.launch", tmp_path / "config.yaml"],
+             sys.executable, "-m", "operations.launch", tmp_path / "config.yaml"],
             cwd=ROOT, env=operators_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip

@@ -8,8 +8,8 @@ from conftest import ROOT, Serve
 from marqo_client import MarqoClient
 
 from deployments.encoder import PRELOAD_VARIABLE, EncoderSettings, PreloadedModel
-from deployments.launch import read_config
 from graph import GraphArgs
+from operations.config_file import read_config
 
 MINE = {"model": "mine", "modelProperties": {"type": "random", "dimensions": 7}}
 

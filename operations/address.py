@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.haproxy_config import LISTEN_VARIABLE, LOOPBACK
+from operations.haproxy.config import LISTEN_VARIABLE, LOOPBACK
 
 DEFAULT_PORT = 8000
 """Serve's own."""

@@ -1,9 +1,9 @@
 """Corrects what Ray has no setting for in the configuration of its HAProxy.
 
-    python -I -S haproxy_config.py CONFIG door|first
+    python -I -S config.py CONFIG door|first
 
-Rewrites CONFIG in place, and for a `door` writes `stand-in.cfg` beside it (see stand_in.py). The `first` HAProxy of an
-actor does not listen at the front door. Started by `haproxy-wrapper`; it needs the standard library alone.
+Rewrites CONFIG in place, and for a `door` writes `fallback.cfg` beside it (see fallback.py). The `first` HAProxy of an
+actor does not listen at the front door. Started by `wrapper`; it needs the standard library alone.
 
 A configuration that is not built as Ray 2.60 builds it is an error: half a correction would open what it should close.
 """
@@ -117,7 +117,7 @@ def without_door(sections: Sections) -> Sections:
     return _kept(sections, lambda heading, words: not (words[:1] == ["bind"] and heading == "frontend http_frontend"))
 
 
-def stand_in(sections: Sections) -> Sections:
+def fallback(sections: Sections) -> Sections:
     """The same at the front door only: a new HAProxy needs its other ports before it takes over, and Ray knows its own
     by the socket."""
     return _kept(
@@ -235,7 +235,7 @@ def main() -> int:
     if part == "first":
         sections = without_door(sections)
     else:
-        config.with_name("stand-in.cfg").write_text(render(stand_in(sections)))
+        config.with_name("fallback.cfg").write_text(render(fallback(sections)))
     config.write_text(render(sections))
     return 0
 

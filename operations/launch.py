@@ -1,7 +1,7 @@
 """Runs a config on this machine, in the foreground: `serve run`, with a start that works or says why not.
 
-    python -m deployments.launch config/demo.yaml
-    eval "$(python -m deployments.launch --environment)"; ray start …
+    python -m operations.launch config/demo.yaml
+    eval "$(python -m operations.launch --environment)"; ray start …
 
 Against `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
 failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard. The
@@ -22,11 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments import address, machine, supervision
-from deployments.config_file import read_config
-from deployments.environment import CLUSTER
-from deployments.errors import StartError
-from deployments.guardian import Guardian, end_orphans
+from operations import address, environment, machine, supervision
+from operations.config_file import read_config
+from operations.errors import StartError
+from operations.guardian import Guardian, end_orphans
 
 START_TIMEOUT_S = 600.0
 WHY_CHARS = 1000
@@ -49,8 +48,10 @@ def running(
         Serve's client, which can deploy further configs.
 
     Raises:
-        StartError: the machine lacks something, the port is busy, or a deployment failed.
+        StartError: the machine lacks something, the port is busy, a deployment failed, or Ray was imported before
+            `environment.apply`.
     """
+    environment.apply()
     check_machine()
     http = config.get("http_options", {})
     end_orphans()
@@ -189,7 +190,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.environment:
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in CLUSTER.items()))
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.for_cluster().items()))
         return 0
     return _serve(options.config)
 
@@ -198,6 +199,7 @@ def _serve(path: Path) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop_by_signal)
     try:
+        environment.apply()
         _import_serve()
         config = read_config(path)
         with running(config, on_loss=give_up):

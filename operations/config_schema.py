@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from deployments.config_yaml import Place
+from operations.config_yaml import Place
 
 Problem = tuple[Place, str]
 """Where, and what is wrong there."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from deployments.errors import StartError
+from operations.errors import StartError
 
 MAX_BYTES = 2**20
 MAX_VALUES = 20_000

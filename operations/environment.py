@@ -1,6 +1,7 @@
-"""What Ray, Serve and HAProxy are told by their environment, here and on the nodes of a cluster.
+"""The environment variables that Ray, Serve, HAProxy and torch are started with, here and on the nodes of a cluster.
 
-Importing it sets the environment of this process, and has to come before Ray's own import, which reads it.
+Whatever the operator has set stays as it is. Ray and Serve read most of these variables when they are imported, and
+their processes inherit them, so `apply` comes before Ray's import.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from operations.errors import StartError
 
 # Serve's own settings for throughput: no second event loop and no second thread in each replica, buffered logs. Every
 # process of Ray reads them when it starts.
@@ -27,8 +30,37 @@ SERVE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Replicas speak gRPC, which would heed proxies, and know each other by addresses that nobody knows beforehand.
     "no_grpc_proxy": "localhost,0.0.0.0/0,::/0",
+    # Threads of torch that wait for work or for each other sleep, instead of spinning on cores that preprocessors need:
+    # of two cores and a small CLIP the spinning took 3 ms for each picture. OpenMP reads it when torch is loaded.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def for_cluster() -> dict[str, str]:
+    """What each node of a cluster needs and this process's environment lacks."""
+    return _unset(SERVE_ENVIRONMENT | _haproxy_environment()) | _proxy_environment()
+
+
+def for_machine() -> dict[str, str]:
+    """What a server that is this machine needs and this process's environment lacks."""
+    return for_cluster() | _unset(_machine_environment())
+
+
+def apply() -> dict[str, str]:
+    """Sets in this process what a server that is this machine needs; a second call changes nothing.
+
+    Returns:
+        What it has set.
+
+    Raises:
+        StartError: Ray has been imported before, without these settings.
+    """
+    missing = {name: value for name, value in for_machine().items() if os.environ.get(name) != value}
+    if "ray" in sys.modules and missing:
+        raise StartError(f"Ray was imported before its environment was set: {', '.join(sorted(missing))}")
+    os.environ.update(missing)
+    return missing
 
 
 def _haproxy_environment() -> dict[str, str]:
@@ -39,7 +71,7 @@ def _haproxy_environment() -> dict[str, str]:
         return {}
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-wrapper")),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy") / "wrapper"),
         "MARQO_HAPROXY_BINARY": get_haproxy_binary(),
         "MARQO_PYTHON": sys.executable,
         # A request whose ingress died before it answered goes to another one: encoding twice changes nothing. For that
@@ -48,7 +80,7 @@ def _haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
         # Three failures in a row replace a dead front door: after three seconds instead of thirty.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        # At most; as many as open files allow (haproxy_config.py). Half-sent requests filled Ray's 4096.
+        # At most; as many as open files allow (haproxy/config.py). Half-sent requests filled Ray's 4096.
         "RAY_SERVE_HAPROXY_MAXCONN": "32768",
         # A client that sends or reads nothing for so long, while it is its turn, is gone. By default it has an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
@@ -92,9 +124,3 @@ def _free_port() -> int:
         port = random.randint(20_000, 30_000)
         with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
             return port
-
-
-# What the operator has set stays.
-CLUSTER = _unset(SERVE_ENVIRONMENT | _haproxy_environment()) | _proxy_environment()
-SET_HERE = CLUSTER | _unset(_machine_environment())
-os.environ.update(SET_HERE)

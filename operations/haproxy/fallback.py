@@ -1,13 +1,13 @@
 """Stands in for a HAProxy that was killed, until Ray has started another.
 
-    python stand_in.py HAPROXY_PID ACTOR_PID FOLDER BINARY
+    python fallback.py HAPROXY_PID ACTOR_PID FOLDER BINARY
 
 Ray notices a dead front door after three seconds and needs three more to replace it; until then every connection
-would be refused. Started by `haproxy-wrapper` beside each HAProxy that listens, in a session of its own, because
+would be refused. Started by `wrapper` beside each HAProxy that listens, in a session of its own, because
 Ray ends HAProxy's process group together with the actor that supervises it. It needs the standard library alone.
 
-Ray stops a front door for good by the same signal that kills one, so a stand-in also follows that, but never outlives
-Ray's node, and never lasts for more than `PATIENCE_S`.
+Ray stops a front door for good by the same signal that kills one, so a fallback also follows that, but never outlives
+Ray's node, and never lasts for more than `TIMEOUT_S`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 def main() -> None:
@@ -35,15 +35,15 @@ def main() -> None:
         return
     if (folder / "listening.pid").read_text().split() != [str(haproxy)]:
         return
-    note = folder / "stand-in.pid"
+    note = folder / "fallback.pid"
     with subprocess.Popen(
-        [binary, "-db", "-f", str(folder / "stand-in.cfg")], stdin=subprocess.DEVNULL, start_new_session=True
+        [binary, "-db", "-f", str(folder / "fallback.cfg")], stdin=subprocess.DEVNULL, start_new_session=True
     ) as process:
         note.write_text(str(process.pid))
         own = os.pidfd_open(process.pid)
         # Ray's next HAProxy sends the first of these itself, once it listens.
         for signum in (signal.SIGUSR1, signal.SIGKILL):
-            ended = _ended(own, node, timeout_s=PATIENCE_S)
+            ended = _ended(own, node, timeout_s=TIMEOUT_S)
             if own in ended:
                 break
             process.send_signal(signal.SIGKILL if node in ended else signum)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from deployments import address
-from deployments.config_schema import Problem, problems
-from deployments.config_yaml import Document, Place, read_document
+from operations import address
+from operations.config_schema import Problem, problems
+from operations.config_yaml import Document, Place, read_document
 
 if TYPE_CHECKING:
     from deployments.encoder import EncoderSettings
