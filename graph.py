@@ -12,9 +12,10 @@ from pathlib import Path
 import ray
 from ray.serve import Application
 
-from deployments.encoder import BatchSettings, Encoder, EncoderSettings
-from deployments.ingress import Ingress, IngressSettings
-from deployments.preprocessor import Preprocessor, PreprocessorSettings
+from deployments.encoder.encoder import Encoder
+from deployments.encoder.settings import BatchSettings, EncoderSettings
+from deployments.ingress.ingress import Ingress, IngressSettings
+from deployments.preprocessor.preprocessor import Preprocessor, PreprocessorSettings
 from deployments.replica import Settings
 
 

@@ -127,6 +127,8 @@ def measure(quick: bool) -> dict[str, Any]:
 def _measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
     import ray
 
+    from deployments.ray_internals import for_this_thread
+
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="serve")
     try:
         handles = {
@@ -135,7 +137,7 @@ def _measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
         }
         for handle in handles.values():
             # This process runs Serve in its throughput mode, whose handles need an event loop to run on.
-            handle._init(_run_router_in_separate_loop=True)
+            for_this_thread(handle)
         return [
             {"load": load, "way": way, **handle.measure.remote(load, seconds).result()}
             for _ in range(rounds)

@@ -31,13 +31,13 @@ NODE_START_S = 60.0
 def attached(pid: int) -> Iterator[Any]:
     """Connects this process to the Ray that runs below process `pid`; yields Serve's client."""
     import ray
-    from ray._private.authentication.authentication_token_setup import _enable_token_auth
-    from ray.serve.context import _get_global_client
 
-    _enable_token_auth()  # as the server's own `ray.init` has done
+    from deployments.ray_internals import serve_client, use_token_auth
+
+    use_token_auth()  # as the server's own `ray.init` has done
     ray.init(address=gcs_address(pid), namespace="serve", log_to_driver=False)
     try:
-        yield _get_global_client()
+        yield serve_client()
     finally:
         ray.shutdown()
 

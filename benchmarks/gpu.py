@@ -171,7 +171,9 @@ def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
     import ray
     from ray import serve
 
-    from deployments.encoder import Encoder, EncoderSettings
+    from deployments.encoder.encoder import Encoder
+    from deployments.encoder.settings import EncoderSettings
+    from deployments.ray_internals import by_reference
     from embedding.models.spec import ModelSpec
     from embedding.protocol import ModelConfig
 
@@ -182,7 +184,7 @@ def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
         user_config = {"max_image_batch": 256}
         deployment = Encoder.options(ray_actor_options=options, user_config=user_config, max_ongoing_requests=256)
         handle = serve.run(deployment.bind(settings), name="encoder", route_prefix=None)
-        encode = handle.options(method_name="encode_images", _by_reference=True)
+        encode = by_reference(handle, method_name="encode_images")
         properties = {**checkpoint.properties, "precision": "fp16"}
         spec = ModelSpec.from_config(ModelConfig(model_name="bench", model_properties=properties))
         chunk = ray.put(np.random.default_rng(1).integers(0, 256, (CHUNK, 3, 224, 224), dtype=np.uint8))

@@ -124,8 +124,9 @@ def watch(until: float, tally: Tally) -> None:
     """What the encoder says of its model cache, and what its process takes, several times a second."""
     from ray import serve
 
-    encoder = serve.get_deployment_handle("Encoder", "marqo")
-    encoder._init(_run_router_in_separate_loop=True)
+    from deployments.ray_internals import for_this_thread
+
+    encoder = for_this_thread(serve.get_deployment_handle("Encoder", "marqo"))
     process = encoder_process()
     while time.monotonic() < until:
         (loaded,) = encoder.broadcast("loaded").results(timeout_s=60)

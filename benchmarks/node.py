@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from ray._private.authentication.authentication_token_setup import _enable_token_auth
-from ray._private.node import Node
-from ray._private.parameter import RayParams
+from deployments.ray_internals import start_worker_node, use_token_auth
 
 STORE_BYTES = 200_000_000
 
@@ -18,15 +16,8 @@ STORE_BYTES = 200_000_000
 def main() -> None:
     """Joins, and waits to be killed."""
     address, cpus = sys.argv[1:]
-    _enable_token_auth()
-    parameters = RayParams(
-        gcs_address=address,
-        node_ip_address="127.0.0.1",
-        num_cpus=int(cpus),
-        object_store_memory=STORE_BYTES,
-        include_log_monitor=False,
-    )
-    Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=False)
+    use_token_auth()
+    start_worker_node(address, "127.0.0.1", int(cpus), STORE_BYTES)
     time.sleep(24 * 3600)
 
 

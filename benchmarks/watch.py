@@ -76,9 +76,9 @@ def kind(process: psutil.Process) -> str:
 
 
 def _store(nodes: list[tuple[str, int]]) -> dict[str, int]:
-    from ray._private.internal_api import node_stats
+    from deployments.ray_internals import store_stats
 
-    stats = [node_stats(*node, include_memory_info=False).store_stats for node in nodes]
+    stats = [store_stats(*node) for node in nodes]
     return {
         "objects": sum(one.num_local_objects for one in stats),
         "object bytes": sum(one.object_store_bytes_used for one in stats),

@@ -7,6 +7,8 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 LEAST_PRIORITY = 19
+METRICS_PERIOD_S = 10.0
+"""How often a replica tells Ray's metrics what it holds."""
 
 
 class Settings(BaseModel):

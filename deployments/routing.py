@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from itertools import islice
 
 from blake3 import blake3
-from ray.serve._private.common import ReplicaID, RequestMetadata
-from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RunningReplica
 
+from deployments.ray_internals import (
+    PowerOfTwoChoicesRequestRouter,
+    ReplicaID,
+    RequestMetadata,
+    pending_requests,
+)
 from embedding.models.spec import ModelSpec
 
 LONGEST_S = 300.0
@@ -77,7 +81,7 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
         return next(
             (
                 pending
-                for pending in self._pending_requests_to_fulfill
+                for pending in pending_requests(self)
                 if pending.metadata is request_metadata and not pending.future.done()
             ),
             None,

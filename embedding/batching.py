@@ -15,6 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from embedding.errors import Fault, RequestError
 from embedding.panics import contained
 
@@ -52,7 +54,10 @@ class DeviceQueue:
         executor: where `run` runs; one thread, since there is one device, and of this queue alone.
         max_items: most items in one batch, by lane; may be changed while the queue runs.
         lane_of: the lane of a group.
-        patience_s: how long work that is not urgent lets urgent work pass.
+        max_wait_s: how long work that is not urgent lets urgent work pass.
+        memory_error: what `run` raises where the device's memory is too small for a batch; a payload of several rows
+            is a sequence then, and its result an array of as many rows.
+        release_memory: called before a batch that did not fit is run again in halves.
     """
 
     def __init__(
@@ -61,13 +66,17 @@ class DeviceQueue:
         executor: Executor,
         lane_of: Callable[[Any], str],
         max_items: Mapping[str, int],
-        patience_s: float = 2.0,
+        max_wait_s: float = 2.0,
+        memory_error: type[Exception] = MemoryError,
+        release_memory: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._executor = executor
         self._lane_of = lane_of
         self.max_items = max_items
-        self._patience_s = patience_s
+        self._max_wait_s = max_wait_s
+        self._memory_error = memory_error
+        self._release_memory = release_memory
         self._urgent: deque[_Waiting] = deque()
         self._patient: deque[_Waiting] = deque()
         self._lock = threading.Lock()
@@ -104,7 +113,8 @@ class DeviceQueue:
         """One result or exception for each payload.
 
         A batch that fails is run again in halves: one job that the model cannot take must not cost the others their
-        vectors, and what does not fit a device's memory as a whole may fit in parts.
+        vectors, and what does not fit a device's memory as a whole may fit in parts. A single job is cut in halves too
+        where it was the memory that did not suffice.
         """
         try:
             rows = contained(self._run, group, payloads)
@@ -112,14 +122,26 @@ class DeviceQueue:
                 raise RequestError(Fault.INTERNAL, f"{len(rows)} results came of {len(payloads)} jobs")
             return rows
         except Exception as error:
-            if len(payloads) == 1:
-                return [error]
-        # Out here the traceback is gone, and with it what the failed pass still held of the device's memory.
+            out_of_memory = isinstance(error, self._memory_error)
+            if len(payloads) == 1 and not (out_of_memory and len(payloads[0]) > 1):
+                # The traceback of a failed pass holds what it took of the device's memory.
+                return [error.with_traceback(None) if out_of_memory else error]
+        if out_of_memory:
+            self._release_memory()
+        if len(payloads) == 1:
+            return [self._in_halves(group, payloads[0])]
         half = len(payloads) // 2
         return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
 
+    def _in_halves(self, group: Any, payload: Any) -> Any:
+        """The result of one job, made of those of its halves; the exception of one of them if there is one."""
+        half = len(payload) // 2
+        results = [*self._outcomes(group, [payload[:half]]), *self._outcomes(group, [payload[half:]])]
+        failed = next((result for result in results if isinstance(result, Exception)), None)
+        return np.concatenate(results) if failed is None else failed
+
     def _next_batch(self) -> list[_Waiting]:
-        overdue = self._patient and time.monotonic() - self._patient[0].since > self._patience_s
+        overdue = self._patient and time.monotonic() - self._patient[0].since > self._max_wait_s
         for queue in (self._patient, self._urgent) if overdue else (self._urgent, self._patient):
             if batch := self._gather(queue):
                 return batch

@@ -13,7 +13,7 @@ from operations.config_schema import Problem, problems
 from operations.config_yaml import Document, Place, read_document
 
 if TYPE_CHECKING:
-    from deployments.encoder import EncoderSettings
+    from deployments.encoder.settings import EncoderSettings
 
 EXAMPLE = "config/serve.yaml shows the shape"
 

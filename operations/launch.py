@@ -91,10 +91,10 @@ def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
 
 
 def _start_serve(http_options: dict[str, Any], location: str) -> Any:
-    from ray.serve._private.api import serve_start
+    from deployments.ray_internals import start_serve
 
     try:
-        return serve_start(http_options=http_options, proxy_location=location)
+        return start_serve(http_options, location)
     except Exception as error:
         raise StartError(f"Serve did not start: {_exception(str(error)) or _in_one_line(error)}") from None
 

@@ -4,7 +4,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 CHECK_S = 0.5
 STOP_TIMEOUT_S = 40.0
@@ -46,9 +45,9 @@ def _look(look: Callable[[], str | None], report: Callable[[str], None], done: t
 
 
 def _ended_process() -> str | None:
-    from ray._private.worker import _global_node
+    from deployments.ray_internals import dead_processes
 
-    for kind, process in _global_node.dead_processes() if _global_node else ():
+    for kind, process in dead_processes():
         if kind in VITAL:
             return f"{VITAL[kind]} has ended under the running server ({_how(process.returncode)}); start it again"
     return None
@@ -63,24 +62,15 @@ class _ControllerLooks:
         self._seen = False
 
     def missing(self) -> str | None:
+        from deployments.ray_internals import serve_controller
+
         try:
-            there = _controller() is not None
+            there = serve_controller() is not None
         except Exception:  # Ray's own trouble, which is for the other look to judge
             return None
         if self._seen and not there:
             return "Serve's controller is gone: somebody has shut Serve down or killed it; start the server again"
         self._seen = self._seen or there
-        return None
-
-
-def _controller() -> Any:
-    """None if there is none, or only one that has ended for good."""
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    try:
-        return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    except ValueError:
         return None
 
 
@@ -111,12 +101,12 @@ def _stop_serve(deadline: float) -> None:
     """Not `serve.shutdown`: it waits for an answer that never comes, since the controller ends first, and Ray reports
     that as a failed task that it will try again for ever."""
     import ray
-    from ray.serve import context
 
-    if context._global_client is not None:
-        context._global_client.shutdown_cached_handles()
-    if (controller := _controller()) is not None:
+    from deployments.ray_internals import close_handles, disconnect_serve, serve_controller
+
+    close_handles()
+    if (controller := serve_controller()) is not None:
         ray.get(controller.graceful_shutdown.remote(wait=False), timeout=deadline - time.monotonic())
-        while _controller() is not None and time.monotonic() < deadline:
+        while serve_controller() is not None and time.monotonic() < deadline:
             time.sleep(0.1)
-    context._disconnect()
+    disconnect_serve()

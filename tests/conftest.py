@@ -78,11 +78,11 @@ def handle(serve_instance: Serve) -> Any:
     """The Python way in."""
     from ray import serve
 
-    handle = serve.get_app_handle("marqo")
+    from deployments.ray_internals import for_this_thread
+
     # This process also runs Serve in its throughput mode, whose handles need an event loop to run on; callers from
     # elsewhere get this by default.
-    handle._init(_run_router_in_separate_loop=True)
-    return handle
+    return for_this_thread(serve.get_app_handle("marqo"))
 
 
 @pytest.fixture

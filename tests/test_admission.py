@@ -17,7 +17,7 @@ from test_cancellation import until
 from test_faults import sturdy_config
 from test_metrics import scraped, wait_for
 
-from deployments.admission import Admission, Load, of_contents
+from deployments.ingress.admission import Admission, Load, of_contents
 from embedding.errors import Fault, RequestError
 
 MEBIBYTE = 2**20

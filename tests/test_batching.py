@@ -167,7 +167,7 @@ def test_patience_ends(device: Device) -> None:
         await asyncio.gather(first, *rest)
         assert [batch for _, batch in device.batches] == [["first"], ["index"], ["search"]]
 
-    run(device, test, patience_s=-1.0)
+    run(device, test, max_wait_s=-1.0)
 
 
 def test_a_failed_pass_is_gone_before_its_halves_run() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deployments.admission import Admission
-from deployments.bodies import Arrivals
+from deployments.ingress.admission import Admission
+from deployments.ingress.bodies import Arrivals
 from embedding.errors import Fault, RequestError
 
 KIBIBYTE = 2**10

@@ -11,7 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Iterable
 
-from deployments.message import MESSAGE_BYTES, in_one_message
+from deployments.encoder.loaded import MESSAGE_BYTES, in_one_message
 from deployments.routing import _home_key
 from embedding.fetch.breaker import Breaker
 from embedding.fetch.host import Host

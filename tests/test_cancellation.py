@@ -22,6 +22,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from test_faults import replica_pids, sturdy_config
 
+from deployments.ray_internals import for_this_thread
+
 APP = "cancelled"
 AT_A_TIME = 4
 DEADLINE_S = 6.0
@@ -77,7 +79,7 @@ def hang_up_after(client: MarqoClient, body: dict[str, Any], condition: Callable
 def app_handle() -> DeploymentHandle:
     handle = serve.get_app_handle(APP)
     if not handle.is_initialized:
-        handle._init(_run_router_in_separate_loop=True)
+        for_this_thread(handle)
     return handle
 
 

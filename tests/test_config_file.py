@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, free_port
 
 import graph
-from deployments.encoder import PRELOAD_VARIABLE
+from deployments.encoder.settings import PRELOAD_VARIABLE
 from operations.config_file import read_config
 from operations.errors import StartError
 from operations.launch import check_port

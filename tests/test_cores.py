@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.cores import PART, Cores, shares
+from deployments.encoder.cores import PART, Cores, shares
 
 
 def numbered(*lengths: int) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from deployments.deadlines import Deadlines
+from deployments.preprocessor.deadlines import Deadlines
 
 
 def test_calls_of_one_request_end_with_its_earliest() -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from deployments.encoder import as_far_as_memory_goes
-from embedding.errors import Fault, RequestError
+from embedding.batching import DeviceQueue, Job
 
 
 class Tensors:
@@ -44,21 +45,36 @@ def _no_collector() -> Any:
     gc.enable()
 
 
+async def outcomes(rows_that_fit: int, passes: list[int], payloads: Sequence[Any]) -> list[Any]:
+    """What a queue in front of such a device gives for jobs that are put together."""
+    forward = device(rows_that_fit, passes)
+
+    def run(group: str, batch: Sequence[Any]) -> list[np.ndarray]:
+        return np.split(forward(batch), np.cumsum([len(one) for one in batch])[:-1])
+
+    with ThreadPoolExecutor(1) as executor:
+        queue = DeviceQueue(run, executor, lane_of=str, max_items={"image": 100}, memory_error=torch.OutOfMemoryError)
+        jobs = [queue.put(Job("image", payload, len(payload), False)) for payload in payloads]
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+
 @pytest.mark.parametrize("payloads", [[np.arange(16)[:, None]], [[[0], [1], [2]], [[3]]], [np.arange(5)[:, None]] * 3])
 def test_batches_are_halved_until_they_fit(payloads: list[Any]) -> None:
     passes: list[int] = []
-    rows = as_far_as_memory_goes(device(4, passes), payloads)
-    np.testing.assert_array_equal(rows, 2 * np.concatenate([np.asarray(one, np.float32) for one in payloads]))
-    assert sum(size for size in passes if size <= 4) == len(rows)
+    rows = asyncio.run(outcomes(4, passes, payloads))
+    for got, payload in zip(rows, payloads, strict=True):
+        np.testing.assert_array_equal(got, 2 * np.asarray(payload, np.float32))
+    assert sum(size for size in passes if size <= 4) == sum(map(len, payloads))
 
 
 def test_what_fits_is_one_pass() -> None:
     passes: list[int] = []
-    as_far_as_memory_goes(device(16, passes), [np.zeros((9, 2)), np.zeros((7, 2))])
+    asyncio.run(outcomes(16, passes, [np.zeros((9, 2)), np.zeros((7, 2))]))
     assert passes == [16]
 
 
-def test_a_single_content_that_does_not_fit_is_no_failure_of_the_server() -> None:
-    with pytest.raises(RequestError, match="memory") as caught:
-        as_far_as_memory_goes(device(0, []), [np.zeros((3, 2))])
-    assert caught.value.fault is Fault.OVERLOADED
+def test_a_single_item_that_does_not_fit_fails_alone() -> None:
+    passes: list[int] = []
+    (failed,) = asyncio.run(outcomes(0, passes, [np.zeros((3, 2))]))
+    assert isinstance(failed, torch.OutOfMemoryError)
+    assert failed.__traceback__ is None or failed.__traceback__.tb_frame.f_code.co_name == "outcomes"

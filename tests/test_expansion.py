@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.gather import cut, together
+from deployments.ingress.gather import cut, together
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.expansion import Expansion, check_expansion
 from embedding.protocol import Vectors, encode_parts, encode_result

@@ -16,7 +16,7 @@ from fuzz.making import make_body
 from marqo_client import MarqoClient
 from test_launch import operators_environment
 
-from deployments.replies import STATUS
+from deployments.ingress.replies import STATUS
 
 TESTS = Path(__file__).parent
 

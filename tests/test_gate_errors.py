@@ -17,8 +17,8 @@ from fastapi.responses import Response
 from marqo_client import MSGPACK
 from ray import exceptions
 
-from deployments.gate import HELD, guard
-from deployments.replies import PartsResponse
+from deployments.ingress.gate import HELD, guard
+from deployments.ingress.replies import PartsResponse
 
 FAILURES: dict[str, tuple[Exception, int]] = {
     "bug": (ValueError("hunter2"), 500),
@@ -87,7 +87,7 @@ def test_no_failure_is_told_in_plain_text(port: int, path: str, accept: str) -> 
 
 
 def test_a_refused_body_that_does_not_end_ends_its_connection(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.gate.READ_ON_S", 0.3)
+    monkeypatch.setattr("deployments.ingress.gate.READ_ON_S", 0.3)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.putrequest("POST", "/refuses")
         connection.putheader("Content-Length", "1000000")

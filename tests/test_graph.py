@@ -9,7 +9,8 @@ from conftest import ROOT
 from pydantic import ValidationError
 
 import graph
-from deployments.encoder import BatchSettings
+from deployments.encoder.settings import BatchSettings
+from deployments.ray_internals import build_application
 from operations.config_file import read_config
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
@@ -33,10 +34,8 @@ def test_arguments_are_closed(args: dict[str, Any]) -> None:
 
 def test_the_builder_takes_typed_arguments() -> None:
     """Serve types the builder's argument by its annotation; under postponed annotations it would be a plain dict."""
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-
     with pytest.raises(ValidationError, match="devise"):
-        call_user_app_builder_with_args_if_necessary(graph.build_app, {"encoder": {"devise": "cpu"}})
+        build_application(graph.build_app, {"encoder": {"devise": "cpu"}})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -8,7 +8,7 @@ import pytest
 from ray import exceptions
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from deployments.retry import as_request_error, is_lost, retried
+from deployments.ingress.retry import as_request_error, is_lost, retried
 from embedding.errors import Fault, RequestError
 
 NOT_LOST = {
@@ -72,7 +72,7 @@ LOST = [
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
 def test_what_is_lost_is_tried_again_and_then_a_503(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.retry.PAUSE_S", 0)
+    monkeypatch.setattr("deployments.ingress.retry.PAUSE_S", 0)
     tries = 0
 
     async def work(failures: int) -> str:

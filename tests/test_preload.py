@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT, Serve
 from marqo_client import MarqoClient
 
-from deployments.encoder import PRELOAD_VARIABLE, EncoderSettings, PreloadedModel
+from deployments.encoder.settings import PRELOAD_VARIABLE, EncoderSettings, PreloadedModel
+from deployments.ray_internals import for_this_thread
 from graph import GraphArgs
 from operations.config_file import read_config
 
@@ -74,7 +75,7 @@ def loaded() -> list[list[str]]:
 
     encoders = serve.get_deployment_handle("Encoder", "preloaded")
     if not encoders.is_initialized:
-        encoders._init(_run_router_in_separate_loop=True)  # as in conftest's `handle`
+        for_this_thread(encoders)
     return [sorted(info.name for info in one.models) for one in encoders.broadcast("loaded").results(timeout_s=30)]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from deployments import progress
-from deployments.progress import Progress
+from deployments.preprocessor import progress
+from deployments.preprocessor.progress import Progress
 
 
 class Contents:

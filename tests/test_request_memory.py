@@ -19,6 +19,7 @@ from ray import serve
 from test_cancellation import until
 from test_faults import replica_pids, sturdy_config
 
+from deployments.ray_internals import by_reference, for_this_thread
 from embedding.errors import Fault, RequestError
 
 APP = "expanding"
@@ -156,12 +157,12 @@ def test_what_is_in_flight_together_keeps_to_its_limit(expanding: MarqoClient) -
 def test_handle_calls_are_bounded_likewise(expanding: MarqoClient) -> None:
     handle = serve.get_app_handle(APP)
     with contextlib.suppress(RuntimeError):  # it may have been used before
-        handle._init(_run_router_in_separate_loop=True)
+        for_this_thread(handle)
     for name in ("prefix", "vectors"):
         with pytest.raises(RequestError) as refused:
             handle.vectorise.remote(REFUSED[name]).result(timeout_s=60)
         assert refused.value.fault is Fault.TOO_LARGE
     with pytest.raises(RequestError, match="bytes of text") as refused:
         # By value Serve itself takes 4 MiB of a call.
-        handle.options(_by_reference=True).vectorise.remote(texts(["x" * 300 * MEBIBYTE])).result(timeout_s=60)
+        by_reference(handle).vectorise.remote(texts(["x" * 300 * MEBIBYTE])).result(timeout_s=60)
     assert refused.value.fault is Fault.TOO_LARGE

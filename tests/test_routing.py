@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 from conftest import Serve
 from marqo_client import MarqoClient
-from ray.serve._private.common import RequestMetadata
 
 from deployments import routing
+from deployments.ray_internals import RequestMetadata
 from deployments.routing import CallsInFlight
 
 TEXTS = [f"text number {i}, to keep an encoder busy" for i in range(64)]

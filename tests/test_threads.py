@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
-from deployments.parts import DownloadTerms
-from deployments.threads import Pools, ThreadShares
+from deployments.ingress.transfer_share import ThreadShares
+from deployments.preprocessor.parts import DownloadTerms
+from deployments.preprocessor.transfer_pools import Pools
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,18 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import SPARE_PART, Admission, Load, Share, of_contents
-from deployments.bodies import Arrivals
-from deployments.gate import HELD, guard
-from deployments.health import trouble
-from deployments.images import ImageFanOut
-from deployments.listing import listed
-from deployments.metrics import PERIOD_S, IngressMetrics
-from deployments.pipeline import Pipeline
-from deployments.replica import Settings
-from deployments.replies import PartsResponse
-from deployments.texts import TextFanOut
+from deployments.ingress.admission import SPARE_PART, Admission, Load, Share, of_contents
+from deployments.ingress.bodies import Arrivals
+from deployments.ingress.gate import HELD, guard
+from deployments.ingress.health import trouble
+from deployments.ingress.images import ImageFanOut
+from deployments.ingress.listing import listed
+from deployments.ingress.metrics import IngressMetrics
+from deployments.ingress.pipeline import Pipeline
+from deployments.ingress.replies import PartsResponse
+from deployments.ingress.texts import TextFanOut
+from deployments.ray_internals import by_reference
+from deployments.replica import METRICS_PERIOD_S, Settings
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.expansion import text_bytes
 from embedding.protocol import (
@@ -188,7 +189,7 @@ class Ingress:
     async def _export_metrics(self) -> None:
         while True:
             self._metrics.in_flight((self._bulk, self._searches, self._downloads, self._bytes, self._expanded))
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(METRICS_PERIOD_S)
 
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest
@@ -313,8 +314,8 @@ class Ingress:
 
     @api.get("/healthz")
     async def get_healthz(self) -> Response:
-        """Whether the graph can embed now: a busy one can. See deployments/health.py."""
-        needed = {"encoder": self._encoder, "preprocessor": self._preprocessor.options(_by_reference=True)}
+        """Whether the graph can embed now: a busy one can. See deployments/ingress/health.py."""
+        needed = {"encoder": self._encoder, "preprocessor": by_reference(self._preprocessor)}
         reason = await trouble(needed, self._settings.health_timeout_s)
         return JSONResponse({"status": "ok"} if reason is None else {"detail": reason}, 200 if reason is None else 503)
 

@@ -2,31 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from embedding.models.cache import CacheStats
+from deployments.encoder.loaded import Loaded, shown_names
 from embedding.models.spec import ModelInfo
 from embedding.shown import without_credentials
 
 Entry = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What one encoder has loaded.
-
-    Args:
-        replica: Serve's id of the replica, as in its log's name and in Ray's dashboard.
-        node: Ray's id of its node.
-        stats: of its model cache.
-        models: least recently used first.
-    """
-
-    replica: str
-    node: str
-    stats: CacheStats
-    models: list[ModelInfo]
 
 
 def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) -> list[Entry]:
@@ -58,12 +40,6 @@ def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
         properties = _without_secrets(json.loads(info.properties_json))
         entry["modelProperties"] = json.dumps(properties, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return entry
-
-
-def shown_names(info: ModelInfo) -> tuple[str, str]:
-    """A model's name and its key, `name||hash`, as they are listed: a name may be a URL."""
-    name, mark, digest = info.key.rpartition("||")
-    return without_credentials(info.name), f"{without_credentials(name)}{mark}{digest}"
 
 
 def _without_secrets(value: Any) -> Any:

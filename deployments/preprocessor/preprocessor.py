@@ -13,11 +13,11 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
-from deployments.deadlines import Deadlines
-from deployments.parts import DownloadTerms, Part
-from deployments.progress import Progress
+from deployments.preprocessor.deadlines import Deadlines
+from deployments.preprocessor.parts import DownloadTerms, Part
+from deployments.preprocessor.progress import Progress
+from deployments.preprocessor.transfer_pools import Pools
 from deployments.replica import Settings, assigned_cpus, be_nice
-from deployments.threads import Pools
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.expansion import Expansion
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings

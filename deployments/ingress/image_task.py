@@ -7,9 +7,9 @@ import uuid
 from dataclasses import dataclass
 from functools import cached_property
 
-from deployments.admission import Load
-from deployments.parts import DownloadTerms
-from deployments.threads import DEFAULT_THREADS, Threads
+from deployments.ingress.admission import Load
+from deployments.ingress.transfer_share import DEFAULT_THREADS, Threads
+from deployments.preprocessor.parts import DownloadTerms
 from embedding.expansion import Expansion
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gather import Answers, answered, flags, reply_to, strict
-from deployments.image_task import ImageTask, Tally
-from deployments.parts import Part
-from deployments.poison import Poison
-from deployments.retry import is_lost, retried
+from deployments.ingress.gather import Answers, answered, flags, reply_to, strict
+from deployments.ingress.image_task import ImageTask, Tally
+from deployments.ingress.poison import Poison
+from deployments.ingress.retry import is_lost, retried
+from deployments.ingress.transfer_share import NO_THREADS, ThreadShares
+from deployments.preprocessor.parts import Part
 from deployments.routing import to_home
-from deployments.threads import NO_THREADS, ThreadShares
 from embedding.errors import ItemError
 from embedding.fetch.data_uri import DATA_URI
 from embedding.protocol import Vectors

@@ -7,13 +7,14 @@ from functools import partial
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import Load
-from deployments.gather import Answers, cut, together
-from deployments.image_chunk import ImageChunk, Way
-from deployments.image_task import IN_FLIGHT_BYTES, ImageTask, Tally
-from deployments.parts import DownloadTerms
-from deployments.poison import Poison
-from deployments.threads import ThreadShares
+from deployments.ingress.admission import Load
+from deployments.ingress.gather import Answers, cut, together
+from deployments.ingress.image_chunk import ImageChunk, Way
+from deployments.ingress.image_task import IN_FLIGHT_BYTES, ImageTask, Tally
+from deployments.ingress.poison import Poison
+from deployments.ingress.transfer_share import ThreadShares
+from deployments.preprocessor.parts import DownloadTerms
+from deployments.ray_internals import by_reference
 from embedding.expansion import check_expansion, text_bytes
 from embedding.image_spec import ImageSpec
 
@@ -37,9 +38,9 @@ class ImageFanOut:
 
     def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int, max_bytes: int) -> None:
         # By reference even where Serve's throughput mode would send by value: pixels never pass through here.
-        self._prepare = preprocessor.options(method_name="prepare", _by_reference=True, stream=True)
-        self._encode = encoder.options(method_name="encode_images", _by_reference=True)
-        self._touch = encoder.options(method_name="touch", _by_reference=True)
+        self._prepare = by_reference(preprocessor, method_name="prepare", stream=True)
+        self._encode = by_reference(encoder, method_name="encode_images")
+        self._touch = by_reference(encoder, method_name="touch")
         self._chunk = chunk
         self._max_bytes = max_bytes
         self._poison = Poison()

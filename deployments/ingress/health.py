@@ -14,6 +14,8 @@ import grpc
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import RunningReplica
 
+from deployments.ray_internals import goes_by_reference, grpc_channel, known_replicas
+
 UNKNOWN_METHOD = "/ray.serve.ASGIService/Answer"
 
 
@@ -22,7 +24,7 @@ async def trouble(handles: Mapping[str, DeploymentHandle], timeout_s: float) -> 
 
     Args:
         handles: what is needed, by the name that people know it by. Each has been used, or had `options`, before; its
-            calls go by value unless its options say `_by_reference`.
+            calls go by value unless `ray_internals.by_reference` has made it.
         timeout_s: how long silence counts as life; all are asked side by side.
     """
     alive = await asyncio.gather(*(_any_answers(handle, timeout_s) for handle in handles.values()))
@@ -32,8 +34,8 @@ async def trouble(handles: Mapping[str, DeploymentHandle], timeout_s: float) -> 
 
 async def _any_answers(handle: DeploymentHandle, timeout_s: float) -> bool:
     """Whether a replica answers; the first one is enough, the others are not waited for."""
-    by_value = not handle.handle_options._by_reference
-    asked = {asyncio.ensure_future(_answers(replica, by_value, timeout_s)) for replica in _known(handle)}
+    by_value = not goes_by_reference(handle)
+    asked = {asyncio.ensure_future(_answers(replica, by_value, timeout_s)) for replica in known_replicas(handle)}
     try:
         async with asyncio.timeout(timeout_s):
             while asked:
@@ -58,17 +60,9 @@ async def _answers(replica: RunningReplica, by_value: bool, timeout_s: float) ->
 
 async def _answers_by_value(replica: RunningReplica, timeout_s: float) -> None:
     """Calls a method that no replica has: to say so it must have been reached, and no work is counted for it."""
-    assert replica.stub is not None  # makes the channel
-    call = replica._channel.unary_unary(UNKNOWN_METHOD)
+    call = grpc_channel(replica).unary_unary(UNKNOWN_METHOD)
     try:
         await call(b"", timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
             raise
-
-
-def _known(handle: DeploymentHandle) -> list[RunningReplica]:
-    """The replicas to which the handle would send a call now. Serve shows them to request routers only, not to the
-    owner of a handle."""
-    router = handle._router._asyncio_router._request_router
-    return [] if router is None else list(router.curr_replicas.values())

@@ -2,31 +2,27 @@
 
 import asyncio
 import functools
-import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import ray
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_validator
 from ray import serve
 
-from deployments.cores import Cores, shares
-from deployments.listing import Loaded, shown_names
-from deployments.message import in_one_message
-from deployments.metrics import PERIOD_S, EncoderMetrics
-from deployments.replica import Settings
+from deployments.encoder.cores import Cores
+from deployments.encoder.loaded import Loaded, in_one_message, shown_names
+from deployments.encoder.metrics import EncoderMetrics
+from deployments.encoder.settings import BatchSettings, EncoderSettings, PreloadedModel
+from deployments.replica import METRICS_PERIOD_S
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
-from embedding.models.cache import MAX_MODELS, ModelCache
+from embedding.models.cache import ModelCache
 from embedding.models.files.access import KeyedHash
 from embedding.models.files.failure import named
-from embedding.models.files.options import LoadOptions
 from embedding.models.files.origin import needs_files, origin_of
 from embedding.models.files.transfers import Transfers
 from embedding.models.files.weights import Weights
@@ -48,73 +44,6 @@ R = TypeVar("R")
 URGENT_TEXTS = 4
 # Tokenising this much takes less than handing it to a thread and back.
 INLINE_CHARS = 500
-
-
-PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
-
-
-class PreloadedModel(Settings):
-    """A model that is not in the registry."""
-
-    model: str
-    modelProperties: dict[str, Any]
-
-
-Preload = tuple[str | PreloadedModel, ...]
-
-
-def _preload_from_environment() -> Any:
-    text = os.environ.get(PRELOAD_VARIABLE) or "[]"
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{PRELOAD_VARIABLE} is not JSON: {error}") from None
-
-
-class EncoderSettings(Settings):
-    """Models and their device.
-
-    Args:
-        device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
-        threads: cores that encode, on a CPU; null is all of the machine's, whatever Ray was asked for: a large model
-            would leave some idle otherwise. Say less where several encoders share a machine.
-        model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
-        max_models: how many models are kept, for each replica, whatever they take; `random` ones count for themselves.
-        preload: models to load before a replica takes traffic, as registry names or with their properties; those of
-            MARQO_MODELS_TO_PRELOAD come on top.
-        architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
-        models: what may be loaded, from where and how.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = None
-    model_budget_bytes: NonNegativeInt = 0
-    max_models: PositiveInt = MAX_MODELS
-    preload: Preload = Field((), validate_default=True)
-    architectures: tuple[Path, ...] = ()
-    models: LoadOptions = LoadOptions()
-
-    @field_validator("preload")
-    @classmethod
-    def _with_those_of_the_variable(cls, preload: Preload) -> Preload:
-        try:
-            named = TypeAdapter(Preload).validate_python(_preload_from_environment())
-        except ValidationError:
-            shape = '["NAME", {"model": "NAME", "modelProperties": {…}}, …]'
-            raise ValueError(f"{PRELOAD_VARIABLE} must be a JSON list such as {shape}") from None
-        return *preload, *(model for model in named if model not in preload)
-
-
-class BatchSettings(Settings):
-    """The encoder's `user_config`: may be changed while it runs.
-
-    Args:
-        max_image_batch: most pictures in one forward pass.
-        max_text_batch: most texts in one forward pass.
-    """
-
-    max_image_batch: PositiveInt = 32
-    max_text_batch: PositiveInt = 128
 
 
 def _refusals_as_values(
@@ -265,8 +194,17 @@ class Encoder:
         return await _in_thread(executor, functools.partial(model.tokenize, texts))
 
     async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
-        """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond."""
-        return await (self._put(job) if job.urgent else await lane(job))
+        """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond.
+
+        Raises:
+            RequestError: OVERLOADED; the device's memory does not suffice for a single item.
+        """
+        try:
+            return await (self._put(job) if job.urgent else await lane(job))
+        except torch.OutOfMemoryError:
+            raise RequestError(
+                Fault.OVERLOADED, "the device has not enough free memory for this content; try again later"
+            ) from None
 
     # Serve's batching gathers what arrives together and hands it over at once; merging goes on in the device queue for
     # as long as the device is busy. Awaiting vectors in here instead would seal each batch before it had to be.
@@ -284,7 +222,12 @@ class Encoder:
     def _device_queue(self, name: str, urgent: bool) -> DeviceQueue:
         executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         return DeviceQueue(
-            functools.partial(self._forward, urgent), executor, lane_of=lambda group: group[0], max_items=self._maxima
+            functools.partial(self._forward, urgent),
+            executor,
+            lane_of=lambda group: group[0],
+            max_items=self._maxima,
+            memory_error=torch.OutOfMemoryError,
+            release_memory=release_memory,
         )
 
     def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
@@ -297,7 +240,7 @@ class Encoder:
                 encode = functools.partial(self._cores.encode, model.encode_images, threads)
             else:
                 encode = model.encode_images
-            rows = as_far_as_memory_goes(encode, payloads)
+            rows = encode(payloads)
         self._metrics.batch(lane, len(rows))
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])
@@ -305,7 +248,7 @@ class Encoder:
     async def _export_metrics(self) -> None:
         while True:
             self._metrics.models(self._models.stats())
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(METRICS_PERIOD_S)
 
     async def loaded(self) -> Loaded:
         """What this replica has loaded, as far as a message holds it."""
@@ -351,26 +294,6 @@ class Encoder:
         private = spec.auth_json is not None and not self._options.share_private_models
         owner = self._owner(spec.auth_json) if private else ""
         return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json, owner)
-
-
-def as_far_as_memory_goes(encode: Encode, payloads: Sequence[Any]) -> Rows:
-    """One forward pass, or, where the device's memory is too small for it, several over ever smaller halves.
-
-    Args:
-        encode: one forward pass.
-        payloads: each of several rows, of which slices are payloads too.
-
-    Raises:
-        RequestError: OVERLOADED; a single row does not fit.
-    """
-    try:
-        return encode(payloads)
-    except torch.OutOfMemoryError:
-        pass  # its traceback holds what the failed pass took, and is gone only from here on
-    release_memory()
-    if sum(map(len, payloads)) == 1:
-        raise RequestError(Fault.OVERLOADED, "the device has not enough free memory for this content; try again later")
-    return np.concatenate([as_far_as_memory_goes(encode, half) for half in shares(payloads, 2)])
 
 
 async def _in_thread(executor: Executor, call: Callable[[], R]) -> R:

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.replies import detail_response, error_response, problems
-from deployments.retry import as_request_error, is_lost
+from deployments.ingress.replies import detail_response, error_response, problems
+from deployments.ingress.retry import as_request_error, is_lost
 from embedding.errors import Fault, RequestError
 
 logger = logging.getLogger("ray.serve")

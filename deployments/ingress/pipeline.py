@@ -6,13 +6,13 @@ from functools import partial
 from blake3 import blake3
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import Load
-from deployments.gather import Answers, answered, reply_to
-from deployments.image_task import ImageTask
-from deployments.images import ImageFanOut
-from deployments.retry import retried
+from deployments.ingress.admission import Load
+from deployments.ingress.gather import Answers, answered, reply_to
+from deployments.ingress.image_task import ImageTask
+from deployments.ingress.images import ImageFanOut
+from deployments.ingress.retry import retried
+from deployments.ingress.texts import TextFanOut
 from deployments.routing import to_home
-from deployments.texts import TextFanOut
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest, TextConfig

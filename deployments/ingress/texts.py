@@ -9,9 +9,10 @@ from typing import TypeGuard
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admission import Share
-from deployments.gather import Answers, answered, cut, flags, reply_to, strict, together
-from deployments.retry import retried
+from deployments.ingress.admission import Share
+from deployments.ingress.gather import Answers, answered, cut, flags, reply_to, strict, together
+from deployments.ingress.retry import retried
+from deployments.ray_internals import by_reference
 from deployments.routing import to_home
 from embedding.errors import ItemError
 from embedding.expansion import Expansion, check_expansion, text_bytes
@@ -50,9 +51,9 @@ class TextFanOut:
         self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, chunk: int, max_chars: int, max_bytes: int
     ) -> None:
         # By reference: the chunks of one content may be larger than a message may be.
-        self._split = preprocessor.options(method_name="chunk_texts", _by_reference=True)
+        self._split = by_reference(preprocessor, method_name="chunk_texts")
         self._encode = encoder.options(method_name="encode_texts")
-        self._encode_much = encoder.options(method_name="encode_texts", _by_reference=True)
+        self._encode_much = by_reference(encoder, method_name="encode_texts")
         self._chunk = chunk
         self._max_chars = max_chars
         self._max_bytes = max_bytes

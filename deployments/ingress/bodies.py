@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from deployments.admission import Share
+from deployments.ingress.admission import Share
 from embedding.errors import Fault, RequestError
 
 SILENT_S = 1.0

@@ -1,12 +1,9 @@
 """`downloadThreadCount`: transfers that one request may have at a time, wherever its chunks are sent."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
-
-from deployments.parts import DownloadTerms
 
 DEFAULT_THREADS = 20
 """What Marqo asks for when it indexes."""
@@ -52,26 +49,3 @@ class ThreadShares:
             yield Threads(count, self._unsent < self._at_once)
         finally:
             self._free.put_nowait(count)
-
-
-class Pools:
-    """Of each request, the transfers that all its calls to this process may have together."""
-
-    def __init__(self) -> None:
-        self._calls: Counter[str] = Counter()
-        self._threads: Counter[str] = Counter()
-
-    @contextmanager
-    def joined(self, terms: DownloadTerms) -> Iterator[int]:
-        """A call brings its transfers for as long as the context lasts, or until the last of its request's calls here
-        has ended; gives the sum of them."""
-        self._calls[terms.request] += 1
-        self._threads[terms.request] += terms.threads
-        try:
-            yield self._threads[terms.request]
-        finally:
-            self._calls[terms.request] -= 1
-            if not self._calls[terms.request]:
-                del self._calls[terms.request], self._threads[terms.request]
-            elif not terms.keeps_threads:
-                self._threads[terms.request] -= terms.threads

@@ -1,0 +1,78 @@
+"""Settings of the encoder: its `args` in a config, and its `user_config`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, field_validator
+
+from deployments.replica import Settings
+from embedding.models.cache import MAX_MODELS
+from embedding.models.files.options import LoadOptions
+
+PRELOAD_VARIABLE = "MARQO_MODELS_TO_PRELOAD"
+
+
+class PreloadedModel(Settings):
+    """A model that is not in the registry."""
+
+    model: str
+    modelProperties: dict[str, Any]
+
+
+Preload = tuple[str | PreloadedModel, ...]
+
+
+def _preload_from_environment() -> Any:
+    text = os.environ.get(PRELOAD_VARIABLE) or "[]"
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{PRELOAD_VARIABLE} is not JSON: {error}") from None
+
+
+class EncoderSettings(Settings):
+    """Models and their device.
+
+    Args:
+        device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
+        threads: cores that encode, on a CPU; null is all of the machine's, whatever Ray was asked for: a large model
+            would leave some idle otherwise. Say less where several encoders share a machine.
+        model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
+        max_models: how many models are kept, for each replica, whatever they take; `random` ones count for themselves.
+        preload: models to load before a replica takes traffic, as registry names or with their properties; those of
+            MARQO_MODELS_TO_PRELOAD come on top.
+        architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
+        models: what may be loaded, from where and how.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+    model_budget_bytes: NonNegativeInt = 0
+    max_models: PositiveInt = MAX_MODELS
+    preload: Preload = Field((), validate_default=True)
+    architectures: tuple[Path, ...] = ()
+    models: LoadOptions = LoadOptions()
+
+    @field_validator("preload")
+    @classmethod
+    def _with_those_of_the_variable(cls, preload: Preload) -> Preload:
+        try:
+            named = TypeAdapter(Preload).validate_python(_preload_from_environment())
+        except ValidationError:
+            shape = '["NAME", {"model": "NAME", "modelProperties": {…}}, …]'
+            raise ValueError(f"{PRELOAD_VARIABLE} must be a JSON list such as {shape}") from None
+        return *preload, *(model for model in named if model not in preload)
+
+
+class BatchSettings(Settings):
+    """The encoder's `user_config`: may be changed while it runs.
+
+    Args:
+        max_image_batch: most pictures in one forward pass.
+        max_text_batch: most texts in one forward pass.
+    """
+
+    max_image_batch: PositiveInt = 32
+    max_text_batch: PositiveInt = 128
