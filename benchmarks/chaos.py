@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from benchmarks import models, pictures
-from benchmarks.cluster import (
+from benchmarks.lib import models, pictures
+from benchmarks.lib.cluster import (
     DEPLOYMENTS,
     Node,
     Victims,
@@ -39,11 +39,11 @@ from benchmarks.cluster import (
     running,
     wait_until,
 )
-from benchmarks.known_answers import KnownAnswers, Reply, counts, elsewhere, failures, question
-from benchmarks.process import free_port
-from benchmarks.server import Running, Shape, described, graph
-from benchmarks.target import marqo
-from benchmarks.web import web
+from benchmarks.lib.known_answers import KnownAnswers, Reply, counts, elsewhere, failures, question
+from benchmarks.lib.process import free_port
+from benchmarks.lib.server import Running, Shape, described, graph
+from benchmarks.lib.target import marqo
+from benchmarks.lib.web import web
 
 NAME = "chaos"
 TITLE = "Parts killed and configs changed under load: what became of the requests"

@@ -24,10 +24,10 @@ import numpy as np
 import requests
 import yaml
 
-from benchmarks import OUT, ROOT
-from benchmarks.models import vit_b_32
-from benchmarks.process import free_port, server
-from benchmarks.target import Target, marqo
+from benchmarks.lib.models import vit_b_32
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import free_port, server
+from benchmarks.lib.target import Target, marqo
 from embedding.registry import DEMO_MODEL, lookup
 
 REQUESTS = 10

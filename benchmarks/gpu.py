@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import models, pictures
-from benchmarks.load import closed_loop, once
-from benchmarks.models import Checkpoint
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import closed_loop, once
+from benchmarks.lib.models import Checkpoint
+from benchmarks.lib.server import Shape, graph
+from benchmarks.lib.target import marqo
+from benchmarks.lib.web import web
 from benchmarks.peers.servers import plain
-from benchmarks.server import Shape, graph
-from benchmarks.target import marqo
-from benchmarks.web import web
 
 NAME = "gpu"
 TITLE = "GPU: parity of half precision, and pictures per second of each layer"

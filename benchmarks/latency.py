@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import models, pictures
-from benchmarks.load import background, open_loop
-from benchmarks.server import Running, Shape, described, graph
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import background, open_loop
+from benchmarks.lib.server import Running, Shape, described, graph
+from benchmarks.lib.target import Target, marqo
+from benchmarks.lib.web import web
 from benchmarks.stages import QUERY, bare_text
-from benchmarks.target import Target, marqo
-from benchmarks.web import web
 
 NAME = "latency"
 TITLE = "Text query latency in milliseconds, open loop, idle and under saturating indexing"

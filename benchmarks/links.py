@@ -1,6 +1,6 @@
 """Pictures over links that are the bottleneck: what is lost, how much of the link is used; ours beside Marqo's way.
 
-Each cell is an emulated link (benchmarks/link.py), a picture's size and a number of clients, each with one request.
+Each cell is an emulated link (benchmarks/lib/link.py), a picture's size and a number of clients, each with one request.
 Both ways fetch the same number of pictures, one way after the other, in turn the one or the other first. Before them
 one picture alone, with nothing else on the link, says whether it can arrive within its 3 s at all; where it cannot,
 nothing is measured. So each picture that is lost would have arrived alone.
@@ -28,9 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import ROOT
-from benchmarks.link import ROUTER, Link, Running, emulated
-from benchmarks.process import stop
+from benchmarks.lib.link import ROUTER, Link, Running, emulated
+from benchmarks.lib.places import ROOT
+from benchmarks.lib.process import stop
 from embedding.fetch.fetcher import FetchSettings
 
 NAME = "links"
@@ -223,7 +223,7 @@ class Ask:
 @contextlib.contextmanager
 def asking(running: Running) -> Iterator[Ask]:
     """The clients of a link, in a process of their own, while the context lasts. One job at a time."""
-    command = [sys.executable, "-m", "benchmarks.link_clients", *running.network_of]
+    command = [sys.executable, "-m", "benchmarks.lib.link_clients", *running.network_of]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:

@@ -28,8 +28,8 @@ import psutil
 import requests
 import yaml
 
-from benchmarks import OUT, ROOT
-from benchmarks.process import free_port
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import free_port
 from operations.launch import running
 
 MODELS, HELD, CLIENTS = 20, 5, 8

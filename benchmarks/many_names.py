@@ -24,8 +24,8 @@ import psutil
 import requests
 import yaml
 
-from benchmarks import OUT, ROOT
-from benchmarks.process import free_port
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import free_port
 from operations.launch import running
 
 CLIENTS = 4

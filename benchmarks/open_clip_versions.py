@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import OUT, ROOT
+from benchmarks.lib.places import OUT, ROOT
 from embedding.models.openclip.reference import VERSION
 from embedding.registry import lookup, names
 
 MARQO = (f"open_clip_torch=={VERSION}", "timm==1.0.8", "pillow==10.4.0")
 """What Marqo's base image pins, of all that decides a vector of open_clip and can be installed beside this torch."""
-SCRIPT = Path(__file__).parent / "open_clip_facts.py"
+SCRIPT = Path(__file__).parent / "lib" / "open_clip_facts.py"
 ALIKE = 1 - 1e-6
 PREPROCESSING = {"mean": None, "std": None, "interpolation": "bicubic", "resize_mode": "shortest"}
 Facts = dict[str, Any]

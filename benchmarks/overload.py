@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import models, pictures
-from benchmarks.load import BATCH, once
-from benchmarks.offered import Ask, Outcome, Phase, asked, closed, offer
-from benchmarks.server import Shape, described, graph
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import BATCH, once
+from benchmarks.lib.offered import Ask, Outcome, Phase, asked, closed, offer
+from benchmarks.lib.server import Shape, described, graph
+from benchmarks.lib.target import Target, marqo
+from benchmarks.lib.watch import Sample, total, watching
+from benchmarks.lib.web import web
 from benchmarks.stages import QUERY
-from benchmarks.target import Target, marqo
-from benchmarks.watch import Sample, total, watching
-from benchmarks.web import web
 
 NAME = "overload"
 TITLE = "Five times the sustainable rate, then normal load again: contents per second, rightly answered"

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models, pictures, stages
+from benchmarks import stages
 from benchmarks.latency import percentile
-from benchmarks.load import closed_loop, one_after_the_other
-from benchmarks.server import Running, Shape, described, graph
-from benchmarks.target import marqo
-from benchmarks.web import web
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import closed_loop, one_after_the_other
+from benchmarks.lib.server import Running, Shape, described, graph
+from benchmarks.lib.target import marqo
+from benchmarks.lib.web import web
 
 NAME = "pipeline"
 TITLE = "End to end over HTTP URLs, small CLIP: pictures per second, CPU milliseconds per picture"

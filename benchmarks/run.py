@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import batching, latency, links, overload, pipeline, report, shapes, stages, transport, waiting
+from benchmarks import batching, latency, links, overload, pipeline, shapes, stages, transport, waiting
+from benchmarks.lib import report
 
 OURS = (transport, stages, pipeline, latency, batching, shapes, links, waiting, overload)
 

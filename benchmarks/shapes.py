@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import models, pictures
-from benchmarks.load import closed_loop
-from benchmarks.server import Shape, graph
-from benchmarks.target import marqo
-from benchmarks.web import web
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import closed_loop
+from benchmarks.lib.server import Shape, graph
+from benchmarks.lib.target import marqo
+from benchmarks.lib.web import web
 
 NAME = "shapes"
 TITLE = "Chunk sizes and shapes of the graph, small CLIP: pictures per second, CPU milliseconds per picture"

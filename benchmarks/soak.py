@@ -23,11 +23,11 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from benchmarks import models, pictures, report, traffic
-from benchmarks.server import Shape, described, graph
-from benchmarks.traffic import World
-from benchmarks.watch import MEASURES, Sample, total, watching
-from benchmarks.web import misbehaving
+from benchmarks.lib import models, pictures, report, traffic
+from benchmarks.lib.server import Shape, described, graph
+from benchmarks.lib.traffic import World
+from benchmarks.lib.watch import MEASURES, Sample, total, watching
+from benchmarks.lib.web import misbehaving
 
 NAME = "soak"
 TITLE = "Twenty minutes of mixed traffic: growth per minute after the warm-up"

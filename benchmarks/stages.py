@@ -17,8 +17,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models, pictures
-from benchmarks.web import web
+from benchmarks.lib import models, pictures
+from benchmarks.lib.web import web
 
 NAME = "stages"
 TITLE = "Bare stages: CPU milliseconds per picture or text, one thread"

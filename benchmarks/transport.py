@@ -18,13 +18,13 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from benchmarks import models, pictures
-from benchmarks.cpu import CpuMeter
-from benchmarks.load import Conversation
-from benchmarks.process import free_port, server
-from benchmarks.server import graph
-from benchmarks.target import Target, json_target, marqo
-from benchmarks.web import web
+from benchmarks.lib import models, pictures
+from benchmarks.lib.cpu import CpuMeter
+from benchmarks.lib.load import Conversation
+from benchmarks.lib.process import free_port, server
+from benchmarks.lib.server import graph
+from benchmarks.lib.target import Target, json_target, marqo
+from benchmarks.lib.web import web
 
 NAME = "transport"
 TITLE = "Transport: what it costs to hand one picture over and get its vector back"
@@ -129,7 +129,7 @@ def _tensor_server(checkpoint: models.Checkpoint) -> Iterator[tuple[str, int]]:
     """URL and process of the minimal server."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "benchmarks.tensor_server", checkpoint.architecture, str(port)]
+    command = [sys.executable, "-m", "benchmarks.lib.tensor_server", checkpoint.architecture, str(port)]
     with server("tensors", command, f"{url}/health") as pid:
         yield url, pid
 

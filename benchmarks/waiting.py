@@ -18,15 +18,15 @@ from typing import Any
 import aiohttp
 import msgpack
 
-from benchmarks import models, pictures
 from benchmarks.latency import percentile
-from benchmarks.load import once
-from benchmarks.offered import Ask, Outcome, Phase, asked, offer
-from benchmarks.server import Shape, described, graph
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import once
+from benchmarks.lib.offered import Ask, Outcome, Phase, asked, offer
+from benchmarks.lib.server import Shape, described, graph
+from benchmarks.lib.target import marqo
+from benchmarks.lib.traffic import HEADERS, request
+from benchmarks.lib.web import misbehaving
 from benchmarks.stages import QUERY
-from benchmarks.target import marqo
-from benchmarks.traffic import HEADERS, request
-from benchmarks.web import misbehaving
 
 NAME = "waiting"
 TITLE = "Searches and healthy pictures beside hosts that make us wait: milliseconds to the answer"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from image_host import ImageHost
 from marqo_client import MarqoClient
-from pictures import encoded, jpeg, photo
 
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import encoded, jpeg, photo
 from operations.launch import deploy, running
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from pictures import encoded, jpeg, photo
 from PIL import Image, ImageCms, features
+
+from benchmarks.lib.photo import encoded, jpeg, photo
 
 Corpus = dict[str, bytes]
 

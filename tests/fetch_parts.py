@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from loopback import Handler, Loopback
+from benchmarks.lib.loopback import Handler, Loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1024

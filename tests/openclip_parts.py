@@ -13,11 +13,11 @@ import open_clip
 import pytest
 import torch
 from hub_host import HubHost
-from image_host import ImageHost
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import Fault, RequestError
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights

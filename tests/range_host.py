@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from types import TracebackType
 
-from loopback import Handler, Loopback
+from benchmarks.lib.loopback import Handler, Loopback
 
 OLD = formatdate(1_600_000_000, usegmt=True)
 

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 import msgpack
 import pytest
 from conftest import Serve
-from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
 from test_cancellation import until
 from test_faults import sturdy_config
 from test_metrics import scraped, wait_for
 
+from benchmarks.lib.image_host import ImageHost
 from deployments.ingress.admission import Admission, Load, of_contents
 from embedding.errors import Fault, RequestError
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile_pictures import tile_of_a_pixel
-from pictures import encoded, jpeg, photo
 
+from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.errors import MediaError
 from embedding.image.pixels import ImageLimits, preprocess
 from embedding.image_spec import ImageSpec

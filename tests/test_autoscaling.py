@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from image_host import ImageHost
 from marqo_client import MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 
 APP = "scaling"

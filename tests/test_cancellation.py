@@ -15,13 +15,13 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Serve
-from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
-from pictures import jpeg, photo
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from test_faults import replica_pids, sturdy_config
 
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import jpeg, photo
 from deployments.ray_internals import for_this_thread
 
 APP = "cancelled"

@@ -13,13 +13,13 @@ import psutil
 import pytest
 import ray
 from conftest import Serve, free_port
-from image_host import ImageHost
 from marqo_client import MarqoClient
 from test_faults import SCENES, sturdy_config
 
-from benchmarks.cluster import DEPLOYMENTS, Node, Victims, beside_marqo, kill, running, wait_until
-from benchmarks.known_answers import KnownAnswers, Question, counts, elsewhere, failures, question
-from benchmarks.target import registered
+from benchmarks.lib.cluster import DEPLOYMENTS, Node, Victims, beside_marqo, kill, running, wait_until
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.known_answers import KnownAnswers, Question, counts, elsewhere, failures, question
+from benchmarks.lib.target import registered
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes
 
 APP = "chaos"

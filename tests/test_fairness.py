@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Serve
-from image_host import ImageHost
 from marqo_client import MarqoClient
-from pictures import jpeg, photo
 from test_faults import sturdy_config
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import jpeg, photo
 
 SLOW_CLIENTS = 4
 CHUNK = 4

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Serve
-from image_host import ImageHost
 from marqo_client import MSGPACK, MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 
 APP = "sturdy"

@@ -7,8 +7,8 @@ import base64
 
 import pytest
 from fetch_parts import PICTURE, Names, failure, fetch, fetching, host, server  # noqa: F401
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
 
 # --- what works ---

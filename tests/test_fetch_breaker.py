@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from fetch_parts import DOWNLOAD, Names, answer_up, failure_of, fetching, host, server, unused_port  # noqa: F401
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
 
 

@@ -8,8 +8,8 @@ import socket
 import pytest
 from aiohttp.abc import ResolveResult
 from fetch_parts import DOWNLOAD, PICTURE, Names, answer_up, failure, fetch, fetching, host, server, unused_port  # noqa: F401
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
 
 

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 from aiohttp.abc import ResolveResult
 from fetch_parts import Names, failure, failure_of, fetching, host, server  # noqa: F401
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.fetch.guard import VARIABLE, SystemResolver
 

@@ -6,7 +6,8 @@ import base64
 
 import pytest
 from fetch_parts import DOWNLOAD, PICTURE, failure, fetch, host, server  # noqa: F401
-from image_host import ImageHost
+
+from benchmarks.lib.image_host import ImageHost
 
 
 def test_our_own_headers(host: ImageHost) -> None:

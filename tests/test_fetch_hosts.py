@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from fetch_parts import Names, answer_up, fetching, unused_port
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions
 

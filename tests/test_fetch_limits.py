@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 from fetch_parts import DOWNLOAD, PICTURE, Names, failure, failure_of, fetch, fetching, host, server  # noqa: F401
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
 
 

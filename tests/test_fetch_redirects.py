@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 import pytest
 from fetch_parts import DOWNLOAD, Names, failure, fetch, host, server  # noqa: F401
-from image_host import SMALL_BODY, ImageHost
+
+from benchmarks.lib.image_host import SMALL_BODY, ImageHost
 
 
 def test_ten_redirects_and_no_more(host: ImageHost) -> None:

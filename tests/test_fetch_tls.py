@@ -7,7 +7,8 @@ from pathlib import Path
 
 from certificates import certificate  # noqa: F401
 from fetch_parts import DOWNLOAD, PICTURE, Names, failure, fetch, host, server  # noqa: F401
-from image_host import ImageHost
+
+from benchmarks.lib.image_host import ImageHost
 
 
 def test_tls_is_verified(certificate: Path) -> None:

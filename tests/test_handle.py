@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_host import ImageHost
 from marqo_client import MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.models.model import normalize
 from embedding.models.random import random_vectors

@@ -8,9 +8,9 @@ import corpus
 import hostile_pictures
 import numpy as np
 import pytest
-from pictures import encoded, jpeg, photo
 from PIL import Image
 
+from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.errors import MediaError, SlowError
 from embedding.image.decode_cost import block_scans, estimated
 from embedding.image.lanes import MEDIUM_S, QUICK_S

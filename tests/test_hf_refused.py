@@ -10,10 +10,10 @@ import pytest
 import torch
 from hf_parts import CPU, bert, hub, hub_options, load, refusal, same, spec, vectors  # noqa: F401
 from hub_host import HubHost
-from image_host import ImageHost
 from safetensors.torch import load_file, save_file
 from tiny_bert import TEXTS, VOCABULARY, WIDTH, archived, reference, save_tokenizer
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import RequestError
 from embedding.models.files.options import LoadOptions
 from embedding.models.loader import load_model

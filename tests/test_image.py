@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from pictures import encoded, jpeg, photo
 from PIL import Image
 
+from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.errors import MediaError
 from embedding.image import jpeg as quick
 from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess, reference_pixels

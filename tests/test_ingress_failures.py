@@ -6,10 +6,11 @@ import gzip
 
 import numpy as np
 import pytest
-from image_host import ImageHost
 from ingress_parts import PREAMBLE, data_uri, is_error, vectors
 from marqo_client import MarqoClient
-from pictures import jpeg, photo
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import jpeg, photo
 
 # (content or path at the image host, what its message contains): section 3.4
 FAILURES = {

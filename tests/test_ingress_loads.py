@@ -13,9 +13,10 @@ import pytest
 import requests
 from conftest import Serve
 from hub_host import HubHost
-from image_host import ImageHost
 from ingress_parts import drawn, request, vectors
 from marqo_client import MarqoClient
+
+from benchmarks.lib.image_host import ImageHost
 
 PROMPT_S = 10.0
 """Far below the hour that a download may take, far above what two busy cores need."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_host import ImageHost
 from ingress_parts import PREAMBLE, SMALL, drawn, listed, raw, request, vectors
 from marqo_client import MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.registry import lookup, model_key
 
 # --- Models ---

@@ -10,12 +10,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from image_host import ImageHost
 from ingress_parts import SMALL, data_uri, demo_checkpoint, drawn, is_error, vectors
 from marqo_client import MarqoClient
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.model import normalize
 
 

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from image_host import ImageHost
 from ingress_parts import demo_checkpoint, request, vectors
 from marqo_client import MarqoClient
+
+from benchmarks.lib.image_host import ImageHost
 
 IMAGE = {"modality": "image", "preprocessingConfig": {"modality": "image"}, "modelConfig": {"modelName": "demo/clip"}}
 

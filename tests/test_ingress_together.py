@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from image_host import ImageHost
 from ingress_parts import SMALL, drawn, is_error, listed, vectors
 from marqo_client import MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.registry import lookup
 
 

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from image_host import ImageHost
 from marqo_client import MarqoClient
 
+from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 
 SCENES = scenes(40, 11)

@@ -11,8 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 import hostile_pictures
 import numpy as np
 import pytest
-from pictures import encoded, jpeg, photo
 
+from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.errors import MediaError, SlowError
 from embedding.image.fair_queue import Call
 from embedding.image.lanes import Lanes

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.link import RELAY, ROUTER, CannotEmulate, Link, Running, emulated
+from benchmarks.lib.link import RELAY, ROUTER, CannotEmulate, Link, Running, emulated
 from benchmarks.links import OURS, WAYS, Ask, asking, figures, rows, summary
 
 KEEPER = """
 import sys, time
-from benchmarks.link import Link, emulated
+from benchmarks.lib.link import Link, emulated
 with emulated(Link(5.0, 1.0), (sys.argv[1],)) as running:
     print(running.process.pid, flush=True)
     time.sleep(600)

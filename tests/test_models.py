@@ -14,9 +14,9 @@ import pytest
 import torch
 from model_parts import ARCHITECTURE, CPU, DIMENSIONS, FORMATS, SIZE, checkpoint, folder, load, reference, spec  # noqa: F401
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from pictures import jpeg, photo
 from PIL import Image
 
+from benchmarks.lib.photo import jpeg, photo
 from embedding.errors import RequestError
 from embedding.image.pixels import preprocess
 from embedding.models.loader import load_model

@@ -9,9 +9,9 @@ import pytest
 import torch
 from harmful import Harmful
 from hub_host import HubHost
-from image_host import ImageHost
 from openclip_parts import OTHER, SIZE, check, folder, host, hub, load, options, refusal  # noqa: F401
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.options import LoadOptions
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import open_clip
 import pytest
 from hub_host import HubHost
-from image_host import ImageHost
 from openclip_parts import (  # noqa: F401
     ARCHITECTURE,
     CPU,
@@ -29,6 +28,7 @@ from openclip_parts import (  # noqa: F401
 )
 from s3_parts import bucket, s3_client, s3_server  # noqa: F401
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import RequestError
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights

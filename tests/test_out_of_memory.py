@@ -32,7 +32,7 @@ import gc, json, resource, sys
 from pathlib import Path
 
 import torch
-from image_host import ImageHost
+from benchmarks.lib.image_host import ImageHost
 
 from embedding.models.loader import load_model
 from embedding.models.openclip.model import add_architectures

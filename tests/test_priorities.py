@@ -6,9 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from image_host import ImageHost
 from marqo_client import MarqoClient
 from test_faults import replica_pids
+
+from benchmarks.lib.image_host import ImageHost
 
 
 def niceness(deployment: str) -> list[int]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_host import ImageHost
 from ingress_parts import demo_checkpoint
 from marqo_client import MarqoClient
 from PIL import Image
 
+from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 
 GALLERY = 96

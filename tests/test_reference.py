@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import torch
 from hub_host import HubHost
-from image_host import ImageHost
 from openclip_parts import (  # noqa: F401
     ARCHITECTURE,
     DIMENSIONS,
@@ -30,6 +29,7 @@ from openclip_parts import (  # noqa: F401
 )
 from safetensors.torch import save
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.options import LoadOptions
 from embedding.models.openclip.model import OpenClipModel
 from embedding.models.openclip.reference import DIFFERENCES, pretrained

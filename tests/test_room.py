@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from image_host import ImageHost
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.fetch.memory_budget import Room, Share

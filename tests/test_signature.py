@@ -16,8 +16,8 @@ import corpus
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, jpeg, photo
 
+from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.errors import MediaError
 from embedding.image.pixels import ImageSpec, preprocess
 from embedding.image.signature import sniffed

@@ -9,10 +9,11 @@ from typing import Any
 import hostile_pictures
 import numpy as np
 import pytest
-from image_host import ImageHost
 from marqo_client import MarqoClient
-from pictures import encoded, jpeg, photo
 from test_faults import replica_pids, sturdy_config
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import encoded, jpeg, photo
 
 ORDINARY = {
     "a.jpg": jpeg(photo(1, 600, 400)),

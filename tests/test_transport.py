@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from fetch_parts import PICTURE, Names, fetch, host  # noqa: F401
-from image_host import ImageHost
 from transport_parts import Watcher, body, get, transporting
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.guard import Guard, Refused
 from embedding.fetch.transport import Kind, Reply, Transport, TransportError, TransportSettings
 

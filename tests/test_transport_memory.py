@@ -7,9 +7,9 @@ import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from image_host import ImageHost
 from transport_parts import Watcher, get, transporting
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.transport import Transport
 
 AT_A_TIME = 16

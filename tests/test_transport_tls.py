@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from certificates import certificate  # noqa: F401
 from fetch_parts import PICTURE, Names
-from image_host import ImageHost
 from transport_parts import body, transporting
+
+from benchmarks.lib.image_host import ImageHost
 
 NAME = "pictures.example.com"
 FILES = {"a.jpg": PICTURE, "b.jpg": b"b", "c.jpg": b"c", "wrong": b"wrong" * 100}

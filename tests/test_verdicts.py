@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import overload, soak
-from benchmarks.offered import Outcome
+from benchmarks.lib.offered import Outcome
 
 
 def samples(growth: float, minutes: float = 20.0, count: int = 240) -> list[dict[str, Any]]:

@@ -14,12 +14,13 @@ import msgpack
 import psutil
 import pytest
 from conftest import Serve
-from image_host import ImageHost
 from ingress_parts import data_uri, is_error
 from marqo_client import MSGPACK, MarqoClient
-from pictures import encoded, jpeg, photo
 from test_cancellation import still, until
 from test_faults import replica_pids, sturdy_config
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import encoded, jpeg, photo
 
 APP, HASTY = "waiting", "waiting-hasty"
 FILES = {f"{i}.jpg": jpeg(photo(i, 200, 150)) for i in range(40)}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from cost import cost
 from hostile_archives import BROKEN, ESCAPED, FILES, REFUSED, TAKEN, plain_tar, plain_zip
-from image_host import ImageHost
 from weights_parts import CONTENT, left, options
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.errors import RequestError
 from embedding.models.files.tree import Tree
 from embedding.models.files.weights import Weights

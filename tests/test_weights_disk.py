@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from hub_host import HubHost
-from image_host import ImageHost
 from weights_parts import left, options, process
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.disk import Disk
 from embedding.models.files.weights import Weights
 

@@ -162,7 +162,7 @@ def test_a_disk_that_a_hub_file_fills(tmp_path: Path, hub: HubHost) -> None:
 
 
 def test_a_disk_that_a_url_fills(tmp_path: Path) -> None:
-    from image_host import ImageHost
+    from benchmarks.lib.image_host import ImageHost
 
     with ImageHost({"large.pt": CONTENT, "small.pt": CONTENT[: 2 * MIB]}) as host:
         large, small = host.url("/chunked/large.pt"), host.url("/chunked/small.pt")

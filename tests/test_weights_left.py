@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from hub_host import HubHost
-from image_host import ImageHost
 from range_host import RangeHost
 from weights_parts import options, refused
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.disk import Disk
 from embedding.models.files.session import session
 from embedding.models.files.weights import Weights

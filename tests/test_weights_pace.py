@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from hub_host import HubHost
-from image_host import ImageHost
 from range_host import RangeHost
 from weights_parts import CONTENT, left, options, properties, refusal
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
 

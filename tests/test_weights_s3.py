@@ -12,10 +12,10 @@ from typing import Any
 import boto3
 import pytest
 import requests
-from image_host import ImageHost
 from s3_parts import ADMIN, s3_client, s3_server  # noqa: F401
 from weights_parts import CONTENT, SECRET, TOKEN, left, options, properties, refusal
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.weights import Weights
 
 

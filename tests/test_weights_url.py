@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from image_host import ImageHost
 from weights_parts import CONTENT, DOWNLOAD, TOKEN, left, options, process, properties, refusal, refused
 
+from benchmarks.lib.image_host import ImageHost
 from embedding.models.files import progress
 from embedding.models.files.disk import Disk
 from embedding.models.files.store import Store

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks import models, pictures
-from benchmarks.load import closed_loop, once
-from benchmarks.models import Checkpoint
+from benchmarks.lib import models, pictures
+from benchmarks.lib.load import closed_loop, once
+from benchmarks.lib.models import Checkpoint
+from benchmarks.lib.web import web
 from benchmarks.peers.servers import BENTOML, SERVERS, Server, bentoml
 from benchmarks.peers.venvs import version
-from benchmarks.web import web
 
 CLIENTS = 6
 TRIED_CLIENTS = (6, 12)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import FOLDER, Checkpoint
+from benchmarks.lib.models import FOLDER, Checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
 BLOCK = {

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import OUT
-from benchmarks.cpu import CpuMeter
-from benchmarks.models import Checkpoint
+from benchmarks.lib.cpu import CpuMeter
+from benchmarks.lib.models import Checkpoint
+from benchmarks.lib.places import OUT
+from benchmarks.lib.process import free_port, server
+from benchmarks.lib.server import graph
+from benchmarks.lib.target import Target, json_target, marqo
 from benchmarks.peers.hf import hf_folder
 from benchmarks.peers.venvs import venv
-from benchmarks.process import free_port, server
-from benchmarks.server import graph
-from benchmarks.target import Target, json_target, marqo
 
 HERE = Path(__file__).parent
 # infinity's default without 127.0.0.0/8, as `allowed_networks` for us: the benchmark's pictures come from this machine.

@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from benchmarks import OUT
+from benchmarks.lib.places import OUT
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 

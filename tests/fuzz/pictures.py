@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from corpus import interlaced, with_adobe, without_adobe
-from pictures import encoded, jpeg, photo
 from PIL import Image, ImageCms, features
+
+from benchmarks.lib.photo import encoded, jpeg, photo
 
 WIDTH, HEIGHT = 23, 17
 

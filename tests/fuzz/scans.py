@@ -7,8 +7,8 @@ from random import Random
 
 import torch
 from hostile_pictures import many_scans, many_segments, scan_bomb
-from pictures import jpeg, photo
 
+from benchmarks.lib.photo import jpeg, photo
 from embedding.errors import MediaError, SlowError
 from embedding.image.decode_cost import estimated
 from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess

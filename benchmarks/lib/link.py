@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks import ROOT
-from benchmarks.process import stop
+from benchmarks.lib.places import ROOT
+from benchmarks.lib.process import stop
 
 HOST, CLIENTS, PORT = "10.77.0.1", "10.77.0.2", 8000
 """Addresses of the two ends, where each has a network of its own."""
@@ -25,7 +25,7 @@ LEAST_BUFFER = 64
 """Packets."""
 SAMPLE_S = 0.02
 """Between two counts of what has crossed."""
-ROUTER, RELAY = "benchmarks.link_router", "benchmarks.link_relay"
+ROUTER, RELAY = "benchmarks.lib.link_router", "benchmarks.lib.link_relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _first(link: Link, modules: tuple[str, ...], stack: contextlib.ExitStack) ->
 
 def start_host(address: str, port: int) -> None:
     """Starts the picture host, in this thread's network; it ends with this process."""
-    command = [sys.executable, "-m", "benchmarks.link_host", address, str(port)]
+    command = [sys.executable, "-m", "benchmarks.lib.link_host", address, str(port)]
     host = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert host.stdout is not None
     host.stdout.readline()

@@ -15,8 +15,8 @@ import sys
 import time
 from collections import deque
 
-from benchmarks import namespaces
-from benchmarks.link import CLIENTS, HOST, PORT, SAMPLE_S, Link, start_host
+from benchmarks.lib import namespaces
+from benchmarks.lib.link import CLIENTS, HOST, PORT, SAMPLE_S, Link, start_host
 
 _BURST = 64
 """Packets that are read before others are delivered."""

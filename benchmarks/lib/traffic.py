@@ -18,7 +18,7 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from benchmarks.offered import TOLERANCE, session
+from benchmarks.lib.offered import TOLERANCE, session
 
 HEADERS = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
 WORDS = [

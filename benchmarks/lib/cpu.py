@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from benchmarks.process import descendants
+from benchmarks.lib.process import descendants
 
 REPLICA = re.compile(r"ray::ServeReplica:[^:]*:(\w+)")
 Group = Callable[[psutil.Process], str]

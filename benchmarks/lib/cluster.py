@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks import OUT, ROOT
-from benchmarks.process import descendants, free_port, is_listening, stop
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import descendants, free_port, is_listening, stop
 from operations import launch
 
 APP = "marqo"
@@ -153,7 +153,7 @@ class Node:
         before = _alive(ray.nodes())
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.node", address, str(cpus)],
+                [sys.executable, "-m", "benchmarks.lib.node", address, str(cpus)],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 cwd=ROOT, env={**os.environ, **environment},
             )  # fmt: skip

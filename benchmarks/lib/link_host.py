@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from benchmarks.namespaces import die_with_parent
+from benchmarks.lib.namespaces import die_with_parent
 
 CONGESTION_CONTROL = b"cubic"
 """Of most servers, whatever this machine's own default is."""

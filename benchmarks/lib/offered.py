@@ -19,7 +19,7 @@ import httpx
 import msgpack
 import numpy as np
 
-from benchmarks.target import Target
+from benchmarks.lib.target import Target
 
 TIMEOUT_S = 60.0
 TOLERANCE = 1e-4

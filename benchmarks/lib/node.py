@@ -1,4 +1,4 @@
-"""`python -m benchmarks.node ADDRESS CPUS`: a worker node on loopback until it is ended.
+"""`python -m benchmarks.lib.node ADDRESS CPUS`: a worker node on loopback until it is ended.
 
 `ray start` would do, but insists on the machine's own address, where the server's Ray does not listen.
 """

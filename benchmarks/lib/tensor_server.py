@@ -1,6 +1,6 @@
 """A minimal server that takes preprocessed tensors and runs the same encoder: what a picture costs without URLs.
 
-`python -m benchmarks.tensor_server ARCHITECTURE PORT`. POST /json: nested lists; POST /msgpack: a packed float32 array.
+`python -m benchmarks.lib.tensor_server ARCHITECTURE PORT`. POST /json: nested lists; POST /msgpack: packed float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import open_clip
 import torch
 from aiohttp import web
 
-from benchmarks import models
+from benchmarks.lib import models
 
 
 class TensorServer:

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks import OUT, ROOT
+from benchmarks.lib.places import OUT, ROOT
 
 START_S = 180.0
 STOP_S = 30.0

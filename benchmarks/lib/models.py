@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import OUT
+from benchmarks.lib.places import OUT
 
 FOLDER = OUT / "models"
 SEED = 7

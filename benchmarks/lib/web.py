@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import OUT, ROOT
-from benchmarks.process import free_port, server, stop
-from tests.image_host import ImageHost
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import free_port, server, stop
 
 NGINX = """
 daemon off; worker_processes 1; pid {out}/nginx.pid; error_log stderr error;
@@ -55,7 +55,7 @@ def _nginx(program: str, folder: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def misbehaving(folder: Path) -> Iterator[int]:
     """The tests' image host with the files of a folder, and all of its bad manners; yields its port."""
-    command = [sys.executable, "-m", "benchmarks.web", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.lib.web", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout is not None

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cluster import attached
-from benchmarks.cpu import ray_group
-from benchmarks.process import descendants
+from benchmarks.lib.cluster import attached
+from benchmarks.lib.cpu import ray_group
+from benchmarks.lib.process import descendants
 
 MEASURES = ("rss", "anonymous", "descriptors", "threads")
 """Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""

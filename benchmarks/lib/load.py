@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 
-from benchmarks.cpu import CpuMeter
-from benchmarks.target import Target
+from benchmarks.lib.cpu import CpuMeter
+from benchmarks.lib.target import Target
 
 BATCH = 32
 """Contents of one bulk request."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import pycurl
 
-from benchmarks.namespaces import die_with_parent, enter_network
+from benchmarks.lib.namespaces import die_with_parent, enter_network
 
 FROM = os.environ.get("FETCHER_FROM", "")
 if FROM:

@@ -13,9 +13,9 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 
-from benchmarks.link import SAMPLE_S, Link, start_host
-from benchmarks.namespaces import die_with_parent
-from benchmarks.process import free_port
+from benchmarks.lib.link import SAMPLE_S, Link, start_host
+from benchmarks.lib.namespaces import die_with_parent
+from benchmarks.lib.process import free_port
 
 ADDRESS = "127.0.0.1"
 QUANTUM = 8192

@@ -19,7 +19,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import OUT, RESULTS, ROOT
+from benchmarks.lib.places import OUT, RESULTS, ROOT
 
 PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "pillow", "numpy", "aiohttp")
 
@@ -94,8 +94,8 @@ def write_results(benchmarks: Sequence[ModuleType]) -> Path:
     parts = [
         "# Results",
         "",
-        "Made by `benchmarks/report.py` from the JSON of the last full runs; edit nothing here. What each figure means"
-        " is said in the benchmark's own file. Ratios carry over to other machines, absolute figures do not.",
+        "Made by `benchmarks/lib/report.py` from the JSON of the last full runs; edit nothing here. What each figure"
+        " means is said in the benchmark's own file. Ratios carry over to other machines, absolute figures do not.",
     ]
     for benchmark in benchmarks:
         path = OUT / f"{benchmark.NAME}.json"

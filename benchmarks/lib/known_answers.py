@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from benchmarks.target import Target
+from benchmarks.lib.target import Target
 
 TOLERANCE = 1e-4
 """Largest difference of a component that still counts as the same vector: batches of other sizes add up otherwise."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks import OUT, ROOT
-from benchmarks.cpu import CpuMeter, ray_group
-from benchmarks.models import FOLDER
-from benchmarks.process import free_port, server
+from benchmarks.lib.cpu import CpuMeter, ray_group
+from benchmarks.lib.models import FOLDER
+from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.process import free_port, server
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import OUT
-from tests.pictures import jpeg, photo
+from benchmarks.lib.photo import jpeg, photo
+from benchmarks.lib.places import OUT
 
 NORMAL = OUT / "pictures" / "normal"
 LARGE = OUT / "pictures" / "large"
