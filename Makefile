@@ -22,7 +22,7 @@ check: .venv/ready
 
 # A million request bodies, 200,000 pictures, 50,000 documents, 100,000 of each other kind; with EXECUTIONS=n, n of each.
 fuzz: .venv/ready
-	cd tests && ../$(BIN)/python -m fuzz --seed $(SEED) $(if $(EXECUTIONS),--executions $(EXECUTIONS)) --findings ../build/fuzz
+	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(EXECUTIONS),--executions $(EXECUTIONS))
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.run

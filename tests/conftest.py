@@ -1,49 +1,24 @@
 """One Ray Serve instance for the whole session, started the way `serve run CONFIG` starts it, and real local parts."""
 
-import contextlib
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import yaml
-from marqo_client import MarqoClient
 
 from benchmarks.lib.image_host import ImageHost
 from benchmarks.lib.photo import encoded, jpeg, photo
-from operations.launch import deploy, running
-
-ROOT = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return server.getsockname()[1]
+from benchmarks.lib.process import free_port
+from operations.launch import running
+from tests.support.commands import set_here
+from tests.support.marqo_client import MarqoClient
+from tests.support.serve import Serve, demo_config
 
 
-def demo_config() -> dict[str, Any]:
-    """`config/demo.yaml`, small enough for several deployments on two cores: no autoscaling, tiny CPU shares."""
-    config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    (application,) = config["applications"]
-    for deployment in application["deployments"]:
-        deployment.pop("autoscaling_config", None)
-        deployment["ray_actor_options"] = {"num_cpus": 0.1}
-    return config
-
-
-class Serve:
-    """The running instance. Applications are added to it and taken away again; the main one stays."""
-
-    def __init__(self, client: Any, config: dict[str, Any]) -> None:
-        self._client = client
-        self._config = config
-        self.url = f"http://127.0.0.1:{config['http_options']['port']}"
-
-    def deploy(self, *extra: dict[str, Any]) -> None:
-        """Deploys the main application and the extra ones, and waits until they run."""
-        deploy(self._client, self._config | {"applications": [*self._config["applications"], *extra]})
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets Ray's environment before any test module imports Ray; not in the process that only hands tests out."""
+    if not config.getoption("numprocesses", None):
+        set_here()
 
 
 @pytest.fixture(scope="session")

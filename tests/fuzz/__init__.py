@@ -1,1 +1,1 @@
-"""Fuzzing: inputs made from a seed, run by the hundred thousand. `make fuzz`, or here `python -m fuzz --help`."""
+"""Fuzzing: inputs made from a seed, run by the hundred thousand. `make fuzz`, or `python -m tests.fuzz --help`."""

@@ -1,4 +1,4 @@
-"""`python -m fuzz [requests] [images] [texts]`: runs campaigns, prints their figures, keeps what they found."""
+"""`python -m tests.fuzz [requests] [images] [texts]`: runs campaigns, prints their figures, keeps what they found."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from fuzz import corpus
-from fuzz.archives import Archives
-from fuzz.bodies import Bodies
-from fuzz.campaign import Report, run
-from fuzz.checkpoints import Checkpoints
-from fuzz.expanding import Expanding
-from fuzz.images import Images
-from fuzz.repositories import Repositories
-from fuzz.scans import Scans
-from fuzz.target import Target, apart, minimised
-from fuzz.texts import Texts
-from fuzz.trap import Trap
+from tests.fuzz import corpus
+from tests.fuzz.archives import Archives
+from tests.fuzz.bodies import Bodies
+from tests.fuzz.campaign import Report, run
+from tests.fuzz.checkpoints import Checkpoints
+from tests.fuzz.expanding import Expanding
+from tests.fuzz.images import Images
+from tests.fuzz.repositories import Repositories
+from tests.fuzz.scans import Scans
+from tests.fuzz.target import Target, apart, minimised
+from tests.fuzz.texts import Texts
+from tests.fuzz.trap import Trap
 
 EXECUTIONS = {
     "requests": 1_000_000,
@@ -33,7 +33,7 @@ EXECUTIONS = {
 
 def main() -> int:
     """Returns 1 if anything was found."""
-    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(EXECUTIONS)}; without any, all")
     parser.add_argument("--executions", type=int, help=f"of each target; without it, {EXECUTIONS}")
     parser.add_argument("--seed", type=int, default=1)

@@ -18,8 +18,8 @@ from random import Random
 
 from embedding.errors import RequestError
 from embedding.models.files.archive import BrokenArchive, unpack
-from fuzz import bytewise
-from fuzz.target import Finding
+from tests.fuzz import bytewise
+from tests.fuzz.target import Finding
 
 MOST_BYTES = 1 << 20
 """What an archive may hold here."""

@@ -25,8 +25,8 @@ from embedding.protocol import (
     parse_request,
 )
 from embedding.values import check_values
-from fuzz.making import PYTHON, make_body, nested
-from fuzz.target import Finding
+from tests.fuzz.making import PYTHON, make_body, nested
+from tests.fuzz.target import Finding
 
 CLIENT_FAULTS = frozenset({Fault.MALFORMED, Fault.INVALID, Fault.REFUSED, Fault.TOO_LARGE})
 """Those for which a reply has a status of 4xx."""

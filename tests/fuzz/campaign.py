@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from fuzz.target import Target, apart, be_silent, death, judged, peak, quiet_heap
+from tests.fuzz.target import Target, apart, be_silent, death, judged, peak, quiet_heap
 
 SLICE = 5000
 """Executions of one process: a fresh one has a fresh peak of memory."""

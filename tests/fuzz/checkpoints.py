@@ -17,9 +17,9 @@ from safetensors.torch import save
 
 from embedding.errors import RequestError
 from embedding.models.files.checkpoint import BrokenCheckpoint, check_readable, checkpoint_kind
-from fuzz import bytewise
-from fuzz.archives import PLACE
-from fuzz.target import Finding
+from tests.fuzz import bytewise
+from tests.fuzz.archives import PLACE
+from tests.fuzz.target import Finding
 
 NUMBERS = (0, 1, -1, 2, 7, 2**20, 2**31, 2**40, 2**63, 2**64, 1e308, None, "a", [], {}, [0], [2**40, 2**40])
 

@@ -12,7 +12,7 @@ from embedding.expansion import Expansion, check_expansion
 from embedding.models.spec import ModelSpec
 from embedding.protocol import InferenceRequest, TextConfig, Vectors, decode_request, encode_parts
 from embedding.text.chunks import chunk_texts, chunks_cost
-from fuzz.target import Finding
+from tests.fuzz.target import Finding
 
 LIMIT = 8 * 2**20
 """Small, so that many inputs come near it."""

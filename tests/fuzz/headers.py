@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from random import Random
 
-from fuzz.bytewise import EDGES
+from tests.fuzz.bytewise import EDGES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SIDES = (0, 1, 2, 3, 16, 255, 256, 1000, 1024, 4096, 16_384, 30_000, 65_535, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from embedding.errors import MediaError
 from embedding.image.pixels import ImageLimits, ImageSpec, Pixels, limit_pillow, preprocess, reference_pixels
-from fuzz import bytewise, headers
-from fuzz.pictures import seeds
-from fuzz.target import Finding
+from tests.fuzz import bytewise, headers
+from tests.fuzz.pictures import seeds
+from tests.fuzz.target import Finding
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 SPECS = [

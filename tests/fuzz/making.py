@@ -11,7 +11,7 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from fuzz import bytewise
+from tests.fuzz import bytewise
 
 PYTHON = 100
 """Extension types from here on stand for what only a handle call can bring: see `fuzz.bodies`."""

@@ -8,10 +8,10 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from corpus import interlaced, with_adobe, without_adobe
 from PIL import Image, ImageCms, features
 
 from benchmarks.lib.photo import encoded, jpeg, photo
+from tests.support.corpus import interlaced, with_adobe, without_adobe
 
 WIDTH, HEIGHT = 23, 17
 

@@ -20,8 +20,8 @@ from embedding.models.hf.description import (
     checked_tokenizer_config,
 )
 from embedding.models.openclip.config import checked_openclip
-from fuzz import bytewise
-from fuzz.target import Finding
+from tests.fuzz import bytewise
+from tests.fuzz.target import Finding
 
 Files = dict[str, bytes]
 CONFIG = {

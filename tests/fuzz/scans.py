@@ -6,14 +6,14 @@ import time
 from random import Random
 
 import torch
-from hostile_pictures import many_scans, many_segments, scan_bomb
 
 from benchmarks.lib.photo import jpeg, photo
 from embedding.errors import MediaError, SlowError
 from embedding.image.decode_cost import estimated
 from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess
-from fuzz import bytewise, headers
-from fuzz.target import Finding
+from tests.fuzz import bytewise, headers
+from tests.fuzz.target import Finding
+from tests.support.hostile_pictures import many_scans, many_segments, scan_bomb
 
 SPEC = ImageSpec((24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = ImageLimits(1 << 20, max_decode_s=0.25)

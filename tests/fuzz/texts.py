@@ -10,7 +10,7 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer
 from punkt import load_model
 
 from embedding.text.chunks import chunk_text
-from fuzz.target import Finding
+from tests.fuzz.target import Finding
 
 PIECES = [
     "a", "B", "x.", "U.S.", "Dr.", "Mr", "etc.", "i.e.", "A.", "b.", "5", "1,000.", "-3.5", "..", "...", ". . .", "'",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from fuzz.target import Finding
+from tests.fuzz.target import Finding
 
 
 class Trap:

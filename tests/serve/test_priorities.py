@@ -1,0 +1,29 @@
+"""Who gives way to whom when the cores are busy."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.lib.image_host import ImageHost
+from tests.support.marqo_client import MarqoClient
+from tests.support.serve import replica_pids
+
+
+def niceness(deployment: str) -> list[int]:
+    """Of each thread of the main application's replicas."""
+    found = []
+    for pid in replica_pids(deployment, "marqo"):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # it ended after it was listed, as threads of Ray's pools do at any time
+                found.append(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    assert found
+    return found
+
+
+def test_decoders_give_way_to_everybody(marqo: MarqoClient, image_host: ImageHost) -> None:
+    marqo.results([f"{image_host.url}/0.jpg"], modality="image")
+    preprocessor, encoder, ingress = map(niceness, ("Preprocessor", "Encoder", "Ingress"))
+    assert max(preprocessor) == 19 > max(encoder)
+    assert min(preprocessor) >= min(encoder) >= min(ingress)

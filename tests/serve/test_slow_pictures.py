@@ -1,0 +1,90 @@
+"""Clients that send pictures made to be slow hold up nobody else's, of whichever format."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import encoded, jpeg, photo
+from tests.support import hostile_pictures
+from tests.support.marqo_client import MarqoClient
+from tests.support.serve import replica_pids, sturdy_config
+
+ORDINARY = {
+    "a.jpg": jpeg(photo(1, 600, 400)),
+    "a.png": encoded(photo(2, 400, 300), "PNG"),
+    "progressive.jpg": jpeg(photo(3, 500, 400), progressive=True),
+    "a.webp": encoded(photo(4, 400, 300), "WEBP"),
+}
+SLOW = {
+    "scans": hostile_pictures.scan_bomb(9000),
+    "less scans": hostile_pictures.scan_bomb(6000),
+    "dds": hostile_pictures.dds(2500),
+    "qoi": hostile_pictures.qoi_runs(9000),
+    "chunks": hostile_pictures.many_chunks(1_500_000),
+    "segments": hostile_pictures.many_segments(6_000_000),
+}
+BUDGET_S = 5.0
+CLIENTS = 4
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ImageHost]:
+    with ImageHost(ORDINARY | {name.replace(" ", "-"): data for name, data in SLOW.items()}) as host:
+        yield host
+
+
+def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], MarqoClient], host: ImageHost) -> None:
+    client = application(sturdy_config("slow", replicas=1))
+    ordinary = [host.url(f"/ok/{name}") for name in ORDINARY]
+    right = [client.results([url], "image")[0] for url in ordinary]
+    pids = set(replica_pids("Preprocessor", "slow"))
+    over, refused = threading.Event(), threading.Event()
+
+    def attack(number: int) -> list[str]:
+        """Requests of many slow pictures, and of one, each picture under a name that was never seen before."""
+        messages = []
+        names = [name.replace(" ", "-") for name in SLOW]
+        for turn in range(1000):
+            if over.is_set():
+                break
+            count = 12 if number % 2 else 1
+            urls = [host.url(f"/ok/{names[(turn + i) % len(names)]}?{number}-{turn}-{i}") for i in range(count)]
+            # A quick machine decodes some of them in time.
+            results = client.results(urls, "image")
+            messages += [item["error_message"] for item in results if isinstance(item, dict)]
+            refused.set()
+        return messages
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        attackers = [pool.submit(attack, number) for number in range(CLIENTS)]
+        try:
+            assert refused.wait(120)
+            taken = []
+            for turn in range(2):
+                for url, expected in zip(ordinary, right, strict=True):
+                    started = time.monotonic()
+                    ((_, vector),) = client.results([f"{url}?{turn}"], "image")[0]
+                    taken.append(time.monotonic() - started)
+                    np.testing.assert_allclose(vector, expected[0][1], atol=1e-5)
+        finally:
+            over.set()
+        messages = [message for attacker in attackers for message in attacker.result()]
+    print(f"answers within {[round(each, 2) for each in taken]} s, {len(messages)} slow pictures refused")
+    assert max(taken) < BUDGET_S
+    assert any("takes more than 5 s of CPU to decode" in message for message in messages)
+    assert all("to decode" in message for message in messages)
+    assert set(replica_pids("Preprocessor", "slow")) == pids
+
+
+def test_a_slow_picture_is_paid_for_once(marqo: MarqoClient, host: ImageHost) -> None:
+    url = host.url("/ok/scans?once")
+    (first,) = marqo.results([url], "image")
+    (again,) = marqo.results([url], "image")
+    assert "takes more than 5 s of CPU to decode" in first["error_message"]
+    assert "took too long to decode and is refused for 10 minutes" in again["error_message"]

@@ -1,0 +1,28 @@
+"""What a running graph tells Prometheus, read where Prometheus reads it."""
+
+import re
+import time
+from collections.abc import Callable
+
+import httpx
+import ray
+
+TIMEOUT_S = 60.0
+
+
+def scraped(name: str, **wanted: str) -> float:
+    """The sum of a metric over everything that has the wanted labels; 0 if nobody has told it yet."""
+    # Ray goes on listing nodes that have been killed.
+    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+    page = "\n".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports)
+    lines = re.findall(rf"^ray_{name}{{([^}}]*)}} (\S+)$", page, re.MULTILINE)
+    pairs = {f'{label}="{value}"' for label, value in wanted.items()}
+    return sum(float(value) for labels, value in lines if all(pair in labels for pair in pairs))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Metrics are told every few seconds."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} never reached the metrics"
+        time.sleep(0.5)

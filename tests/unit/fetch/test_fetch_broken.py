@@ -1,0 +1,89 @@
+"""Downloads from servers that misbehave: protocol sheet, section 3.4."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp.abc import ResolveResult
+
+from benchmarks.lib.image_host import ImageHost
+from embedding.fetch.fetcher import FetchOptions
+from tests.support.fetch import DOWNLOAD, PICTURE, Names, answer_up, failure, fetch, fetching, host, server, unused_port  # noqa: F401
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 304, 400, 403, 404, 410, 429, 500, 503])
+def test_only_200_is_success(host: ImageHost, status: int) -> None:
+    url = host.url(f"/status/{status}")
+    assert failure(url) == f"media url `{url}` returned {status}"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/cut", "cut short"),
+        ("/cut-chunked", "cut short"),
+        ("/reset", ""),
+        ("/bad-chunk", "not valid HTTP"),
+        ("/garbage", "not valid HTTP"),
+        ("/huge-headers", "not valid HTTP"),
+        ("/many-headers", "not valid HTTP"),
+    ],
+)
+def test_broken_replies_are_errors(host: ImageHost, path: str, reason: str) -> None:
+    message = failure(host.url(path))
+    assert message.startswith(f"{DOWNLOAD} `{host.url(path)}`: ")
+    assert reason in message
+
+
+def test_a_length_that_is_too_short_does_not_spoil_the_next_reply(host: ImageHost) -> None:
+    async def one_after_the_other() -> bytes:
+        async with fetching() as fetcher:
+            await asyncio.gather(fetcher.fetch(host.url("/lie-short"), FetchOptions()), return_exceptions=True)
+            return await fetcher.fetch(host.url("/ok/a.jpg"), FetchOptions())
+
+    assert asyncio.run(one_after_the_other()) == PICTURE
+
+
+def test_a_stale_connection_is_replaced(host: ImageHost) -> None:
+    assert fetch(*[host.url("/once/b.jpg")] * 10) == [b"b"] * 10
+
+
+def test_a_refused_connection_is_tried_once_more() -> None:
+    port = unused_port()
+
+    class LateHost(Names):
+        """Its server starts when it is looked up for the second time."""
+
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            if len(self.asked) == 1:
+                self.server = await asyncio.start_server(answer_up, "127.0.0.1", port)
+            return await super().resolve(host, port, family)
+
+    names = LateHost({"late.example.com": "127.0.0.1"})
+    assert fetch(f"http://late.example.com:{port}/x", resolver=names, dns_cache_s=0) == [b"up"]
+    assert len(names.asked) == 2
+
+
+def test_a_refused_connection_is_an_error() -> None:
+    url = f"http://127.0.0.1:{unused_port()}/x"
+    assert failure(url) == f"{DOWNLOAD} `{url}`: Connection refused"
+
+
+def test_errors_show_no_address(host: ImageHost) -> None:
+    names = Names({"pictures.example.com": "127.0.0.1"})
+    for path in ("/cut", "/reset", "/garbage", "/hang"):
+        message = failure(host.url(path, "pictures.example.com"), resolver=names, timeout_ms=100)
+        assert "127.0.0.1" not in message
+    message = failure(f"http://pictures.example.com:{unused_port()}/", resolver=names)
+    assert "refused" in message
+    assert "127.0.0.1" not in message
+
+
+def test_an_unknown_host() -> None:
+    message = failure("http://unknown.example.com/a.jpg", resolver=Names({}))
+    assert DOWNLOAD in message
+    assert "could not resolve the host `unknown.example.com`" in message

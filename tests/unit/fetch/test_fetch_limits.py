@@ -1,0 +1,141 @@
+"""Limits of downloads: time, bytes and transfers at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from urllib.parse import quote
+
+import pytest
+
+from benchmarks.lib.image_host import ImageHost
+from embedding.fetch.fetcher import FetchOptions
+from tests.support.fetch import DOWNLOAD, PICTURE, Names, failure, failure_of, fetch, fetching, host, server  # noqa: F401
+
+
+@pytest.mark.parametrize("path", ["/hang", "/drip", "/drip?every=0.01", "/lie-length", "/ok/a.jpg?delay=9"])
+def test_the_time_limit_ends_a_transfer_and_frees_it(host: ImageHost, path: str) -> None:
+    async def timed() -> float:
+        async with fetching(max_bytes=2**60) as fetcher:
+            started = time.monotonic()
+            message = await failure_of(fetcher, host.url(path), timeout_ms=200)
+            took = time.monotonic() - started
+            assert DOWNLOAD in message
+            assert "200 ms" in message
+            assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
+            return took
+
+    assert 0.19 < asyncio.run(timed()) < 1.5
+
+
+def test_the_time_limit_spans_redirects(host: ImageHost) -> None:
+    url = host.url("/redirect-to?delay=0.2&url=" + quote("/redirect-to?delay=0.2&url=/ok/b.jpg"))
+    assert "300 ms" in failure(url, timeout_ms=300)
+    assert fetch(url, timeout_ms=3000) == [b"b"]
+
+
+@pytest.mark.parametrize("timeout_ms", [0, -1])
+def test_no_time_limit_means_the_default(host: ImageHost, timeout_ms: int) -> None:
+    assert fetch(host.url("/ok/b.jpg"), timeout_ms=timeout_ms) == [b"b"]
+
+
+def test_the_time_limit_has_a_limit(host: ImageHost) -> None:
+    assert "150 ms" in failure(host.url("/hang"), timeout_ms=10**12, max_timeout_ms=150)
+
+
+@pytest.mark.parametrize("path", ["/endless", "/ok/a.jpg", "/chunked/a.jpg", "/close/a.jpg", "/lie-length"])
+def test_bytes_are_counted_as_they_arrive(host: ImageHost, path: str) -> None:
+    async def limited() -> None:
+        async with fetching(max_bytes=50_000) as fetcher:
+            message = await failure_of(fetcher, host.url(path))
+            assert "50000" in message
+            assert "allowed" in message
+            if not path.endswith("a.jpg"):  # those are over already
+                assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
+            assert await fetcher.fetch(host.url("/ok/b.jpg"), FetchOptions()) == b"b"
+
+    asyncio.run(limited())
+
+
+def test_exactly_the_allowed_bytes(host: ImageHost) -> None:
+    assert fetch(host.url("/chunked/a.jpg"), max_bytes=len(PICTURE)) == [PICTURE]
+    assert "allowed" in failure(host.url("/chunked/a.jpg"), max_bytes=len(PICTURE) - 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "threads", "peak"),
+    [({"max_concurrency": 3}, 20, 3), ({"max_per_host": 2}, 20, 2), ({}, 3, 3), ({}, 0, 1), ({}, 20, 20)],
+)
+def test_transfers_at_a_time(host: ImageHost, limits: dict[str, int], threads: int, peak: int) -> None:
+    async def many() -> None:
+        async with fetching(**limits) as fetcher:
+            url = host.url("/ok/b.jpg?delay=0.2")
+            await asyncio.gather(*(fetcher.fetch(url, FetchOptions(threads=64)) for _ in range(4 * peak)))
+            host.peak = 0
+            options = FetchOptions(threads=threads)
+            await asyncio.gather(*(fetcher.fetch(url, options) for _ in range(peak + 5)))
+
+    asyncio.run(many())
+    assert host.peak == peak
+
+
+def test_waiting_for_a_slot_is_not_held_against_the_time_limit(host: ImageHost) -> None:
+    async def queue() -> list[bytes]:
+        async with fetching(max_per_host=1) as fetcher:
+            url = host.url("/ok/b.jpg?delay=0.2")
+            return await asyncio.gather(*(fetcher.fetch(url, FetchOptions(700)) for _ in range(5)))
+
+    assert asyncio.run(queue()) == [b"b"] * 5
+
+
+def test_a_slow_host_does_not_hold_up_another(host: ImageHost) -> None:
+    names = Names({"slow.example.com": "127.0.0.1", "quick.example.com": "127.0.0.1"})
+
+    async def both() -> float:
+        async with fetching(names, max_per_host=4, max_concurrency=8) as fetcher:
+            slow = [
+                asyncio.create_task(
+                    fetcher.fetch(host.url("/hang", "slow.example.com"), FetchOptions(3000, request="slow"))
+                )
+                for _ in range(40)
+            ]
+            await asyncio.to_thread(host.wait_for, "in_flight", 4)
+            started = time.monotonic()
+            quick = host.url("/ok/b.jpg", "quick.example.com")
+            await asyncio.gather(*(fetcher.fetch(quick, FetchOptions(request="quick")) for _ in range(40)))
+            took = time.monotonic() - started
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+            return took
+
+    assert asyncio.run(both()) < 2
+
+
+def test_a_cancelled_download_frees_everything(host: ImageHost) -> None:
+    async def cancel() -> bytes:
+        async with fetching(max_per_host=1, max_concurrency=1) as fetcher:
+            url = host.url("/hang")
+            tasks = [asyncio.create_task(fetcher.fetch(url, FetchOptions())) for _ in range(3)]
+            assert await asyncio.to_thread(host.wait_for, "in_flight", 1)
+            for task in tasks:
+                task.cancel()
+            assert all(
+                isinstance(result, asyncio.CancelledError)
+                for result in await asyncio.gather(*tasks, return_exceptions=True)
+            )
+            assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
+            return await fetcher.fetch(host.url("/ok/b.jpg"), FetchOptions())
+
+    assert asyncio.run(cancel()) == b"b"
+
+
+def test_a_closed_fetcher_refuses(host: ImageHost) -> None:
+    async def late() -> str:
+        async with fetching() as fetcher:
+            hanging = asyncio.create_task(failure_of(fetcher, host.url("/hang")))
+            assert await asyncio.to_thread(host.wait_for, "in_flight", 1)
+        assert DOWNLOAD in await hanging
+        return await failure_of(fetcher, host.url("/ok/b.jpg"))
+
+    assert "shutting down" in asyncio.run(late())
