@@ -71,7 +71,7 @@ class SlowError(MediaError):
 class ItemError:
     """The answer in place of one content's vectors. Marqo's protocol knows just these two constants.
 
-    Source: protocol sheet, section 3.1.
+    Source: docs/protocol.md, section 3.1.
     """
 
     message: str

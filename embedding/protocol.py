@@ -1,6 +1,6 @@
 """Marqo's remote-inference protocol: what a request may hold, and how a reply is written.
 
-Source: the protocol sheet, sections 1.2 to 1.5, 2 and 3. Both spellings of every field are read (camelCase and
+Source: docs/protocol.md, sections 1.2 to 1.5, 2 and 3. Both spellings of every field are read (camelCase and
 snake_case), and all four names of the model key. Members that we do not know are ignored, as Marqo's servers do.
 """
 

@@ -1,7 +1,7 @@
 """Model names that Marqo knows, with their properties, and the identity of a model.
 
 Marqo's API resolves names itself and sends complete properties. So this table serves only to preload by name
-and to answer requests without ``modelProperties``. Source: protocol sheet, sections 7.6 (table) and 8.1 (keys).
+and to answer requests without ``modelProperties``. Source: docs/protocol.md, sections 7.6 (table) and 8.1 (keys).
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ _MULTILINGUAL_CLIP: tuple[tuple[int, str], ...] = (
 )
 
 _LANGUAGEBIND: tuple[tuple[str, str], ...] = (
-    # (repository, modalities); the sheet lists those of the first two, the others follow from the names
+    # (repository, modalities); docs/protocol.md lists those of the first two, the others follow from the names
     ("Video_V1.5_FT_Audio_FT_Image", "video audio text image"),
     ("Video_V1.5_FT_Audio_FT", "video audio text"),
     ("Video_V1.5_FT_Image", "video text image"),

@@ -294,7 +294,7 @@ class Ingress:
 
     @api.post("/vectorise", include_in_schema=False)
     async def post_vectorise(self, request: Request) -> Response:
-        """Section 1.2 of the sheet: MessagePack in and out, whatever `Accept` says of errors."""
+        """docs/protocol.md, section 1.2: MessagePack in and out, whatever `Accept` says of errors."""
         _check_headers(request)
         # Until the reply has been sent: some of it is kept for as long as its client does not read.
         expanded = request.scope[HELD].enter_context(self._expanded.share())

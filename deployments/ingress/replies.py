@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from embedding.errors import Fault, RequestError
 from embedding.protocol import MSGPACK, encode_error
 
-# Status and preamble of each fault's `detail`. Source: protocol sheet, section 1.3.
+# Status and preamble of each fault's `detail`. Source: docs/protocol.md, section 1.3.
 STATUS: dict[Fault, tuple[int, str]] = {
     Fault.UNAUTHORIZED: (401, ""),
     Fault.TOO_SLOW: (408, ""),

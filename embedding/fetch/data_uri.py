@@ -1,4 +1,4 @@
-"""Contents that bring their bytes along: base64 data URIs. Source: protocol sheet, section 3.4."""
+"""Contents that bring their bytes along: base64 data URIs. Source: docs/protocol.md, section 3.4."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Contents become bytes: data URIs are decoded, http(s) URLs are downloaded; everything else is refused.
 
-Source: protocol sheet, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific to pictures.
+Source: docs/protocol.md, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific to pictures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from embedding.shown import shown
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_MS = 3000
-"""Protocol sheet, section 2.3."""
+"""docs/protocol.md, section 2.3."""
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
@@ -100,7 +100,7 @@ class FetchOptions:
     Args:
         timeout_ms: for a whole transfer, redirects included, waiting for its turn and for room not included. 0 and
             less mean the default; to libcurl 0 means no limit, which a stranger cannot be given.
-        headers: added to each request; a `User-Agent` replaces ours (protocol sheet, section 4.3).
+        headers: added to each request; a `User-Agent` replaces ours (docs/protocol.md, section 4.3).
         request: names the request; the transfers of one share `threads` and its turns. "" = one for all that have
             no name.
         threads: transfers of the request at a time, over all hosts; at least 1, at most `max_per_host`.

@@ -1,6 +1,6 @@
 """The destination guard: which network addresses a download may connect to.
 
-Source: protocol sheet, section 5. The rules apply to the address that a socket is opened to, so a name that
+Source: docs/protocol.md, section 5. The rules apply to the address that a socket is opened to, so a name that
 resolves differently the second time (DNS rebinding) gains nothing.
 """
 

@@ -1,6 +1,6 @@
 """The headers of a download: ours and the caller's, and what remains of them on another host.
 
-Source: protocol sheet, section 4.3.
+Source: docs/protocol.md, section 4.3.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BadHeaders(Exception):
 def request_headers(extra: Mapping[str, str] | None, max_bytes: int) -> CIMultiDict[str]:
     """The headers of the first request: ours, with `extra` merged over them.
 
-    A key replaces ours only if its case is the same; any other is sent as well (protocol sheet, section 4.3).
+    A key replaces ours only if its case is the same; any other is sent as well (docs/protocol.md, section 4.3).
     Headers that govern the connection are left out.
 
     Raises:

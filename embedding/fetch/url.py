@@ -1,6 +1,6 @@
 """Contents as addresses: which strings are URLs, and how they are quoted.
 
-Source: protocol sheet, sections 4.1 and 4.2.
+Source: docs/protocol.md, sections 4.1 and 4.2.
 """
 
 from __future__ import annotations

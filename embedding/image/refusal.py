@@ -35,7 +35,7 @@ def too_hungry(name: str) -> str:
 
 
 def reason(error: Exception, data: bytes, name: str) -> str:
-    """What is said of a picture for which Pillow raised `error`: in Marqo's words where it has some (protocol sheet,
+    """What is said of a picture for which Pillow raised `error`: in Marqo's words where it has some (docs/protocol.md,
     section 3.4), and what the bytes were."""
     text, data = shown(str(error)), bytes(data)
     if isinstance(error, Image.DecompressionBombError):

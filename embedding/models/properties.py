@@ -1,4 +1,4 @@
-"""`modelProperties`, checked: one type for each family of models. Source: protocol sheet, section 7.
+"""`modelProperties`, checked: one type for each family of models. Source: docs/protocol.md, section 7.
 
 Members that we do not know (`notes`, `pretrained`, `model_size`, prefixes that the API applies) are ignored.
 """

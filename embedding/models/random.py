@@ -1,6 +1,6 @@
 """Marqo's ``random`` model: no weights, but the same text always gets the same vector. For tests and load.
 
-Source: protocol sheet, section 7.4.
+Source: docs/protocol.md, section 7.4.
 """
 
 from __future__ import annotations

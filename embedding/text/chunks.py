@@ -1,6 +1,6 @@
 """Cut a text into chunks, word for word as Marqo does: the chunks are stored in its index as keys.
 
-Source: protocol sheet, sections 6.2 and 6.3.
+Source: docs/protocol.md, sections 6.2 and 6.3.
 """
 
 from __future__ import annotations

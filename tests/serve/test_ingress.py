@@ -1,4 +1,4 @@
-"""Marqo's protocol over HTTP, through the whole graph: protocol sheet, sections 1 and 13."""
+"""Marqo's protocol over HTTP, through the whole graph: docs/protocol.md, sections 1 and 13."""
 
 from __future__ import annotations
 

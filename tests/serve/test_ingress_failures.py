@@ -1,4 +1,4 @@
-"""Contents that fail, over HTTP and through the whole graph: protocol sheet, section 3."""
+"""Contents that fail, over HTTP and through the whole graph: docs/protocol.md, section 3."""
 
 from __future__ import annotations
 

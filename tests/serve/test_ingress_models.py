@@ -1,4 +1,4 @@
-"""Models over HTTP, through the whole graph: protocol sheet, sections 7.5 and 8.1."""
+"""Models over HTTP, through the whole graph: docs/protocol.md, sections 7.5 and 8.1."""
 
 from __future__ import annotations
 

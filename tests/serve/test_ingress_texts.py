@@ -1,4 +1,4 @@
-"""Texts over HTTP, through the whole graph: protocol sheet, sections 1.5, 6 and 7.4."""
+"""Texts over HTTP, through the whole graph: docs/protocol.md, sections 1.5, 6 and 7.4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that speaks to the server as a Marqo API container does. Source: protocol sheet, section 11."""
+"""A client that speaks to the server as a Marqo API container does. Source: docs/protocol.md, section 11."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

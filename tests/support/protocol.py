@@ -1,4 +1,4 @@
-"""The protocol sheet's own request, changed in one place or another."""
+"""docs/protocol.md's own request, changed in one place or another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from embedding.errors import Fault, RequestError
 from embedding.protocol import decode_request
 
-# The sheet's own bytes (section 1.5): a request of the newer generation.
+# The bytes of docs/protocol.md, section 1.5: a request of the newer generation.
 REQUEST = bytes.fromhex(
     "87a86d6f64616c697479a86c616e6775616765a8636f6e74656e747391a26869a6646576696365c0b4656d62656464696e674d6f"
     "64656c436f6e66696784a96d6f64656c4e616d65ac72616e646f6d2f736d616c6caf6d6f64656c50726f7065727469657383a46e"
@@ -27,7 +27,7 @@ CHUNKS = {"splitMethod": "sentence", "splitLength": 2, "splitOverlap": 1}
 
 
 def changed(path: str = "", value: Any = None, **members: Any) -> dict[str, Any]:
-    """The sheet's request with other top-level members, and `value` at the dotted `path`."""
+    """The request of docs/protocol.md with other top-level members, and `value` at the dotted `path`."""
     request = deepcopy(TEXT) | members
     if path:
         *parents, last = path.split(".")

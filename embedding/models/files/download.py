@@ -1,6 +1,6 @@
 """One file from an http(s) URL to the disk, within limits and past the destination guard.
 
-Source: protocol sheet, sections 5 and 7.1; RFC 9110, sections 8.8, 13.1.5 and 14, for going on in the middle. Unlike
+Source: docs/protocol.md, sections 5 and 7.1; RFC 9110, sections 8.8, 13.1.5 and 14, for going on in the middle. Unlike
 `embedding.fetch.fetcher` it streams, blocks, and keeps no connection.
 """
 

@@ -13,7 +13,7 @@ _SHOWN_CHARS = 400
 
 
 _PREFIX = "Unable to load model"
-"""What Marqo's users know (protocol sheet, section 7.1)."""
+"""What Marqo's users know (docs/protocol.md, section 7.1)."""
 
 
 def unloadable(reason: str) -> RequestError:

@@ -1,6 +1,6 @@
 """Text models of Hugging Face transformers: tokens, the forward pass, and one vector from the vectors of all tokens.
 
-transformers is optional, and imported with the first such model. Source: protocol sheet, section 7.3.
+transformers is optional, and imported with the first such model. Source: docs/protocol.md, section 7.3.
 """
 
 from __future__ import annotations

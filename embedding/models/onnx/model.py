@@ -1,7 +1,7 @@
 """Exported encoders, run with ONNX Runtime: what the newer generation gives to Triton, without a Triton.
 
 The graphs come from `tritonTextEncoderProperties` and `tritonImageEncoderProperties`; tokenizer, preprocessing and
-pooling are those of the model that the properties name. Source: protocol sheet, sections 7.2 and 7.3.
+pooling are those of the model that the properties name. Source: docs/protocol.md, sections 7.2 and 7.3.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def load_openclip(
     options: LoadOptions | None = None,
     weights: Weights | None = None,
 ) -> OpenClipModel:
-    """Loads a model by the first of the sheet's rules that fits: checkpoint, hub repository, pretrained tag.
+    """Loads a model by the first rule of docs/protocol.md, section 7.1, that fits: checkpoint, repository, tag.
 
     Args:
         spec: the request's model.

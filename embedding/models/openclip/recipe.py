@@ -1,6 +1,6 @@
 """What an open_clip model is made of: its config, its weights' file, its tokenizer, its preprocessing.
 
-Source: protocol sheet, section 7.1. Three rules say how properties are read, and the first that fits counts:
+Source: docs/protocol.md, section 7.1. Three rules say how properties are read, and the first that fits counts:
 a checkpoint of the request's own, a hub repository, one of open_clip's pretrained tags. Only under the first do
 preprocessing, tokenizer, jit and precision of the properties have an effect. The demo model counts as a tag.
 """

@@ -1,4 +1,4 @@
-"""Contents that become bytes, or are refused: protocol sheet, sections 3.4 and 4.1. Loopback only."""
+"""Contents that become bytes, or are refused: docs/protocol.md, sections 3.4 and 4.1. Loopback only."""
 
 from __future__ import annotations
 

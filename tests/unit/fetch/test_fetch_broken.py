@@ -1,4 +1,4 @@
-"""Downloads from servers that misbehave: protocol sheet, section 3.4."""
+"""Downloads from servers that misbehave: docs/protocol.md, section 3.4."""
 
 from __future__ import annotations
 

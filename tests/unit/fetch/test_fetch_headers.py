@@ -1,4 +1,4 @@
-"""What is sent along with a download: protocol sheet, section 4.3."""
+"""What is sent along with a download: docs/protocol.md, section 4.3."""
 
 from __future__ import annotations
 

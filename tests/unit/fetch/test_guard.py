@@ -1,4 +1,4 @@
-"""The destination guard, against the lists of the protocol sheet, section 5, and then some."""
+"""The destination guard, against the lists of docs/protocol.md, section 5, and then some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which contents are URLs, how they are quoted and shown: protocol sheet, sections 4.1 and 4.2."""
+"""Which contents are URLs, how they are quoted and shown: docs/protocol.md, sections 4.1 and 4.2."""
 
 from __future__ import annotations
 

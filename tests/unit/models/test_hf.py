@@ -1,4 +1,4 @@
-"""Text models of transformers, small ones made here: protocol sheet, section 7.3. Against transformers itself."""
+"""Text models of transformers, small ones made here: docs/protocol.md, section 7.3. Against transformers itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text models of transformers that do not load say why: protocol sheet, section 7.3."""
+"""Text models of transformers that do not load say why: docs/protocol.md, section 7.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where text models of transformers come from: protocol sheet, section 7.3."""
+"""Where text models of transformers come from: docs/protocol.md, section 7.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading models, with tiny checkpoints made here: protocol sheet, sections 7.1 and 7.4. No hub is reached."""
+"""Loading models, with tiny checkpoints made here: docs/protocol.md, sections 7.1 and 7.4. No hub is reached."""
 
 from __future__ import annotations
 

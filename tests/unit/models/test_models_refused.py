@@ -1,4 +1,4 @@
-"""Models that do not load say why: protocol sheet, sections 7.1 and 7.5. No hub is reached."""
+"""Models that do not load say why: docs/protocol.md, sections 7.1 and 7.5. No hub is reached."""
 
 from __future__ import annotations
 

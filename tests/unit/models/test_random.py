@@ -5,7 +5,7 @@ import pytest
 
 from embedding.models.random import HashName, random_vectors
 
-# text, hash, raw vector of 4, first 3 of the normalised vector of 32: protocol sheet, section 7.4
+# text, hash, raw vector of 4, first 3 of the normalised vector of 32: docs/protocol.md, section 7.4
 SHEET: list[tuple[str, HashName, list[float], list[float]]] = [
     ("text", "md5", [-0.655955, -0.437483, -0.635830, -0.235125], [-0.159272, -0.106225, -0.154386]),
     ("text", "blake3", [-0.505519, 1.681069, -3.218303, -0.282320], [-0.084495, 0.280984, -0.537926]),

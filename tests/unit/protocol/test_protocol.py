@@ -1,4 +1,4 @@
-"""What a request may hold and how a reply is written: protocol sheet, sections 1.3, 1.5, 2 and 3. No server here."""
+"""What a request may hold and how a reply is written: docs/protocol.md, sections 1.3, 1.5, 2 and 3. No server here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedding.protocol import (
 )
 from tests.support.protocol import CHUNKS, MODEL, REQUEST, changed, image, text, without
 
-# The sheet's own bytes (section 1.5): a whole reply, an array.
+# The bytes of docs/protocol.md, section 1.5: a whole reply, an array.
 REPLY = bytes.fromhex(
     "81a6726573756c74929192a56368756e6b85c4026e64c3c40474797065a33c6634c4046b696e64c400c4057368617065"
     "9103c40464617461c40ccdcccc3dcdcc4c3e9a99993e83ab7374617475735f636f6465cd0190aa6572726f725f636f64"
@@ -146,7 +146,7 @@ def test_the_sheets_reply() -> None:
 
 
 def test_the_sheets_array() -> None:
-    """Keys are `bin`, in the sheet's order: with `str` keys Marqo's client finds no array."""
+    """Keys are `bin`, in the order of docs/protocol.md: with `str` keys Marqo's client finds no array."""
     assert ARRAY in encode_result([[("a", np.array([1.0, 0.5], np.float32))]])
 
 

@@ -1,4 +1,4 @@
-"""Requests that are refused, by which names and in which words: protocol sheet, sections 2 and 3."""
+"""Requests that are refused, by which names and in which words: docs/protocol.md, sections 2 and 3."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from embedding.text.chunks import SplitMethod, chunk_text, chunk_texts
 
 METHODS: list[SplitMethod] = ["character", "word", "sentence", "passage"]
 
-# content, method, length, overlap, chunks: protocol sheet, section 6.3
+# content, method, length, overlap, chunks: docs/protocol.md, section 6.3
 SHEET: list[tuple[str, SplitMethod, int, int, list[str]]] = [
     ("This is a test sentence", "word", 3, 1, ["This is a", "a test sentence"]),
     ("a b c d", "word", 3, 1, ["a b c", "c d"]),
