@@ -1,7 +1,10 @@
-"""A work-conserving queue in front of one device.
+"""Dynamic batching in front of one device: queued jobs are merged into batches, one forward pass for each batch.
 
-An idle device starts at once with what there is. While it is busy, everything that arrives waits in its lane and merges
-into the next batch, up to a maximum. So a batch is as large as the load makes it, and nobody waits for a timer.
+Input: `Job`s, put from an event loop. Output: one future for each job, with that job's result.
+
+The queue is work-conserving. An idle device starts at once with the jobs that are queued. Jobs that arrive while it is
+busy are merged into the next batch, up to a maximum. So the size of a batch follows the load, and no job waits for a
+timer.
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ from embedding.panics import contained
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work that may share a forward pass with others of its group.
+    """One piece of work that may share a forward pass with other jobs of its group.
 
     Args:
-        group: jobs merge only if their groups are equal: same model, same modality.
-        payload: what the group's runner takes.
-        count: items in it, for the batch maximum.
-        urgent: goes ahead of jobs that are not: search traffic.
+        group: any hashable value with equality. Only jobs of equal groups are merged: same model, same modality.
+        payload: one argument of `DeviceQueue.run`, for example the rows of one request.
+        count: number of items in the payload; counts towards the maximum of a batch.
+        urgent: runs before jobs that are not urgent. Search traffic is urgent, indexing is not.
     """
 
     group: Any
@@ -39,25 +42,25 @@ class Job:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _QueuedJob:
     job: Job
-    done: asyncio.Future[Any]
-    since: float = field(default_factory=time.monotonic)
+    future: asyncio.Future[Any]
+    queued_at: float = field(default_factory=time.monotonic)
 
 
 class DeviceQueue:
     """Runs jobs on one device, one batch at a time.
 
     Args:
-        run: makes one forward pass: takes a group and its jobs' payloads, returns one result for each. Blocks. What it
-            raises fails its jobs, be it a library's panic; the queue goes on.
-        executor: where `run` runs; one thread, since there is one device, and of this queue alone.
-        max_items: most items in one batch, by lane; may be changed while the queue runs.
-        lane_of: the lane of a group.
-        max_wait_s: how long work that is not urgent lets urgent work pass.
-        memory_error: what `run` raises where the device's memory is too small for a batch; a payload of several rows
-            is a sequence then, and its result an array of as many rows.
-        release_memory: called before a batch that did not fit is run again in halves.
+        run: makes one forward pass: takes a group and the payloads of its jobs, returns one result for each payload.
+            Blocks. An exception that it raises, a library's panic included, fails the jobs of that batch only.
+        executor: runs `run`. It must have a single thread, since there is one device, and serve this queue alone.
+        max_items: maximum number of items in one batch, by lane; may be changed while the queue runs.
+        lane_of: gives the lane of a group, which is a key of `max_items`.
+        max_wait_s: seconds that a job that is not urgent may wait behind urgent ones; then it goes first.
+        memory_error: the exception that `run` raises when the device's memory is too small for a batch. A payload of
+            several rows must then be a sequence, and its result an array with as many rows.
+        release_memory: called before a batch that did not fit into memory is run again in halves.
     """
 
     def __init__(
@@ -77,44 +80,46 @@ class DeviceQueue:
         self._max_wait_s = max_wait_s
         self._memory_error = memory_error
         self._release_memory = release_memory
-        self._urgent: deque[_Waiting] = deque()
-        self._patient: deque[_Waiting] = deque()
+        self._urgent: deque[_QueuedJob] = deque()
+        self._normal: deque[_QueuedJob] = deque()
         self._lock = threading.Lock()
-        self._working = False
+        self._running = False
 
     def put(self, job: Job) -> asyncio.Future[Any]:
-        """Queues a job. The future gives its result, or raises what its forward pass raised.
+        """Queues a job. Call it on an event loop.
 
-        Cancelling the future before its batch starts takes the job out, at no cost to the device.
+        Returns:
+            A future with the job's result, or with the exception of its forward pass. Cancelling it before its batch
+            starts removes the job, at no cost to the device.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(job, loop.create_future())
+        queued = _QueuedJob(job, loop.create_future())
         with self._lock:
-            (self._urgent if job.urgent else self._patient).append(waiting)
-            starts, self._working = not self._working, True
-        if starts:
-            # Not at this very moment: what else is put now goes along.
-            loop.call_soon(self._executor.submit, self._work)
-        return waiting.done
+            (self._urgent if job.urgent else self._normal).append(queued)
+            was_idle, self._running = not self._running, True
+        if was_idle:
+            # In the loop's next iteration, so that jobs put in this one join the same batch.
+            loop.call_soon(self._executor.submit, self._run_batches)
+        return queued.future
 
-    def _work(self) -> None:
-        """Batch after batch, on the device's thread: it does not wait for an event loop that has other things to do."""
-        while batch := self._taken():
-            outcomes = self._outcomes(batch[0].job.group, [waiting.job.payload for waiting in batch])
-            batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, outcomes)
+    def _run_batches(self) -> None:
+        """Runs batch after batch on the device's thread, so that a busy event loop does not delay the next batch."""
+        while batch := self._take_batch():
+            outcomes = self._outcomes(batch[0].job.group, [queued.job.payload for queued in batch])
+            batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, outcomes)
 
-    def _taken(self) -> list[_Waiting]:
+    def _take_batch(self) -> list[_QueuedJob]:
         with self._lock:
             batch = self._next_batch()
-            self._working = bool(batch)
+            self._running = bool(batch)
             return batch
 
     def _outcomes(self, group: Any, payloads: Sequence[Any]) -> Sequence[Any]:
         """One result or exception for each payload.
 
-        A batch that fails is run again in halves: one job that the model cannot take must not cost the others their
-        vectors, and what does not fit a device's memory as a whole may fit in parts. A single job is cut in halves too
-        where it was the memory that did not suffice.
+        A batch that fails is run again in halves, for two reasons: a job that the model cannot process must not fail
+        the other jobs, and a batch that does not fit into the device's memory may fit in parts. A single job is halved
+        only when the memory did not suffice.
         """
         try:
             rows = contained(self._run, group, payloads)
@@ -124,7 +129,7 @@ class DeviceQueue:
         except Exception as error:
             out_of_memory = isinstance(error, self._memory_error)
             if len(payloads) == 1 and not (out_of_memory and len(payloads[0]) > 1):
-                # The traceback of a failed pass holds what it took of the device's memory.
+                # The traceback of the failed pass refers to tensors, and so would keep their device memory allocated.
                 return [error.with_traceback(None) if out_of_memory else error]
         if out_of_memory:
             self._release_memory()
@@ -134,45 +139,45 @@ class DeviceQueue:
         return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
 
     def _in_halves(self, group: Any, payload: Any) -> Any:
-        """The result of one job, made of those of its halves; the exception of one of them if there is one."""
+        """The result of one job, concatenated from its two halves; the exception of a half that failed."""
         half = len(payload) // 2
         results = [*self._outcomes(group, [payload[:half]]), *self._outcomes(group, [payload[half:]])]
         failed = next((result for result in results if isinstance(result, Exception)), None)
         return np.concatenate(results) if failed is None else failed
 
-    def _next_batch(self) -> list[_Waiting]:
-        overdue = self._patient and time.monotonic() - self._patient[0].since > self._max_wait_s
-        for queue in (self._patient, self._urgent) if overdue else (self._urgent, self._patient):
-            if batch := self._gather(queue):
+    def _next_batch(self) -> list[_QueuedJob]:
+        overdue = self._normal and time.monotonic() - self._normal[0].queued_at > self._max_wait_s
+        for queue in (self._normal, self._urgent) if overdue else (self._urgent, self._normal):
+            if batch := self._take_group(queue):
                 return batch
         return []
 
-    def _gather(self, queue: deque[_Waiting]) -> list[_Waiting]:
-        """Takes the first job and every later one of its group that fits, leaving the rest in order."""
-        batch: list[_Waiting] = []
-        left: list[_Waiting] = []
-        room = 0
-        while queue and (room > 0 or not batch):
-            waiting = queue.popleft()
-            if waiting.done.done():
-                continue  # its caller has hung up
+    def _take_group(self, queue: deque[_QueuedJob]) -> list[_QueuedJob]:
+        """Takes the first job and each later job of its group that fits. The others stay queued, in order."""
+        batch: list[_QueuedJob] = []
+        skipped: list[_QueuedJob] = []
+        capacity = 0
+        while queue and (capacity > 0 or not batch):
+            queued = queue.popleft()
+            if queued.future.done():
+                continue  # its caller has cancelled it
             if not batch:
-                room = self.max_items[self._lane_of(waiting.job.group)]
+                capacity = self.max_items[self._lane_of(queued.job.group)]
             # The first job runs even if it is larger than the maximum.
-            if not batch or (waiting.job.group == batch[0].job.group and waiting.job.count <= room):
-                batch.append(waiting)
-                room -= waiting.job.count
+            if not batch or (queued.job.group == batch[0].job.group and queued.job.count <= capacity):
+                batch.append(queued)
+                capacity -= queued.job.count
             else:
-                left.append(waiting)
-        queue.extendleft(reversed(left))
+                skipped.append(queued)
+        queue.extendleft(reversed(skipped))
         return batch
 
 
-def _settle(batch: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:
-    for waiting, outcome in zip(batch, outcomes, strict=True):
-        if waiting.done.done():
+def _resolve(batch: Sequence[_QueuedJob], outcomes: Sequence[Any]) -> None:
+    for queued, outcome in zip(batch, outcomes, strict=True):
+        if queued.future.done():
             continue
         if isinstance(outcome, Exception):
-            waiting.done.set_exception(outcome)
+            queued.future.set_exception(outcome)
         else:
-            waiting.done.set_result(outcome)
+            queued.future.set_result(outcome)

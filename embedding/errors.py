@@ -1,4 +1,7 @@
-"""What can go wrong, as plain data: one exception for a request, one for a single content, one value for a reply."""
+"""Errors as plain data, without HTTP: an exception for a request, one for an item, and an item's error in a reply.
+
+An *item* is one of the URLs, data URIs or texts of a request (`contents` in Marqo's protocol).
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,42 @@ from dataclasses import dataclass
 from enum import Enum
 
 MESSAGE_CHARS = 4000
-"""The most that a message about a request may have: it goes into a log, and into somebody's browser."""
+"""Maximum length of a `RequestError`'s message, which is written to logs and sent to the client."""
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Fault(Enum):
-    """Why a whole request failed. The ingress holds the one table from fault to HTTP status."""
+    """Why a whole request failed. The ingress maps each fault to an HTTP status."""
 
     UNAUTHORIZED = "unauthorized"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"
-    """The body is not the MessagePack that it claims to be."""
+    """The body is not valid MessagePack."""
     INVALID = "invalid"
-    """Readable, but it breaks the request schema."""
+    """The body is valid MessagePack, but does not match the request schema."""
     REFUSED = "refused"
-    """Well formed, but it asks for something that cannot be given: a bad model, device or content."""
+    """The request is well formed, but cannot be served: unknown or bad model, device or item."""
     TOO_SLOW = "too_slow"
-    """Its body, or the reading of its reply, makes no progress."""
+    """The client sends the body, or reads the reply, too slowly."""
     OVERLOADED = "overloaded"
-    """Not now: the server holds as much work as it may."""
+    """The server has as much work as it accepts; the client may try again later."""
     INTERNAL = "internal"
 
 
 class RequestError(Exception):
-    """A whole request fails.
+    """A whole request fails. Can be pickled.
 
     Args:
         fault: the kind of failure.
-        message: for people: what was wrong, with which item, what to do. Cut where it becomes long, and control
-            characters, which only a request can have brought, are escaped.
+        message: for people: what was wrong, with which item, and what to do. It is cut to `MESSAGE_CHARS` characters,
+            and its control characters are escaped, as they can only come from a request.
     """
 
     def __init__(self, fault: Fault, message: str) -> None:
         message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], message[: MESSAGE_CHARS + 1])
         message = message if len(message) <= MESSAGE_CHARS else f"{message[: MESSAGE_CHARS - 1]}…"
-        # All arguments go to super().__init__, or the exception does not survive pickling between processes.
+        # All arguments go to super().__init__, otherwise the exception cannot be unpickled in another process.
         super().__init__(fault, message)
         self.fault = fault
         self.message = message
@@ -52,10 +55,10 @@ class RequestError(Exception):
 
 
 class MediaError(Exception):
-    """One content cannot be fetched, decoded or read; the others are unharmed.
+    """One item cannot be fetched, decoded or read. The other items of its request are not affected.
 
     Args:
-        message: for people: names the content and the reason.
+        message: for people: names the item and the reason.
     """
 
     def __init__(self, message: str) -> None:
@@ -64,14 +67,17 @@ class MediaError(Exception):
 
 
 class SlowError(MediaError):
-    """A picture takes longer to decode than it may."""
+    """A picture takes more CPU time to decode than is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """The answer in place of one content's vectors. Marqo's protocol knows just these two constants.
+    """Takes the place of one item's vectors in a reply.
 
-    Source: docs/protocol.md, section 3.1.
+    Args:
+        message: for people.
+        status_code: always 400 in Marqo's protocol (docs/protocol.md, section 3.1).
+        error_code: always "inference_error" in Marqo's protocol.
     """
 
     message: str
@@ -80,8 +86,8 @@ class ItemError:
 
 
 class CrashError(ItemError):
-    """The answer in place of a content that has killed the process which decoded it."""
+    """The error of an item that has killed the process which decoded it."""
 
 
 class CostlyError(ItemError):
-    """The answer in place of a content that took longer to decode than it may: it would again."""
+    """The error of an item whose decoding took more CPU time than is allowed. Another try would fail as well."""

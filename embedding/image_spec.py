@@ -1,4 +1,7 @@
-"""How pictures must be prepared for a model, as plain data. No torch and no Pillow: it travels through the ingress."""
+"""How pictures must be prepared for a model, as plain data.
+
+It imports neither torch nor Pillow, because the ingress passes it on and loads neither of them.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ RESIZE_MODES = ("shortest", "squash", "longest")
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """open_clip's validation transform as plain data (its PreprocessCfg).
+    """The parameters of open_clip's validation transform (its PreprocessCfg).
 
     Args:
-        size: (height, width) of the result.
-        mean: per channel, applied by the encoder on its device.
-        std: per channel, applied by the encoder on its device.
+        size: (height, width) of the result, in pixels.
+        mean: of each channel (RGB), for values within 0..1; subtracted by the encoder on its device.
+        std: of each channel; the encoder divides by it on its device.
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" (edge to size, centre crop), "squash" or "longest" (edge to size, padded).
-        fill_color: 0..255, the padding of "longest".
+        resize_mode: "shortest" (the shorter edge is resized to the size, then a centre crop), "squash" (resized without
+            keeping the ratio of the sides) or "longest" (the longer edge is resized to the size, the rest is padded).
+        fill_color: 0..255, the value of the padding of "longest".
 
     Raises:
-        ValueError: an unknown mode or an impossible size.
+        ValueError: an unknown mode, or a value out of range.
     """
 
     size: tuple[int, int]

@@ -1,4 +1,8 @@
-"""What a library must not do to the thread that called it: end it, or leave its caller without an answer."""
+"""Turns what third-party libraries raise into exceptions that futures, event loops and other processes can carry.
+
+A library may raise exceptions that are no `Exception`, such as a Rust panic (pyo3), SystemExit or KeyboardInterrupt.
+Such an exception would end a worker thread, or leave the caller that waits for a future without a result.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SHOWN_CHARS = 300
-# Futures and event loops give these a meaning of their own: a future that is to raise one is never settled, or its
-# waiting task takes itself for cancelled.
-_MISUNDERSTOOD = (StopIteration, StopAsyncIteration, concurrent.futures.CancelledError)
+# Futures and event loops give these a special meaning: a future that is given one never gets a result, or the task that
+# waits for it is treated as cancelled.
+_NOT_CARRIED = (StopIteration, StopAsyncIteration, concurrent.futures.CancelledError)
 
 
 def contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The call's result. Whatever it raises is an error that futures, event loops and other processes can carry.
+    """Calls a function and replaces an exception that futures and event loops cannot carry with a `RequestError`.
 
-    A library may raise what is no Exception: Rust's panics (pyo3), SystemExit, KeyboardInterrupt.
+    Returns:
+        The function's result.
 
     Raises:
-        RequestError: INTERNAL; the library raised such a thing.
-        Exception: all others, as they are.
+        RequestError: INTERNAL; the function raised an exception for which `is_harmless` is False.
+        Exception: any other exception that the function raised, unchanged.
     """
     try:
         return call(*args, **kwargs)
@@ -32,16 +37,16 @@ def contained(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_harmless(error):
             raise
         reason = panic(error)
-    # Outside of `except`: what was raised is not even its context.
+    # Raised outside of `except`, so that the original exception does not become its context.
     raise reason
 
 
 def is_harmless(error: BaseException) -> bool:
-    """Whether futures and event loops can carry it."""
-    return isinstance(error, Exception) and not isinstance(error, _MISUNDERSTOOD)
+    """Whether futures and event loops can carry an exception."""
+    return isinstance(error, Exception) and not isinstance(error, _NOT_CARRIED)
 
 
 def panic(error: BaseException) -> RequestError:
-    """The request's error for what a library raised."""
+    """The `RequestError` (INTERNAL) that replaces an exception of a library."""
     text = " ".join(str(error).split())[:_SHOWN_CHARS]
     return RequestError(Fault.INTERNAL, f"A library failed ({type(error).__name__}: {text})")

@@ -1,4 +1,7 @@
-"""Limits that a process sets itself before it does what a stranger's input may make endless. Linux."""
+"""Resource limits (memory, CPU time, file size) that a process sets for itself before it handles untrusted input.
+
+Linux only: it uses setrlimit and /proc.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from pathlib import Path
 
 
 def confine(memory_bytes: int, cpu_s: float, file_bytes: int | None = None) -> None:
-    """Limits the calling process from now on. For a process of its own: there is no way back.
+    """Limits the calling process. The limits cannot be raised again, so this is for worker processes only.
 
-    Allocations beyond the limit fail (MemoryError, or what a library makes of it); the kernel kills the process with
-    SIGXCPU, and a second later with SIGKILL, when its time is over. It dumps no core.
+    An allocation beyond the limit fails with MemoryError, or with another exception of the library that allocates. When
+    the CPU time is used up, the kernel sends SIGXCPU, and SIGKILL a second later. No core is dumped.
 
     Args:
-        memory_bytes: what it may allocate beyond what it has now.
-        cpu_s: CPU time of all its threads beyond what they have spent; whole seconds, rounded up.
-        file_bytes: size of a file that it writes; None is no limit.
+        memory_bytes: what it may allocate in addition to what it holds now.
+        cpu_s: CPU time of all its threads, in addition to what they have spent; rounded up to whole seconds.
+        file_bytes: maximum size of a file that it writes; None = no limit.
     """
     data = _data_bytes() + memory_bytes
     _lower(resource.RLIMIT_DATA, data, data)
@@ -28,15 +31,15 @@ def confine(memory_bytes: int, cpu_s: float, file_bytes: int | None = None) -> N
         _lower(resource.RLIMIT_FSIZE, file_bytes, file_bytes)
 
 
-def _lower(what: int, soft: int, hard: int) -> None:
-    _, most = resource.getrlimit(what)
-    if most != resource.RLIM_INFINITY:
-        soft, hard = min(soft, most), min(hard, most)
-    resource.setrlimit(what, (soft, hard))
+def _lower(kind: int, soft: int, hard: int) -> None:
+    _, hard_limit = resource.getrlimit(kind)
+    if hard_limit != resource.RLIM_INFINITY:
+        soft, hard = min(soft, hard_limit), min(hard, hard_limit)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts: private writable memory, whether it was touched or not."""
+    """The value that RLIMIT_DATA limits: private writable memory in bytes, whether it has been touched or not."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,8 @@
-"""Marqo's remote-inference protocol: what a request may hold, and how a reply is written.
+"""Marqo's remote-inference protocol: reads request bodies, and writes reply bodies (MessagePack, msgpack-numpy arrays).
 
-Source: docs/protocol.md, sections 1.2 to 1.5, 2 and 3. Both spellings of every field are read (camelCase and
-snake_case), and all four names of the model key. Members that we do not know are ignored, as Marqo's servers do.
+Source: docs/protocol.md, sections 1.2 to 1.5, 2 and 3. Both spellings of each field are accepted (camelCase and
+snake_case), and all four names of the model key. Unknown members are ignored, as Marqo's own servers do. It can be
+imported without torch.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ from embedding.values import check_values
 MSGPACK = "application/msgpack"
 SHOWN_PROBLEMS = 10
 PART_BYTES = 256 * 2**10
-MOST_MEMBERS = 1000
-"""Of a map that the client fills as it likes."""
+MAX_MEMBERS = 1000
+"""Maximum for a map whose keys the client chooses."""
 Modality = Literal["language", "image"]
 Vectors = list[tuple[str, np.ndarray]]
-"""One content's answer: (key, float32 vector of shape (dimensions,)) pairs, one unless text was chunked."""
+"""Result of one item: (key, float32 vector of shape (dimensions,)) pairs, exactly one unless the text was chunked."""
 
 
-def _few(value: Any) -> Any:
-    if isinstance(value, Mapping) and len(value) > MOST_MEMBERS:
-        raise ValueError(f"has {len(value)} members, at most {MOST_MEMBERS} are taken")
+def _check_members(value: Any) -> Any:
+    if isinstance(value, Mapping) and len(value) > MAX_MEMBERS:
+        raise ValueError(f"has {len(value)} members, at most {MAX_MEMBERS} are taken")
     return value
 
 
 class _Message(BaseModel):
-    # Inputs stay out of error texts: they may hold credentials, and a thousand-line document helps nobody.
+    # Inputs are kept out of error messages: they may hold credentials, and may be very long.
     model_config = ConfigDict(
         alias_generator=to_camel,
         populate_by_name=True,
@@ -77,7 +78,7 @@ class HfAuth(_Message):
 
 
 class ModelAuth(_Message):
-    """Exactly one of the two kinds of credentials."""
+    """Credentials for the download of a model: exactly one of the two kinds."""
 
     s3: S3Auth | None = None
     hf: HfAuth | None = None
@@ -90,16 +91,16 @@ class ModelAuth(_Message):
 
 
 class ModelConfig(_Message):
-    """Which model, and whether its vectors are divided by their length."""
+    """Which model, and whether its vectors are normalised to length 1."""
 
     model_name: StrictStr
-    model_properties: Annotated[dict[str, Any], BeforeValidator(_few)] | None = None
+    model_properties: Annotated[dict[str, Any], BeforeValidator(_check_members)] | None = None
     model_auth: ModelAuth | None = None
     normalize_embeddings: bool = True
 
 
 class ChunkConfig(_Message):
-    """How a long text is cut: windows of `split_length` units that share `split_overlap` of them."""
+    """How a long text is split: windows of `split_length` units, of which neighbours share `split_overlap`."""
 
     split_method: Literal["character", "word", "sentence", "passage"]
     split_length: PositiveInt
@@ -113,7 +114,7 @@ class ChunkConfig(_Message):
 
 
 class TextConfig(_Message):
-    """Preprocessing of texts."""
+    """Options of text preprocessing."""
 
     modality: Literal["language"] = "language"
     should_chunk: bool = False
@@ -128,13 +129,13 @@ class TextConfig(_Message):
 
 
 class ImageConfig(_Message):
-    """Preprocessing of images. `patch_method` is checked and then not acted on, as in both of Marqo's servers."""
+    """Options of image preprocessing. `patch_method` is validated and then ignored, as in both of Marqo's servers."""
 
     modality: Literal["image"] = "image"
     should_chunk: bool = False
     download_timeout_ms: int = 3000
     download_thread_count: int | None = None
-    download_header: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
+    download_header: Annotated[dict[str, str], BeforeValidator(_check_members)] | None = None
     patch_method: Literal["simple", "frcnn", "dino-v1", "dino-v2", "marqo-yolo"] | None = None
 
     @model_validator(mode="after")
@@ -145,7 +146,7 @@ class ImageConfig(_Message):
 
 
 def _config_tag(value: Any) -> Any:
-    # The older generation lets text leave the tag out; for images both generations refuse that.
+    # In Marqo's older generation the tag is optional for texts; for images it is required in both generations.
     if isinstance(value, dict):
         return value.get("modality", "language")
     return getattr(value, "modality", None)
@@ -157,7 +158,8 @@ PreprocessingConfig = Annotated[
 
 
 def _encodable(text: str) -> str:
-    # MessagePack cannot carry a lone surrogate, a handle call can; no tokenizer and no URL takes one.
+    # A MessagePack body cannot contain a lone surrogate, but a call through a deployment handle can. Neither tokenizers
+    # nor URLs accept one.
     if not text.isascii():
         try:
             text.encode()
@@ -167,10 +169,10 @@ def _encodable(text: str) -> str:
 
 
 class InferenceRequest(_Message):
-    """One `POST /vectorise`."""
+    """The body of one `POST /vectorise`. `contents` are its items: texts, or URLs and data URIs of images."""
 
     modality: Modality
-    # One bad content is told of, not each of a quarter of a million: that would take seconds.
+    # Only the first bad item is reported: reporting each of 250,000 would take seconds.
     contents: Annotated[list[Annotated[str, AfterValidator(_encodable)]], FailFast()] = Field(min_length=1)
     device: str | None = None
     model_settings: ModelConfig = Field(
@@ -191,11 +193,11 @@ class InferenceRequest(_Message):
 
 
 def decode_request(body: bytes | bytearray) -> InferenceRequest:
-    """Reads one request body.
+    """Reads one request body, MessagePack.
 
     Raises:
-        RequestError: MALFORMED if the bytes are not exactly one MessagePack object, TOO_LARGE if it is of too many
-            values, INVALID if it breaks the schema; the message names each offending field.
+        RequestError: MALFORMED if the bytes are not exactly one MessagePack object, TOO_LARGE if it holds too many
+            values, INVALID if it does not match the schema; the message names each offending field.
     """
     if not body:
         raise RequestError(Fault.INVALID, "The request body is missing: field required")
@@ -214,10 +216,10 @@ def decode_request(body: bytes | bytearray) -> InferenceRequest:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No run of Python's garbage collector while the context lasts.
+    """Disables Python's garbage collector while the context lasts.
 
-    Megabytes of tiny objects are made at one go here, none of them garbage: looking through them again and again took
-    six times as long as making them (0.55 s against 0.09 s for the worst megabyte).
+    Decoding creates megabytes of small objects at once, none of which is garbage. The collector would examine them
+    again and again, which took six times as long as creating them (0.55 s against 0.09 s for the worst megabyte).
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -229,7 +231,10 @@ def collector_paused() -> Iterator[None]:
 
 
 def parse_request(value: object) -> InferenceRequest:
-    """Checks a decoded request (a map, or an `InferenceRequest` as it is).
+    """Validates a decoded request.
+
+    Args:
+        value: a map; an `InferenceRequest` is returned unchanged.
 
     Raises:
         RequestError: INVALID; the message names each offending field.
@@ -245,7 +250,7 @@ def parse_request(value: object) -> InferenceRequest:
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error as text for people: one line for the count, then field and reason; never the values."""
+    """A validation error as text for people: a line with the count, then field and reason; values are never shown."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     plural = "s" if len(problems) != 1 else ""
     lines = [f"{len(problems)} validation error{plural} for {error.title}"]
@@ -262,15 +267,21 @@ def _short(text: str, limit: int = 200) -> str:
 
 
 def encode_result(results: Sequence[Vectors | ItemError]) -> bytes:
-    """The body of a successful reply: `{"result": [...]}` in MessagePack, arrays as msgpack-numpy writes them."""
+    """The body of a successful reply: `{"result": [...]}` in MessagePack, with one entry per item, in order.
+
+    Vectors are written as msgpack-numpy writes arrays.
+    """
     return b"".join(encode_parts(list(results)))
 
 
 def encode_parts(results: list[Vectors | ItemError]) -> list[bytes]:
-    """`encode_result` in parts of some `PART_BYTES`, so that there is no second copy of it at any time.
+    """As `encode_result`, but in parts of about `PART_BYTES`, so that results and body are never both whole in memory.
 
     Args:
-        results: emptied, each as soon as it has been written.
+        results: one for each item. The list is emptied: each result is dropped as soon as it has been written.
+
+    Returns:
+        The parts of the body, in order.
     """
     packer = _packer(autoreset=False)
     packer.pack_map_header(1)
@@ -286,14 +297,14 @@ def encode_parts(results: list[Vectors | ItemError]) -> list[bytes]:
             packer.pack_array_header(len(item))
             for key, vector in item:
                 packer.pack((key, vector))
-                _cut(packer, parts, PART_BYTES)
-        _cut(packer, parts, PART_BYTES)
-    _cut(packer, parts, 1)
+                _flush(packer, parts, PART_BYTES)
+        _flush(packer, parts, PART_BYTES)
+    _flush(packer, parts, 1)
     return parts
 
 
-def _cut(packer: msgpack.Packer, parts: list[bytes], least: int) -> None:
-    if packer.getbuffer().nbytes >= least:
+def _flush(packer: msgpack.Packer, parts: list[bytes], min_bytes: int) -> None:
+    if packer.getbuffer().nbytes >= min_bytes:
         parts.append(packer.bytes())
         packer.reset()
 
@@ -313,5 +324,5 @@ def _encode_error(item: ItemError) -> Mapping[str, object]:
 
 
 def _packer(**options: Any) -> msgpack.Packer:
-    # A lone surrogate can reach us in a key or message through a handle call; a reply must still be readable.
+    # A key or message of a call through a deployment handle may hold a lone surrogate; the reply must still be valid.
     return msgpack.Packer(default=msgpack_numpy.encode, unicode_errors="replace", **options)

@@ -1,7 +1,8 @@
-"""Model names that Marqo knows, with their properties, and the identity of a model.
+"""Marqo's table of model names with their properties, and the keys that identify a model.
 
-Marqo's API resolves names itself and sends complete properties. So this table serves only to preload by name
-and to answer requests without ``modelProperties``. Source: docs/protocol.md, sections 7.6 (table) and 8.1 (keys).
+Marqo's API resolves names itself and sends complete properties. So the table is used only to preload models by name,
+and to answer requests without ``modelProperties``. Source: docs/protocol.md, sections 7.6 (table) and 8.1 (keys). It
+can be imported without torch.
 """
 
 from __future__ import annotations
@@ -16,31 +17,32 @@ from blake3 import blake3
 
 from embedding.errors import Fault, RequestError
 
-Properties = dict[str, object]
+RegistryEntry = dict[str, object]
+"""The ``modelProperties`` of one model, as Marqo's protocol has them."""
 
 DEMO_MODEL = "demo/clip"
-"""The small CLIP that comes with this package, by registry name and `name` property; not one of Marqo's names."""
+"""Registry name and `name` property of the small CLIP model that is part of this package; Marqo does not know it."""
 MAX_DEPTH = 100
-"""Of maps and lists within a model's properties; those of Marqo's models have five."""
+"""Maximum nesting of maps and lists in a model's properties; those of Marqo's models have five levels."""
 
 
-def lookup(model_name: str) -> Properties | None:
-    """The complete ``modelProperties`` of a name, as a copy of the caller's own; None for an unknown name."""
+def lookup(model_name: str) -> RegistryEntry | None:
+    """The complete ``modelProperties`` of a name, as a copy that the caller may change; None for an unknown name."""
     if model_name == DEMO_MODEL:
-        return _demo_properties()
+        return _demo_entry()
     properties = _table().get(model_name)
     return deepcopy(properties)
 
 
 def names() -> list[str]:
-    """All names that ``lookup`` knows, sorted."""
+    """All names for which ``lookup`` has properties, sorted."""
     return sorted([*_table(), DEMO_MODEL])
 
 
 def model_key(model_name: str, properties: Mapping[str, object]) -> str:
-    """The name under which Marqo's clients see a loaded model: ``name||hhhh``.
+    """The name under which Marqo's clients see a loaded model: ``name||hhhh``, with four hex digits of the digest.
 
-    Four hex digits collide too easily to tell models apart: for that see ``properties_digest``.
+    Four hex digits collide too easily to identify a model; use ``properties_digest`` for that.
 
     Raises:
         RequestError: the properties cannot be written as JSON.
@@ -49,7 +51,7 @@ def model_key(model_name: str, properties: Mapping[str, object]) -> str:
 
 
 def properties_digest(properties: Mapping[str, object]) -> str:
-    """Which model this is, for caches: 32 hex digits, equal for equal properties in whatever order.
+    """A key for caches of models: 32 hex digits (BLAKE3). Equal properties give equal digests, in any order of keys.
 
     Raises:
         RequestError: the properties cannot be written as JSON.
@@ -58,11 +60,11 @@ def properties_digest(properties: Mapping[str, object]) -> str:
 
 
 def canonical_json(properties: Mapping[str, object]) -> str:
-    """Properties as JSON with sorted keys, no spaces and no escapes beyond what JSON demands.
+    """Properties as JSON with sorted keys, without spaces, and with only the escapes that JSON requires.
 
     Raises:
-        RequestError: they hold what JSON cannot express (but MessagePack can): bytes, NaN, …; or they are nested so
-            deeply that another process, deeper in its stack, might not be able to read them again.
+        RequestError: REFUSED; they hold values that MessagePack can express but JSON cannot (bytes, NaN, …), or are
+            nested more than `MAX_DEPTH` deep, so that a process with a deeper stack might not be able to parse them.
     """
     if _depth(properties, MAX_DEPTH) > MAX_DEPTH:
         raise RequestError(Fault.REFUSED, f"Invalid model properties: they are nested more than {MAX_DEPTH} deep")
@@ -76,7 +78,7 @@ def canonical_json(properties: Mapping[str, object]) -> str:
 
 
 def _depth(value: object, limit: int) -> int:
-    """How many maps and lists are within one another, counted to one beyond `limit`."""
+    """The number of nested levels of maps and lists; counting stops at `limit` + 1."""
     level: list[object] = [value]
     depth = 0
     while level and depth <= limit:
@@ -86,12 +88,12 @@ def _depth(value: object, limit: int) -> int:
     return depth
 
 
-def _demo_properties() -> Properties:
+def _demo_entry() -> RegistryEntry:
     config = json.loads((files("embedding.assets") / "demo-clip.json").read_text(encoding="utf-8"))
-    return _properties(DEMO_MODEL, config["embed_dim"], "open_clip")
+    return _entry(DEMO_MODEL, config["embed_dim"], "open_clip")
 
 
-# --- Marqo's table: dimensions, then what has them ---
+# --- Marqo's table, one tuple for each kind of model: dimensions first, then the models that have them ---
 
 _LAION400M = "laion400m_e31 laion400m_e32"
 _VIT_B_32 = f"openai {_LAION400M} laion2b_e16 laion2b_s34b_b79k"
@@ -142,7 +144,7 @@ _OPEN_CLIP: tuple[tuple[int, str, str], ...] = (
 )
 
 _HUB: tuple[tuple[int, str], ...] = (
-    # (dimensions, registry names); an open_clip model in the hub repository of the same name
+    # (dimensions, registry names); an open_clip model from the Hugging Face repository of the same name
     (512, "Marqo/marqo-fashionCLIP"),
     (768, "Marqo/marqo-fashionSigLIP Marqo/marqo-ecommerce-embeddings-B"),
     (1024, "Marqo/marqo-ecommerce-embeddings-L"),
@@ -237,55 +239,55 @@ _RANDOM: tuple[tuple[int, str], ...] = (
 
 
 @cache
-def _table() -> dict[str, Properties]:
-    """Registry name to properties. Where Marqo's generations differ: as in the native server."""
+def _table() -> dict[str, RegistryEntry]:
+    """Properties by registry name. Where Marqo's two generations differ, those of the native server."""
     return dict(_entries())
 
 
-def _entries() -> Iterator[tuple[str, Properties]]:
+def _entries() -> Iterator[tuple[str, RegistryEntry]]:
     yield from _open_clip_entries()
     yield from _text_entries()
     yield from _other_entries()
 
 
-def _open_clip_entries() -> Iterator[tuple[str, Properties]]:
+def _open_clip_entries() -> Iterator[tuple[str, RegistryEntry]]:
     for dimensions, architectures, tags in _OPEN_CLIP:
         for architecture in architectures.split():
             for tag in tags.split():
                 name = f"open_clip/{architecture}/{tag}"
-                yield name, _properties(name, dimensions, "open_clip", pretrained=tag)
+                yield name, _entry(name, dimensions, "open_clip", pretrained=tag)
     for dimensions, repositories in _HUB:
         for name in repositories.split():
-            yield name, _properties(f"hf-hub:{name}", dimensions, "open_clip")
+            yield name, _entry(f"hf-hub:{name}", dimensions, "open_clip")
     for dimensions, name, target in _OPEN_CLIP_ALIASES:
-        yield name, _properties(target, dimensions, "open_clip")
+        yield name, _entry(target, dimensions, "open_clip")
 
 
-def _text_entries() -> Iterator[tuple[str, Properties]]:
+def _text_entries() -> Iterator[tuple[str, RegistryEntry]]:
     for dimensions, tokens, owner, repositories in _HF:
         for repository in repositories.split():
             yield (
                 f"hf/{repository}",
-                _properties(f"{owner}/{repository}", dimensions, "hf", tokens=tokens),
+                _entry(f"{owner}/{repository}", dimensions, "hf", tokens=tokens),
             )
     for name in ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L12-v2"):
-        yield name, _properties(name, 384, "hf", tokens=256)
+        yield name, _entry(name, 384, "hf", tokens=256)
     stella = "Marqo/dunzhang-stella_en_400M_v5"
-    yield stella, _properties(stella, 1024, "hf_stella", tokens=512, trustRemoteCode=True)
+    yield stella, _entry(stella, 1024, "hf_stella", tokens=512, trustRemoteCode=True)
 
 
-def _other_entries() -> Iterator[tuple[str, Properties]]:
+def _other_entries() -> Iterator[tuple[str, RegistryEntry]]:
     for dimensions, repository in _MULTILINGUAL_CLIP:
         name = f"multilingual-clip/{repository}"
-        yield name, _properties(name, dimensions, "multilingual_clip")
+        yield name, _entry(name, dimensions, "multilingual_clip")
     for repository, modalities in _LANGUAGEBIND:
         name = f"LanguageBind/{repository}"
-        yield name, _properties(name, 768, "languagebind", supported_modalities=modalities.split())
+        yield name, _entry(name, 768, "languagebind", supported_modalities=modalities.split())
     for dimensions, name in _RANDOM:
-        yield name, _properties(name, dimensions, "random", tokens=128, notes="")
-    # It has no dimensions of its own: an index that uses it says how long its vectors are.
+        yield name, _entry(name, dimensions, "random", tokens=128, notes="")
+    # It has no dimensions: an index that uses it states the dimensions of its vectors.
     yield "no_model", {"name": "no_model", "type": "no_model"}
 
 
-def _properties(name: str, dimensions: int, kind: str, **more: object) -> Properties:
+def _entry(name: str, dimensions: int, kind: str, **more: object) -> RegistryEntry:
     return {"name": name, "dimensions": dimensions, "type": kind, **more}

@@ -1,7 +1,7 @@
-"""How many values a MessagePack body holds, found out before any of them is made.
+"""Counts the values of a MessagePack body before it is decoded, and refuses a body that holds too many.
 
-An empty list is one byte of a body and some eighty bytes of Python: without a bound on their number, a body within its
-limit of bytes takes a hundred times that much memory.
+An empty list takes one byte in a body and some 80 bytes as a Python object. So a limit on the bytes of a body alone
+would let the decoded values take a hundred times as much memory.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import msgpack
 
 from embedding.errors import Fault, RequestError
 
-MOST_VALUES = 250_000
-"""Of one body; a request of 16,384 contents has some 16,500."""
+MAX_VALUES = 250_000
+"""Maximum for one body; a request of 16,384 items has some 16,500."""
 READ_BYTES = 64 * 2**10
 # First bytes of containers. Source: the MessagePack specification.
 ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
@@ -19,7 +19,7 @@ MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 class _Reader:
-    """A file of bytes that somebody else holds: `io.BytesIO` would copy a bytearray."""
+    """A binary file over existing bytes, without a copy (`io.BytesIO` would copy a bytearray)."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         self._data = memoryview(data)
@@ -32,13 +32,13 @@ class _Reader:
 
 
 def check_values(body: bytes | bytearray) -> None:
-    """Reads a body through once, and makes nothing of it.
+    """Reads a body once, without creating Python objects for its values.
 
     Raises:
-        RequestError: TOO_LARGE if it holds more than `MOST_VALUES` values, keys and containers among them.
-        Exception: msgpack's own, of several types, if it is not MessagePack.
+        RequestError: TOO_LARGE; it holds more than `MAX_VALUES` values, where keys and containers count as values.
+        Exception: one of msgpack's own types; it is not MessagePack.
     """
-    if len(body) <= MOST_VALUES:
+    if len(body) <= MAX_VALUES:
         return  # each value takes a byte or more
     reader = msgpack.Unpacker(_Reader(body), read_size=READ_BYTES, max_buffer_size=len(body))
     seen, expected = 0, 1
@@ -51,7 +51,7 @@ def check_values(body: bytes | bytearray) -> None:
             expected += 2 * reader.read_map_header()
         else:
             reader.skip()
-        if expected > MOST_VALUES:
+        if expected > MAX_VALUES:
             raise RequestError(
-                Fault.TOO_LARGE, f"The request body holds more than {MOST_VALUES} values; send several requests"
+                Fault.TOO_LARGE, f"The request body holds more than {MAX_VALUES} values; send several requests"
             )

@@ -1,3 +1,3 @@
-"""The project's version: the one place that says it."""
+"""The version of this project, stated only here; `pyproject.toml` reads it."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""Handles of libcurl, and how a request is put to one."""
+"""Easy handles of libcurl: the options that all requests share, and those of one request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BUFFER_BYTES = 64 * 2**10
 
 
 def new_easy(ca_file: str, keepalive_s: float) -> Any:
-    """An easy handle with all that requests have in common."""
+    """An easy handle with the options that all requests share."""
     easy = pycurl.Curl()
     for option, value in (
         (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -35,7 +35,15 @@ def new_easy(ca_file: str, keepalive_s: float) -> Any:
     return easy
 
 
-def ask(easy: Any, target: Target, addresses: list[str], headers: CIMultiDict[str]) -> None:
+def configure(easy: Any, target: Target, addresses: list[str], headers: CIMultiDict[str]) -> None:
+    """Sets the options of one GET request.
+
+    Args:
+        easy: the handle.
+        target: of the request.
+        addresses: IP addresses of its host; empty if the host is written as one.
+        headers: of the request.
+    """
     scheme, host, port = target.origin
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     easy.setopt(pycurl.URL, f"{scheme}://{authority}/")

@@ -1,4 +1,4 @@
-"""Connections of libcurl on an event loop: it says what it waits for, and is told when that has come."""
+"""libcurl's multi interface on an asyncio event loop: libcurl names the sockets it waits for, the loop watches them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pycurl
 from embedding.fetch.curl_handle import new_easy
 from embedding.fetch.exchange import Exchange, Shared
 from embedding.fetch.keepalive import KeepAlive
-from embedding.fetch.reply import Kind, Limits, TransportError
+from embedding.fetch.reply import FailureKind, Limits, TransportError
 
 _NO_LIMIT = 2**30
 
@@ -56,11 +56,11 @@ class Pool:
         self._closed = False
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
-        # The idle ones are limited by their keeper. Otherwise the pool would close one whenever many are in use.
+        # `KeepAlive` limits idle connections. With a limit here libcurl would close one whenever many are in use.
         self._multi.setopt(pycurl.M_MAXCONNECTS, _NO_LIMIT)
 
     def exchange(self) -> Exchange:
-        """One that is not in use."""
+        """An exchange that carries no request."""
         if self._idle:
             return self._idle.pop()
         return Exchange(new_easy(self._settings.ca_file or certifi.where(), self._settings.keepalive_s), self._shared)
@@ -70,7 +70,7 @@ class Pool:
         self._multi.add_handle(exchange.easy)
 
     def end(self, exchange: Exchange) -> None:
-        """Whatever is still under way of it ends, with its connection."""
+        """Ends an exchange; a transfer that is still running is aborted with its connection."""
         exchange.end()
         self._stop(exchange)
         if self._closed:
@@ -81,7 +81,7 @@ class Pool:
     async def close(self) -> None:
         self._closed = True
         for exchange in list(self._running.values()):
-            exchange.fail(TransportError("the server is shutting down", Kind.CLOSED))
+            exchange.fail(TransportError("the server is shutting down", FailureKind.CLOSED))
             self._stop(exchange)
         self._shared.keepalive.close()
         # Its callbacks are still called, for the sockets that it closes.
@@ -97,7 +97,7 @@ class Pool:
             self._multi.remove_handle(exchange.easy)
 
     def _drive(self, fd: int, events: int) -> None:
-        """Lets libcurl do what it can do now."""
+        """Has libcurl handle the events of a socket, or its timers."""
         if self._closed:
             return
         self._multi.socket_action(fd, events)

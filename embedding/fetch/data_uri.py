@@ -1,4 +1,4 @@
-"""Contents that bring their bytes along: base64 data URIs. Source: docs/protocol.md, section 3.4."""
+"""Decodes base64 data URIs, items that contain their own bytes. Source: docs/protocol.md, section 3.4."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ import binascii
 from embedding.errors import MediaError
 from embedding.shown import shown
 
-DATA_URI = "data:image/"
-"""How they begin."""
+DATA_URI_PREFIX = "data:image/"
+"""The start of each item that is a data URI."""
 
 
-def decode_data_uri(content: str, max_bytes: int) -> bytes:
-    """The payload of a base64 data URI: what follows the first `base64,`.
+def decode_data_uri(item: str, max_bytes: int) -> bytes:
+    """Decodes what follows the first `base64,` of a data URI.
 
-    Lenient, as the protocol wants it: characters outside the alphabet are skipped.
+    As the protocol requires, characters outside of the base64 alphabet are skipped.
+
+    Args:
+        item: the data URI.
+        max_bytes: maximum size once decoded.
 
     Raises:
-        MediaError: not base64 at all, not ASCII, wrongly padded, or more than `max_bytes` once decoded.
+        MediaError: no `base64,`, not ASCII, wrong padding, or more than `max_bytes` once decoded.
     """
-    _, mark, payload = content.partition("base64,")
-    if not mark:
+    _, separator, payload = item.partition("base64,")
+    if not separator:
         raise MediaError(
-            f"cannot identify image file `{_head(content)}`: its data uri holds no `base64,`; "
+            f"cannot identify image file `{_head(item)}`: its data uri holds no `base64,`; "
             "send it as `data:image/png;base64,` and the picture in base64"
         )
-    # Line breaks and the like may make the text longer than 4/3 of the bytes, but not without bound.
+    # Skipped characters such as line breaks make the text longer than 4/3 of the bytes; twice as long is the limit.
     if len(payload) > 2 * max_bytes:
-        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
+        raise MediaError(f"the data uri `{_head(item)}` has more than the {max_bytes} bytes that are allowed")
     try:
         data = base64.b64decode(payload)
     except (ValueError, binascii.Error) as error:
-        raise MediaError(f"Invalid base64 data in the data uri `{_head(content)}`: {error}") from error
+        raise MediaError(f"Invalid base64 data in the data uri `{_head(item)}`: {error}") from error
     if len(data) > max_bytes:
-        raise MediaError(f"the data uri `{_head(content)}` has more than the {max_bytes} bytes that are allowed")
+        raise MediaError(f"the data uri `{_head(item)}` has more than the {max_bytes} bytes that are allowed")
     return data
 
 
-def _head(content: str) -> str:
-    return shown(content[:40]) + ("…" if len(content) > 40 else "")
+def _head(item: str) -> str:
+    return shown(item[:40]) + ("…" if len(item) > 40 else "")

@@ -1,24 +1,24 @@
-"""Names of hosts become addresses, once for all who ask at a time, and for a while."""
+"""A cache of resolved host names: one lookup for all concurrent callers, remembered for some seconds."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 
-from aiohttp.abc import AbstractResolver
+from embedding.fetch.guard import Resolver
 
 _MOST_NAMES = 4096
 
 
-class Names:
-    """Remembers what a resolver said. It belongs to the event loop of its first lookup.
+class AddressCache:
+    """Remembers the answers of a resolver. It belongs to the event loop of its first lookup.
 
     Args:
         resolver: asked for what is not remembered; failures are not.
         cache_s: seconds for which an answer is remembered; 0 = only while it is being asked for.
     """
 
-    def __init__(self, resolver: AbstractResolver, cache_s: float) -> None:
+    def __init__(self, resolver: Resolver, cache_s: float) -> None:
         self._resolver = resolver
         self._cache_s = cache_s
         self._known: OrderedDict[tuple[str, int], tuple[float, list[str]]] = OrderedDict()
@@ -33,8 +33,8 @@ class Names:
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.create_task(self._ask(host, port))
-            task.add_done_callback(_looked_at)
-        # Others may wait for the same answer.
+            task.add_done_callback(_retrieve_exception)
+        # A caller that is cancelled must not cancel the lookup of the others.
         return await asyncio.shield(task)
 
     async def close(self) -> None:
@@ -45,7 +45,7 @@ class Names:
     async def _ask(self, host: str, port: int) -> list[str]:
         key = host, port
         try:
-            found = [result["host"] for result in await self._resolver.resolve(host, port)]
+            found = await self._resolver.resolve(host, port)
         finally:
             del self._asked[key]
         if self._cache_s > 0:
@@ -56,7 +56,7 @@ class Names:
         return found
 
 
-def _looked_at(task: asyncio.Task[list[str]]) -> None:
-    """Nobody may be left who waits for a failure."""
+def _retrieve_exception(task: asyncio.Task[list[str]]) -> None:
+    """Marks a failure as seen: every caller that waited for it may have been cancelled."""
     if not task.cancelled():
         task.exception()

@@ -12,10 +12,10 @@ from typing import Any
 import pycurl
 from multidict import CIMultiDict
 
-from embedding.fetch.curl_handle import ask
+from embedding.fetch.curl_handle import configure
 from embedding.fetch.guard import refusal
 from embedding.fetch.keepalive import Ends, KeepAlive, received, unacknowledged, unread
-from embedding.fetch.reply import Head, Kind, Limits, Observer, Reply, TransportError
+from embedding.fetch.reply import FailureKind, Head, Limits, Observer, Reply, Sink, TransportError
 from embedding.fetch.url import Target
 
 # A body that is of no use is read to its end if it is short, so that its connection can be used again.
@@ -36,8 +36,8 @@ _TLS = frozenset(
 )
 
 
-class Doubtful(Exception):
-    """On a connection that has been used came an answer that may be no answer to this request."""
+class AnswerRejected(Exception):
+    """A reused connection gave an answer that may not belong to this request; the request is to be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Shared:
 
 
 class Exchange:
-    """An easy handle and what it is used for now. Handles are used again: making one is dear."""
+    """An easy handle of libcurl and the request that it carries now. Handles are reused: making one is expensive."""
 
     def __init__(self, easy: Any, shared: Shared) -> None:
         self.easy = easy
@@ -76,21 +76,29 @@ class Exchange:
         easy.setopt(pycurl.WRITEFUNCTION, self._write)
 
     def begin(
-        self, target: Target, addresses: list[str], headers: CIMultiDict[str], observer: Observer, fresh: bool
+        self,
+        target: Target,
+        addresses: list[str],
+        headers: CIMultiDict[str],
+        observer: Observer,
+        fresh: bool,
+        sink: Sink | None,
     ) -> asyncio.Future[Reply]:
-        """Sets the handle up; it is for the caller to start it.
+        """Sets the handle up for a request; the caller starts it.
 
         Args:
-            target: what is asked for.
-            addresses: what its host's name resolved to; none if it is an address itself.
-            headers: what is sent along.
-            observer: who is told of the progress.
-            fresh: over a connection that has not been used.
+            target: of the request.
+            addresses: of its host; empty if the host is written as an address.
+            headers: of the request.
+            observer: told of the progress.
+            fresh: use a new connection.
+            sink: takes the body; None = the reply holds it.
         """
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[Reply] = self._loop.create_future()
         self._origin = target.origin
         self._observer = observer
+        self._sink = sink
         self._started = self._loop.time()
         self._error: BaseException | None = None
         self._errno = 0
@@ -106,7 +114,7 @@ class Exchange:
         self._keep = self._keepalive.may_keep(self._origin)
         if self._keep:
             self._keepalive.use(self._origin, 1)
-        ask(self.easy, target, addresses, headers)
+        configure(self.easy, target, addresses, headers)
         self.easy.setopt(pycurl.FRESH_CONNECT, fresh or not self._keepalive.may_reuse(self._origin))
         self.easy.setopt(pycurl.FORBID_REUSE, not self._keep)
         future = self._future
@@ -114,7 +122,7 @@ class Exchange:
         return self._future
 
     def end(self) -> None:
-        """The handle is in use no longer."""
+        """The request has ended, in whatever way; the handle can carry another one."""
         if self._keep:
             self._keepalive.use(self._origin, -1)
             self._keep = False
@@ -123,15 +131,15 @@ class Exchange:
         if self._drain is not None:
             self._drain.cancel()
         if not self._future.cancel() and not self._future.cancelled():
-            self._future.exception()  # nobody may be left who waits for it
+            self._future.exception()  # marks it as seen: its caller may have been cancelled
         self._forget()
 
     def _forget(self) -> None:
-        """It may be long until the handle is used again: what it holds until then is held for nobody."""
+        """Drops what the handle holds of the last request: it may stay unused for long."""
         self._future = self._loop.create_future()
         self._body = []
         self._head = Head()
-        self._reply = self._error = None
+        self._reply = self._error = self._sink = None
         del self._observer
 
     def fail(self, error: BaseException) -> None:
@@ -139,7 +147,7 @@ class Exchange:
             self._future.set_exception(error)
 
     def done(self, number: int) -> None:
-        """libcurl is done with it, with an error's number, or 0."""
+        """libcurl has finished the transfer, with an error number, or 0."""
         if self._future.done():
             return
         if self._error is not None:
@@ -149,7 +157,7 @@ class Exchange:
             self.fail(self._failure(number))
             return
         if not number and not self._release():
-            self.fail(Doubtful())
+            self.fail(AnswerRejected())
             return
         self._answer()
 
@@ -159,7 +167,7 @@ class Exchange:
         self._body = []
 
     def _release(self) -> bool:
-        """After a complete answer: its connection is watched. Tells whether the answer can be believed."""
+        """After a complete answer: has the idle connection watched. Returns whether the answer can be trusted."""
         if self._keep and self._ends is not None:
             self._leave(self._ends, self.easy.getinfo(pycurl.ACTIVESOCKET))
         return not (self._used and self._keepalive.caught_since(self._origin, self._started))
@@ -179,26 +187,26 @@ class Exchange:
         host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO) or self._errno
         answered = self._head.nbytes > 0
         if answered and self._used and not self._nbytes:
-            return Doubtful()
+            return AnswerRejected()
         if number in _NAME:
-            return TransportError(f"could not resolve the host `{host}`", Kind.NAME)
+            return TransportError(f"could not resolve the host `{host}`", FailureKind.NAME)
         if number in _CONNECTION and not answered:
-            return TransportError(os.strerror(system) if system else "the connection failed", Kind.CONNECTION)
+            return TransportError(os.strerror(system) if system else "the connection failed", FailureKind.CONNECTION)
         if number == pycurl.E_PEER_FAILED_VERIFICATION:
-            return TransportError(f"the certificate of `{host}` is not trusted", Kind.TLS)
+            return TransportError(f"the certificate of `{host}` is not trusted", FailureKind.TLS)
         if number in _TLS and not answered:
-            return TransportError(f"no TLS connection to `{host}`", Kind.TLS)
+            return TransportError(f"no TLS connection to `{host}`", FailureKind.TLS)
         if not answered and number in (pycurl.E_GOT_NOTHING, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR):
-            return TransportError("the server closed the connection without an answer", Kind.SILENCE)
+            return TransportError("the server closed the connection without an answer", FailureKind.SILENCE)
         if number == pycurl.E_PARTIAL_FILE or system:
-            return TransportError("the transfer was cut short or malformed", Kind.ANSWER)
-        return TransportError("the answer is not valid HTTP", Kind.ANSWER)
+            return TransportError("the transfer was cut short or malformed", FailureKind.ANSWER)
+        return TransportError("the answer is not valid HTTP", FailureKind.ANSWER)
 
-    # --- libcurl's callbacks: it prints what they raise, and goes on, so what goes wrong is kept ---
+    # --- Callbacks of libcurl, which prints what they raise and goes on: so exceptions are kept for `done` ---
 
     def _open_socket(self, purpose: int, address: Any) -> socket.socket | int:
         try:
-            # The last word, should a way past the checks before it ever be found.
+            # The address of the socket itself, in case the checks before it are ever bypassed.
             if not self._permits(str(address.addr[0])):
                 raise refusal(self._origin[1])
             self._opened = True
@@ -232,7 +240,9 @@ class Exchange:
             self._head.add(line)
             if self._head.nbytes > self._limits.headers:
                 limit = self._limits.headers
-                raise TransportError(f"the answer is not valid HTTP: more than {limit} bytes of headers", Kind.ANSWER)
+                raise TransportError(
+                    f"the answer is not valid HTTP: more than {limit} bytes of headers", FailureKind.ANSWER
+                )
             if self._head.complete and self._reply is None and not line.strip():
                 return self._decide()
             return None
@@ -243,7 +253,7 @@ class Exchange:
     def _first_line(self) -> None:
         if self._used and self._fd is not None and self._is_early(self._fd):
             self._keepalive.catch(self._origin)
-            raise Doubtful
+            raise AnswerRejected
         self._observer.answering()
 
     def _is_early(self, fd: int) -> bool:
@@ -253,10 +263,10 @@ class Exchange:
     def _decide(self) -> int | None:
         """At the end of the head: whether to read on."""
         head = self._head
-        if head.status == 200:
+        if head.status == 200 if self._sink is None else self._sink.head(head):
             if head.length is not None and head.length > self._limits.body:
                 text = f"it has {head.length} bytes, and {self._limits.body} are allowed"
-                raise TransportError(text, Kind.ANSWER)
+                raise TransportError(text, FailureKind.ANSWER)
             self._observer.length(head.length)
             return None
         self._reply = Reply(head.status, head.location, b"")
@@ -271,12 +281,17 @@ class Exchange:
             if self._reply is not None:
                 return 0 if self._nbytes > _SHORT_BYTES else None
             if self._nbytes > self._limits.body:
-                raise TransportError(f"it has more than the {self._limits.body} bytes that are allowed", Kind.ANSWER)
+                raise TransportError(
+                    f"it has more than the {self._limits.body} bytes that are allowed", FailureKind.ANSWER
+                )
             if not self._observer.wants(len(data)):
                 self._nbytes -= len(data)
                 self._paused = True
                 return int(pycurl.WRITEFUNC_PAUSE)
-            self._body.append(data)
+            if self._sink is None:
+                self._body.append(data)
+            else:
+                self._sink.write(data)
             return None
         except BaseException as error:
             self._error = error

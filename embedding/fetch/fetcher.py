@@ -1,4 +1,6 @@
-"""Contents become bytes: data URIs are decoded, http(s) URLs are downloaded; everything else is refused.
+"""Fetches items: decodes data URIs, downloads http(s) URLs, and refuses everything else.
+
+Input: items and `FetchOptions`. Output: their bytes, or a `MediaError` for an item that cannot be fetched.
 
 Source: docs/protocol.md, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific to pictures.
 """
@@ -15,57 +17,58 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDict
 
 from embedding.errors import MediaError
 from embedding.fetch import guard
-from embedding.fetch.breaker import Breaker
-from embedding.fetch.data_uri import DATA_URI, decode_data_uri
-from embedding.fetch.guard import Guard, GuardedResolver, Refused, SystemResolver
-from embedding.fetch.headers import BadHeaders, headers_after_redirect, request_headers
+from embedding.fetch.breaker import CircuitBreaker
+from embedding.fetch.data_uri import DATA_URI_PREFIX, decode_data_uri
+from embedding.fetch.guard import DestinationRefused, Guard, GuardedResolver, Resolver, SystemResolver
+from embedding.fetch.headers import BadHeaders, request_headers
 from embedding.fetch.host import Host
-from embedding.fetch.memory_budget import Room, Share
-from embedding.fetch.scheduler import HostLeftAlone, Slots
-from embedding.fetch.transfer import TooLarge, Transfer
+from embedding.fetch.memory_budget import MemoryBudget, Reservation
+from embedding.fetch.redirects import RedirectError, follow
+from embedding.fetch.scheduler import HostUnavailable, Scheduler
+from embedding.fetch.transfer import BodyTooLarge, Transfer
 from embedding.fetch.transport import Reply, Transport, TransportError, TransportSettings
-from embedding.fetch.url import Target, parse_redirect, parse_url
+from embedding.fetch.url import Target, parse_url
 from embedding.shown import shown
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_MS = 3000
-"""docs/protocol.md, section 2.3."""
-
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+"""Time limit of a download that states none. Source: docs/protocol.md, section 2.3."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
-    """Limits of one process.
+    """Limits of all downloads of one process.
 
     Args:
-        allowed_networks: networks that are not public and may be fetched from all the same, comma-separated CIDRs;
-            unless given, the value of MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
-        max_bytes: of one content, as transferred; also of a data URI once decoded.
-        max_bytes_in_flight: of all downloads together, as they arrive and until they are decoded; who needs more than
-            is left waits, and its time limit with it.
-        max_redirects: that one download may follow.
-        max_timeout_ms: what a request may ask for at most, in milliseconds.
-        max_concurrency: transfers at a time; at most half of the files that the process may open.
-        max_per_host: transfers at a time from one host and port, at most: how many are good for it is found out.
-        dns_cache_s: seconds for which a resolved name is remembered.
-        dns_threads: name lookups at a time.
+        allowed_networks: networks that are not public but may be fetched from, as comma-separated CIDRs; the default is
+            the value of the environment variable MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
+        max_bytes: maximum size of one item, as transferred, or of a data URI once decoded.
+        max_bytes_in_flight: memory for all items together, from their first byte until they are decoded. A download
+            that needs more than is left waits; its time limit does not run meanwhile.
+        max_redirects: maximum number of redirects that one download follows.
+        max_timeout_ms: maximum of the timeout that a request may ask for, in milliseconds.
+        max_concurrency: maximum number of transfers at a time; also limited to half of the files that the process may
+            open.
+        max_per_host: maximum number of transfers at a time from one host and port. The actual limit of each host is
+            adaptive (see `embedding.fetch.concurrency_limit`).
+        dns_cache_s: seconds for which a resolved name is cached.
+        dns_threads: maximum number of name lookups at a time.
         keepalive_s: seconds for which an idle connection is kept.
-        trial_s: seconds for which the first connections of a host must stay silent after their answers before any is
-            used again; 0 = at once. What a host sends unasked might be taken for the answer to the next request.
-        max_header_bytes: of all request headers that a caller adds.
-        max_answer_header_bytes: of all headers of an answer.
-        breaker_failures: failures in a row, to be reached or to say anything, after which a host is left alone;
-            0 = never.
-        breaker_pause_s: seconds for which it is left alone.
-        breaker_silence_s: seconds for which a host that can be reached must have said nothing to anybody besides.
-        ca_file: PEM file of the trusted certificate authorities; "" = certifi's.
+        trial_s: seconds for which the first idle connections of a host must receive nothing before connections of that
+            host are reused; 0 = they are reused at once. Data that a host sends without a request could be taken for
+            the answer to the next request.
+        max_header_bytes: maximum size of all request headers that a client adds.
+        max_answer_header_bytes: maximum size of all headers of an answer.
+        breaker_failures: number of attempts in a row without a connection, or without an answer, after which no
+            requests are sent to a host for a while; 0 = never.
+        breaker_pause_s: seconds for which no requests are sent to such a host.
+        breaker_silence_s: seconds without any answer from a host that accepts connections before missing answers count.
+        ca_file: PEM file of the trusted certificate authorities; "" = those of certifi.
 
     Raises:
         ValueError: a bad entry in `allowed_networks`.
@@ -95,16 +98,17 @@ class FetchSettings:
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """What one request asks for.
+    """Options of the downloads of one client request.
 
     Args:
-        timeout_ms: for a whole transfer, redirects included, waiting for its turn and for room not included. 0 and
-            less mean the default; to libcurl 0 means no limit, which a stranger cannot be given.
-        headers: added to each request; a `User-Agent` replaces ours (docs/protocol.md, section 4.3).
-        request: names the request; the transfers of one share `threads` and its turns. "" = one for all that have
-            no name.
-        threads: transfers of the request at a time, over all hosts; at least 1, at most `max_per_host`.
-        within_s: seconds, from the call on, after which the item is an error, whatever it waits for; None = no end.
+        timeout_ms: time limit of a whole download, redirects included; it does not run while the download waits for a
+            slot or for memory. 0 and negative values mean the default: a client cannot ask for no limit.
+        headers: added to each HTTP request; a `User-Agent` replaces the default one (docs/protocol.md, section 4.3).
+        request: name of the client request. Downloads with the same name share `threads`, and the scheduler is fair
+            between names. "" = a name like any other.
+        threads: maximum number of transfers of the client request at a time, over all hosts; at least 1, and at most
+            `max_per_host`.
+        within_s: seconds from the call after which the download fails, whatever it waits for; None = no limit.
     """
 
     timeout_ms: int = DEFAULT_TIMEOUT_MS
@@ -114,8 +118,8 @@ class FetchOptions:
     within_s: float | None = None
 
 
-class _Failed(Exception):
-    """A download failed; the text completes "error when downloading the media url X: "."""
+class _DownloadFailed(Exception):
+    """A download has failed; the text completes "error when downloading the media url X: "."""
 
 
 class _BadStatus(Exception):
@@ -123,66 +127,76 @@ class _BadStatus(Exception):
 
 
 class Fetcher:
-    """Fetches contents over one pool of connections. It belongs to the event loop of its first download.
+    """Fetches items over one pool of connections. It belongs to the event loop of its first download.
 
-    The environment's proxy variables are not honoured: the guard cannot see behind a proxy.
+    The proxy variables of the environment are ignored, since the guard cannot check destinations behind a proxy.
+
+    Args:
+        settings: limits.
+        resolver: resolves host names; by default the system's resolver.
 
     Raises:
         ValueError: a bad entry in `settings.allowed_networks`.
     """
 
-    def __init__(self, settings: FetchSettings, resolver: AbstractResolver | None = None) -> None:
+    def __init__(self, settings: FetchSettings, resolver: Resolver | None = None) -> None:
         self._settings = settings
         guard = Guard.parse(settings.allowed_networks)
         resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
         self._transport = Transport(_transport_settings(settings), lru_cache(4096)(guard.permits), resolver)
-        self._slots = Slots(_most_transfers(settings.max_concurrency), self._new_host)
-        self._room = Room(settings.max_bytes_in_flight)
+        self._scheduler = Scheduler(_max_transfers(settings.max_concurrency), self._new_host)
+        self._budget = MemoryBudget(settings.max_bytes_in_flight)
 
-    async def fetch(self, content: str, options: FetchOptions) -> bytes:
-        """The bytes that `content` stands for, as `holding` gives them, but not counted any longer."""
-        async with self.holding(content, options) as data:
+    async def fetch(self, item: str, options: FetchOptions) -> bytes:
+        """The bytes of an item, as `holding` gives them, but without counting them as in flight afterwards."""
+        async with self.holding(item, options) as data:
             return data
 
     @asynccontextmanager
-    async def holding(self, content: str, options: FetchOptions) -> AsyncIterator[bytes]:
-        """The bytes that `content` stands for, counted as in flight for as long as the context lasts.
+    async def holding(self, item: str, options: FetchOptions) -> AsyncIterator[bytes]:
+        """The bytes of an item, counted as in flight (`max_bytes_in_flight`) for as long as the context lasts.
+
+        Args:
+            item: a data URI or a URL.
+            options: of its download.
 
         Raises:
-            MediaError: whatever went wrong; the message names the content.
+            MediaError: the item cannot be fetched; the message names the item and the reason.
         """
-        if content.startswith(DATA_URI):
-            yield decode_data_uri(content, self._settings.max_bytes)
+        if item.startswith(DATA_URI_PREFIX):
+            yield decode_data_uri(item, self._settings.max_bytes)
             return
-        share = self._room.share()
+        reservation = self._budget.reservation()
         try:
-            yield await self._fetched(content, options, share)
+            yield await self._fetch(item, options, reservation)
         finally:
-            share.release()
+            reservation.release()
 
     async def close(self) -> None:
         """Ends all downloads and closes all connections."""
         await self._transport.close()
 
-    async def _fetched(self, content: str, options: FetchOptions, share: Share) -> bytes:
-        target = parse_url(content)
+    async def _fetch(self, item: str, options: FetchOptions, reservation: Reservation) -> bytes:
+        target = parse_url(item)
         try:
             headers = request_headers(options.headers, self._settings.max_header_bytes)
-            return await self._in_time(target, headers, options, share)
-        except Refused as error:
-            message = f"media url `{shown(content)}` was refused: {error}"
+            return await self._with_timeout(target, headers, options, reservation)
+        except DestinationRefused as error:
+            message = f"media url `{shown(item)}` was refused: {error}"
         except _BadStatus as error:
-            message = f"media url `{shown(content)}` returned {error}"
-        except (_Failed, BadHeaders, HostLeftAlone, TooLarge, TransportError) as error:
-            message = _failure(content, str(error))
+            message = f"media url `{shown(item)}` returned {error}"
+        except (_DownloadFailed, BadHeaders, RedirectError, HostUnavailable, BodyTooLarge, TransportError) as error:
+            message = _error_message(item, str(error))
         except Exception as error:
-            # One content must never harm the others, even by an error of ours.
+            # An unexpected error must not affect the other items of the request.
             logger.exception("unexpected error while downloading")
-            message = _failure(content, f"unexpected {type(error).__name__}")
+            message = _error_message(item, f"unexpected {type(error).__name__}")
         raise MediaError(message)
 
-    async def _in_time(self, target: Target, headers: CIMultiDict[str], options: FetchOptions, share: Share) -> bytes:
-        """A download within its own time limit, and within what is left of its request's time."""
+    async def _with_timeout(
+        self, target: Target, headers: CIMultiDict[str], options: FetchOptions, reservation: Reservation
+    ) -> bytes:
+        """Downloads within the item's own time limit, and within what is left of its request's time."""
         timeout_ms = options.timeout_ms if options.timeout_ms > 0 else DEFAULT_TIMEOUT_MS
         timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
         within = asyncio.timeout(options.within_s)
@@ -190,7 +204,7 @@ class Fetcher:
         try:
             async with within, scope:
                 transfer = Transfer(
-                    timeout_ms / 1000, self._settings.max_bytes, share, scope, within.when() or math.inf
+                    timeout_ms / 1000, self._settings.max_bytes, reservation, scope, within.when() or math.inf
                 )
                 try:
                     return await self._download(target, headers, options, transfer)
@@ -198,45 +212,49 @@ class Fetcher:
                     transfer.stop()
         except TimeoutError:
             if scope.expired():
-                raise _Failed(f"{transfer.too_late()} after {timeout_ms} ms") from None
-            doing = f"there was no room for {share.waiting} more bytes" if share.waiting else transfer.state
-            raise _Failed(f"the time of its request was over while {doing}; send fewer at a time") from None
+                raise _DownloadFailed(f"{transfer.timeout_reason()} after {timeout_ms} ms") from None
+            doing = (
+                f"there was no room for {reservation.waiting_bytes} more bytes"
+                if reservation.waiting_bytes
+                else transfer.state
+            )
+            raise _DownloadFailed(f"the time of its request was over while {doing}; send fewer at a time") from None
 
     async def _download(
         self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer
     ) -> bytes:
-        for hop in range(self._settings.max_redirects + 1):
-            reply = await self._hop(target, headers, options, transfer, begun=hop > 0)
-            if reply.status == 200:
-                return reply.body
-            if reply.location is None or reply.status not in _REDIRECTS:
-                raise _BadStatus(reply.status)
-            following = parse_redirect(target.url, reply.location)
-            headers = headers_after_redirect(headers, target, following)
-            target = following
-        raise _Failed(f"more than {self._settings.max_redirects} redirects")
+        async def hop(target: Target, headers: CIMultiDict[str], after_redirect: bool) -> Reply:
+            return await self._hop(target, headers, options, transfer, after_redirect)
+
+        reply = await follow(target, headers, hop, self._settings.max_redirects, allow_downgrade=True)
+        if reply.status != 200:
+            raise _BadStatus(reply.status)
+        return reply.body
 
     async def _hop(
-        self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer, begun: bool
+        self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer, after_redirect: bool
     ) -> Reply:
         _, name, port = target.origin
         threads = max(1, min(options.threads, self._settings.max_per_host))
-        transfer.line_up()
-        place = await self._slots.acquire(f"{name}:{port}", options.request, threads, transfer.limit_s, begun)
+        transfer.wait_for_slot()
+        slot = await self._scheduler.acquire(
+            f"{name}:{port}", options.request, threads, transfer.limit_s, after_redirect
+        )
         if not transfer.worth_starting:
-            place.leave(asyncio.get_running_loop().time())
+            slot.release(asyncio.get_running_loop().time())
             raise TimeoutError
-        transfer.enter(place)
+        transfer.start_hop(slot)
         complete = False
         try:
             reply = await self._get(target, headers, transfer)
             complete = True
             return reply
         finally:
-            transfer.leave(complete)
+            transfer.finish_hop(complete)
 
     async def _get(self, target: Target, headers: CIMultiDict[str], transfer: Transfer) -> Reply:
-        """Tries again where that helps, and keeps its place meanwhile: the next in line would fare no better."""
+        """Makes one HTTP request, and repeats it where that may help. It keeps its slot in between, since another
+        transfer from the same host would fail as well."""
         while True:
             attempt = asyncio.timeout(None)
             try:
@@ -250,14 +268,14 @@ class Fetcher:
                 if not attempt.expired():
                     raise
             except TransportError as error:
-                pause_s = transfer.try_again_after(error)
+                pause_s = transfer.retry_delay_s(error)
                 if pause_s is None:
                     raise
                 await asyncio.sleep(pause_s)
 
     def _new_host(self, name: str) -> Host:
         settings = self._settings
-        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_silence_s)
+        breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_silence_s)
         return Host(name, settings.max_per_host, breaker)
 
 
@@ -272,10 +290,10 @@ def _transport_settings(settings: FetchSettings) -> TransportSettings:
     )
 
 
-def _most_transfers(wanted: int) -> int:
+def _max_transfers(setting: int) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files // 2))
+    return setting if files == resource.RLIM_INFINITY else max(1, min(setting, files // 2))
 
 
-def _failure(content: str, reason: str) -> str:
-    return f"error when downloading the media url `{shown(content)}`: {reason}"
+def _error_message(item: str, reason: str) -> str:
+    return f"error when downloading the media url `{shown(item)}`: {reason}"

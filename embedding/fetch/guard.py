@@ -11,8 +11,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-
-from aiohttp.abc import AbstractResolver, ResolveResult
+from typing import Protocol
 
 VARIABLE = "MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS"
 """The environment variable whose value `Guard.parse` reads."""
@@ -61,8 +60,16 @@ _REFUSED_V6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
-class Refused(Exception):
+class DestinationRefused(Exception):
     """A destination that the guard does not permit. Its text names the host, never the address behind it."""
+
+
+class RefusedHost(DestinationRefused):
+    """A host that the guard does not permit; `host` is its name, for callers that word the error themselves."""
+
+    def __init__(self, host: str, text: str) -> None:
+        super().__init__(text)
+        self.host = host
 
 
 @dataclass(frozen=True)
@@ -111,45 +118,56 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def is_literal(host: str) -> bool:
-    """Whether an HTTP client takes `host` for an address and asks no resolver (aiohttp's own rule).
+    """Whether `host` is written like an IP address, so that no resolver is asked for it.
 
     That includes shorthand such as `127.1` and `2130706433`: no valid addresses, and no guard permits them.
     """
     return ":" in host or host.replace(".", "").isdigit()
 
 
-def refusal(host: str) -> Refused:
+def refusal(host: str) -> RefusedHost:
     """The guard's answer for a host; it never reveals what a name resolved to."""
     how = "is" if is_literal(host) else "resolved to an address that is"
-    return Refused(f"its host `{host}` {how} not publicly routable. To allow a private network, list it in {VARIABLE}")
+    remedy = f"To allow a private network, list it in {VARIABLE}"
+    return RefusedHost(host, f"its host `{host}` {how} not publicly routable. {remedy}")
 
 
-class GuardedResolver(AbstractResolver):
+class Resolver(Protocol):
+    """Finds the IP addresses of a host name."""
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """IP addresses as text. Raises OSError if the name cannot be resolved."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        ...
+
+
+class GuardedResolver:
     """Resolves with another resolver and lets the answer through only if every address in it is permitted.
 
-    The connector connects to exactly the addresses returned here, so what was checked is what is used.
+    The transport connects to exactly the addresses returned here, so what was checked is what is used.
     """
 
-    def __init__(self, guard: Guard, resolver: AbstractResolver) -> None:
+    def __init__(self, guard: Guard, resolver: Resolver) -> None:
         self._guard = guard
         self._resolver = resolver
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Raises Refused if one address is not permitted, OSError if there is none."""
-        results = await self._resolver.resolve(host, port, family)
-        if not results:
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Raises DestinationRefused if one address is not permitted, OSError if there is none."""
+        addresses = await self._resolver.resolve(host, port)
+        if not addresses:
             raise OSError(f"no address for {host}")
-        if not all(self._guard.permits(result["host"]) for result in results):
+        if not all(map(self._guard.permits, addresses)):
             raise refusal(host)
-        return results
+        return addresses
 
     async def close(self) -> None:
         await self._resolver.close()
 
 
-class SystemResolver(AbstractResolver):
+class SystemResolver:
     """The system's own name lookup, in threads of its own.
 
     The event loop's default threads are few (CPUs + 4): six names whose servers never answer would stop every
@@ -159,25 +177,17 @@ class SystemResolver(AbstractResolver):
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> list[str]:
         """Raises OSError if the name cannot be resolved."""
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, _getaddrinfo, host, port, family)
-        return [_result(host, port, family, address) for family, address in found]
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _getaddrinfo, host, port)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _getaddrinfo(host: str, port: int, family: socket.AddressFamily) -> list[tuple[socket.AddressFamily, str]]:
+def _getaddrinfo(host: str, port: int) -> list[str]:
     try:
-        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except UnicodeError as error:  # a label that is too long
         raise OSError(f"{host} is not a host name") from error
-    return [(info[0], str(info[4][0])) for info in infos]
-
-
-def _result(host: str, port: int, family: socket.AddressFamily, address: str) -> ResolveResult:
-    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=numeric)
+    return [str(info[4][0]) for info in infos]

@@ -1,4 +1,8 @@
-"""What is known of one host that pictures come from: how it is doing, and how many transfers are good for it."""
+"""The state of one host (name and port) from which pictures are downloaded.
+
+It holds the running and the waiting transfers, the circuit breaker, the concurrency limit, the measured bytes per
+second, and the usual time to the first byte.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,45 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from embedding.fetch.breaker import Breaker
-from embedding.fetch.concurrency_limit import Limit
+from embedding.fetch.breaker import CircuitBreaker
+from embedding.fetch.concurrency_limit import ConcurrencyLimit
 
 if TYPE_CHECKING:
-    from embedding.fetch.scheduler import Line
-    from embedding.fetch.slot import Place
+    from embedding.fetch.scheduler import WaitQueue
+    from embedding.fetch.slot import Slot
 
 logger = logging.getLogger(__name__)
 
 _BUCKET_S = 1.0
 _BUCKETS = 30
-_SILENT_S = 0.5
-# A first byte that takes so many times what first bytes take of late is not waited for as others are.
-_USUAL = 4.0
-_WEIGHT = 0.2
-_LATELY_S = 10.0
-_RARE = 20
-_DRAINED = 2
-_COUNTED = 2000
+# A transfer is silent if its first byte takes longer than `_SILENT_FACTOR` times the average, and `_MIN_SILENT_S`.
+_MIN_SILENT_S = 0.5
+_SILENT_FACTOR = 4.0
+# Weight of the newest value in the moving average of times to the first byte.
+_EWMA_WEIGHT = 0.2
+_RECENT_S = 10.0
+# Silence is considered rare if there are at least this number of answers for each.
+_RARE_FACTOR = 20
+# Maximum number of transfers while one of them has been given more time.
+_MAX_BESIDE_EXTENDED = 2
+# Number of counted outcomes after which the counts are halved, so that old ones lose weight.
+_MAX_COUNTED = 2000
 
 
-class Meter:
-    """Bytes per second of one host, in the best second of the last half minute."""
+class ThroughputMeter:
+    """Measures the bytes per second of one host: the best second of the last 30."""
 
     def __init__(self) -> None:
-        self._buckets: list[list[float]] = []  # not a deque, which has half a KiB even when empty
+        self._buckets: list[list[float]] = []  # not a deque, which takes half a KiB even when empty
 
     def add(self, now: float, nbytes: int) -> None:
-        """Counts bytes that arrived."""
+        """Counts bytes that have arrived."""
         if not self._buckets or now - self._buckets[-1][0] >= _BUCKET_S:
             self._buckets = [*self._buckets[1 - _BUCKETS :], [now, 0]]
         self._buckets[-1][1] += nbytes
 
     def best(self, now: float) -> float:
-        """Bytes per second; 0 if there were none."""
+        """Bytes per second; 0 if none have arrived."""
         oldest = now - _BUCKETS * _BUCKET_S
         return max((nbytes / _BUCKET_S for at, nbytes in self._buckets if at >= oldest), default=0.0)
 
@@ -51,90 +59,94 @@ class Host:
 
     Args:
         name: host and port.
-        most: transfers at a time.
-        breaker: of this host.
+        max_transfers: upper bound of the transfers at a time.
+        breaker: the circuit breaker of this host.
     """
 
-    def __init__(self, name: str, most: int, breaker: Breaker) -> None:
+    def __init__(self, name: str, max_transfers: int, breaker: CircuitBreaker) -> None:
         self.name = name
         self.breaker = breaker
-        self.limit = Limit(most)
-        self.meter = Meter()
-        self.running: set[Place] = set()
+        self.limit = ConcurrencyLimit(max_transfers)
+        self.meter = ThroughputMeter()
+        self.running: set[Slot] = set()
         self.silent = 0
-        """Transfers among those that have waited for their first byte for longer than is usual here."""
-        self.lines: dict[str, Line] = {}
-        """Who waits for it, by request."""
-        self.parked: OrderedDict[Line, None] = OrderedDict()
-        """Lines whose request may go on as soon as the host takes more."""
-        self.shared_at = float("-inf")
-        """When more than one transfer ran."""
-        self.overtime = 0
-        """Transfers that have been given more time."""
+        """Number of running transfers that have waited for their first byte for longer than is usual for this host."""
+        self.queues: dict[str, WaitQueue] = {}
+        """The transfers that wait for this host, by request."""
+        self.blocked: OrderedDict[WaitQueue, None] = OrderedDict()
+        """Queues that wait only for this host to admit more transfers."""
+        self.last_shared_at = float("-inf")
+        """Last time at which more than one transfer ran."""
+        self.extended = 0
+        """Number of running transfers that have been given more than their time limit."""
         self._answers = self._silences = 0
-        self.heard_at = self.failed_at = float("-inf")
+        self.answered_at = self.failed_at = float("-inf")
         self.idle_since = float("-inf")
-        self.knock: asyncio.TimerHandle | None = None
-        """When it is tried again, while it is taken for dead."""
-        self._most = most
-        self._first_byte_s = 0.0
+        self.probe_timer: asyncio.TimerHandle | None = None
+        """Wakes the waiting transfers when the pause of the circuit breaker ends."""
+        self._max_transfers = max_transfers
+        self._average_first_byte_s = 0.0
 
     @property
     def load(self) -> int:
-        """Transfers that count against its limit."""
+        """Number of transfers that count towards the concurrency limit: silent ones do not."""
         return len(self.running) - self.silent
 
     @property
     def silent_after_s(self) -> float:
         """Seconds without a first byte after which a transfer counts as silent."""
-        return max(_SILENT_S, _USUAL * self._first_byte_s)
+        return max(_MIN_SILENT_S, _SILENT_FACTOR * self._average_first_byte_s)
 
     def admits(self, now: float) -> bool:
         """Whether one more transfer may start."""
-        if not self.breaker.admits(now) or len(self.running) >= self._most:
+        if not self.breaker.admits(now) or len(self.running) >= self._max_transfers:
             return False
-        most = self.limit.value
-        # Who has been given more time must be done before it is over, too.
-        if self.load >= (max(1, min(most // 2, _DRAINED)) if self.overtime else most):
-            self.limit.pressed()
+        limit = self.limit.value
+        # Few transfers run beside one that has been given more time, so that it can be completed within that time.
+        if self.load >= (max(1, min(limit // 2, _MAX_BESIDE_EXTENDED)) if self.extended else limit):
+            self.limit.note_blocked()
             return False
         return True
 
-    def heard_lately(self, now: float) -> bool:
-        """Whether it answered anybody in the last seconds."""
-        return now - self.heard_at < _LATELY_S
+    def answered_recently(self, now: float) -> bool:
+        """Whether a byte has arrived from it in the last seconds."""
+        return now - self.answered_at < _RECENT_S
 
-    def failed_lately(self, now: float) -> bool:
-        """Whether a transfer failed in the last seconds."""
-        return now - self.failed_at < _LATELY_S
+    def failed_recently(self, now: float) -> bool:
+        """Whether a transfer has failed in the last seconds."""
+        return now - self.failed_at < _RECENT_S
 
     def answered(self, now: float, first_byte_s: float) -> None:
-        """The first byte of an answer is there, after so many seconds."""
-        known = self._first_byte_s
+        """The first byte of an answer has arrived, after `first_byte_s` seconds."""
+        average = self._average_first_byte_s
         self._answers += 1
-        self._first_byte_s = known + _WEIGHT * (first_byte_s - known) if known else first_byte_s
-        self.heard(now)
+        self._average_first_byte_s = average + _EWMA_WEIGHT * (first_byte_s - average) if average else first_byte_s
+        self.bytes_received(now)
 
     @property
     def silence_is_rare(self) -> bool:
-        """Whether nearly all of its answers come in time."""
-        return self._answers >= _RARE * self._silences
+        """Whether nearly all transfers have got a first byte within their time limit."""
+        return self._answers >= _RARE_FACTOR * self._silences
 
-    def was_silent(self) -> None:
-        """A transfer's time is over without a first byte."""
+    def note_silence(self) -> None:
+        """A transfer has reached its time limit without a first byte."""
         self._silences += 1
-        if self._silences + self._answers > _COUNTED:
+        if self._silences + self._answers > _MAX_COUNTED:
             self._silences, self._answers = self._silences // 2, self._answers // 2
 
-    def heard(self, now: float) -> None:
-        """A sign of life."""
-        self.heard_at = now
+    def bytes_received(self, now: float) -> None:
+        """A byte has arrived from the host."""
+        self.answered_at = now
         if self.breaker.answered(now):
             logger.warning("host %s answers again", self.name)
-            self.limit = Limit(self._most, 1)
+            self.limit = ConcurrencyLimit(self._max_transfers, 1)
 
     def failed(self, now: float, reason: str, connected: bool) -> bool:
-        """It could not be reached, or was silent for long; tells whether it is taken for dead from now on."""
+        """A transfer could not connect, or was connected but got no byte for long.
+
+        Returns:
+            Whether this has opened the circuit breaker.
+        """
         self.failed_at = now
         opens = (self.breaker.silent if connected else self.breaker.unreachable)(now, reason)
         if opens:

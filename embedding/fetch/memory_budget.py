@@ -1,4 +1,8 @@
-"""How much memory downloads may take together: each takes room for its bytes before it reads them."""
+"""A memory budget for downloads: each download reserves memory for its bytes before it reads them.
+
+Input: a number of bytes for all downloads together. Output: one `Reservation` for each download, which grows with its
+body, and waits while the budget is used up.
+"""
 
 from __future__ import annotations
 
@@ -6,111 +10,120 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 _FIRST_BYTES = 64 * 2**10
-"""Room that a body takes at first, unless it is known to be shorter; then twice as much as it has, as it grows."""
+"""First reservation of a body, unless it is known to be shorter. A body that is longer doubles it each time."""
 
 
-class Room:
-    """Bytes that may be held at a time.
+class MemoryBudget:
+    """The bytes that all downloads may hold at a time. It belongs to one event loop.
 
-    Who needs more than is left waits, first come, first served; who already holds some goes before those who hold
-    none, since only those who finish give room back. What is larger than all of it is taken when nothing else is held.
-    And one at a time may grow beyond the limit until it is done: otherwise many that have begun could wait for each
-    other.
+    A reservation that needs more than is left waits, first come, first served. Those that hold bytes already go before
+    those that hold none, because only a download that completes releases memory. A reservation that is larger than the
+    whole budget is granted when nothing else is held. In addition, one reservation at a time may exceed the budget
+    until it is released: otherwise several downloads that have started could wait for each other.
 
     Args:
-        nbytes: that may be held together.
+        nbytes: the size of the budget.
+
+    Attributes:
+        held_bytes: bytes of all reservations together.
     """
 
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
-        self.held = 0
-        self._beyond: Share | None = None
-        self._holders: OrderedDict[Share, None] = OrderedDict()
-        self._newcomers: OrderedDict[Share, None] = OrderedDict()
+        self.held_bytes = 0
+        self._over_budget: Reservation | None = None
+        self._waiting_holders: OrderedDict[Reservation, None] = OrderedDict()
+        self._waiting_new: OrderedDict[Reservation, None] = OrderedDict()
 
-    def share(self) -> Share:
-        """A share of no bytes yet."""
-        return Share(self)
+    def reservation(self) -> Reservation:
+        """A new reservation, of 0 bytes."""
+        return Reservation(self)
 
-    def ask(self, share: Share) -> None:
-        """Puts a share in line for the bytes that it waits for."""
-        (self._holders if share.nbytes else self._newcomers)[share] = None
-        self._admit()
+    def enqueue(self, reservation: Reservation) -> None:
+        """Adds a reservation to the queue of those that wait for bytes."""
+        (self._waiting_holders if reservation.nbytes else self._waiting_new)[reservation] = None
+        self._grant_waiting()
 
-    def leave(self, share: Share) -> None:
-        """A share waits no longer, and gives back what it holds."""
-        self._holders.pop(share, None)
-        self._newcomers.pop(share, None)
-        if self._beyond is share:
-            self._beyond = None
-        self.give_back(share.nbytes)
+    def remove(self, reservation: Reservation) -> None:
+        """Removes a reservation from the queue, and frees its bytes."""
+        self._waiting_holders.pop(reservation, None)
+        self._waiting_new.pop(reservation, None)
+        if self._over_budget is reservation:
+            self._over_budget = None
+        self.free(reservation.nbytes)
 
-    def give_back(self, nbytes: int) -> None:
-        """Frees bytes, for whoever waits."""
-        self.held -= nbytes
-        self._admit()
+    def free(self, nbytes: int) -> None:
+        """Frees bytes, and grants them to reservations that wait."""
+        self.held_bytes -= nbytes
+        self._grant_waiting()
 
-    def _fits(self, share: Share) -> bool:
-        if self.held + share.waiting <= self._nbytes or self.held == share.nbytes:
+    def _fits(self, reservation: Reservation) -> bool:
+        if self.held_bytes + reservation.waiting_bytes <= self._nbytes or self.held_bytes == reservation.nbytes:
             return True
-        return self._beyond is share or (self._beyond is None and share.nbytes > 0)
+        return self._over_budget is reservation or (self._over_budget is None and reservation.nbytes > 0)
 
-    def _admit(self) -> None:
-        while line := self._holders or self._newcomers:
-            # Who may go beyond the limit must not wait behind those who wait for it.
-            share = self._beyond if self._beyond in line else next(iter(line))
-            assert share is not None
-            if not self._fits(share):
+    def _grant_waiting(self) -> None:
+        while queue := self._waiting_holders or self._waiting_new:
+            # The reservation that may exceed the budget goes first, because all others wait until it is released.
+            reservation = self._over_budget if self._over_budget in queue else next(iter(queue))
+            assert reservation is not None
+            if not self._fits(reservation):
                 return
-            del line[share]
-            self.held += share.waiting
-            if self.held > self._nbytes:
-                self._beyond = share
-            share.granted()
+            del queue[reservation]
+            self.held_bytes += reservation.waiting_bytes
+            if self.held_bytes > self._nbytes:
+                self._over_budget = reservation
+            reservation.grant()
 
 
-class Share:
-    """The bytes of one download.
+class Reservation:
+    """The memory of one download.
 
     Args:
-        room: where they are held.
+        budget: the budget from which it is taken.
+
+    Attributes:
+        nbytes: bytes that it holds.
     """
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self.nbytes = 0
-        self.waiting = 0
-        """Bytes that it waits for at the moment."""
-        self._then: Callable[[], None] | None = None
+        self.waiting_bytes = 0
+        """Bytes that it waits for, in addition to those that it holds."""
+        self._on_granted: Callable[[], None] | None = None
 
-    def grow(self, nbytes: int, most: int, then: Callable[[], None]) -> bool:
-        """Whether there is room for `nbytes` in all; if not, `then` is called as soon as there is.
+    def grow(self, nbytes: int, max_bytes: int, on_granted: Callable[[], None]) -> bool:
+        """Enlarges the reservation to at least `nbytes`.
 
         Args:
-            nbytes: that are needed now.
-            most: that may be needed at all, as far as is known.
-            then: called at most once, unless the share is released before.
+            nbytes: bytes that are needed now, in total.
+            max_bytes: bytes that may be needed in the end, as far as is known.
+            on_granted: called once the bytes are granted, unless the reservation is released before.
+
+        Returns:
+            True if the bytes are granted already; then `on_granted` is not called.
         """
         if nbytes <= self.nbytes:
             return True
-        wanted = max(nbytes, min(most, max(_FIRST_BYTES, 2 * self.nbytes)))
-        self.waiting = wanted - self.nbytes
-        self._room.ask(self)
-        if not self.waiting:
+        wanted = max(nbytes, min(max_bytes, max(_FIRST_BYTES, 2 * self.nbytes)))
+        self.waiting_bytes = wanted - self.nbytes
+        self._budget.enqueue(self)
+        if not self.waiting_bytes:
             return True
-        self._then = then
+        self._on_granted = on_granted
         return False
 
-    def granted(self) -> None:
-        """What it waited for is its own."""
-        self.nbytes += self.waiting
-        self.waiting = 0
-        then, self._then = self._then, None
-        if then is not None:
-            then()
+    def grant(self) -> None:
+        """Called by the budget: the bytes that it waited for are granted."""
+        self.nbytes += self.waiting_bytes
+        self.waiting_bytes = 0
+        on_granted, self._on_granted = self._on_granted, None
+        if on_granted is not None:
+            on_granted()
 
     def release(self) -> None:
-        """Gives all of it back, and waits no longer."""
-        self._then = None
-        self._room.leave(self)
-        self.nbytes = self.waiting = 0
+        """Gives all bytes back, and stops waiting."""
+        self._on_granted = None
+        self._budget.remove(self)
+        self.nbytes = self.waiting_bytes = 0

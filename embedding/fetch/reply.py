@@ -1,4 +1,4 @@
-"""What comes of a request: an answer, or what failed. And how far it is."""
+"""The result of one HTTP request: a reply, or a failure of a certain kind; and the interfaces that see its progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.(\d) (\d{3})")
 _LENGTH = re.compile(rb"\d{1,18}")
 
 
-class Kind(Enum):
+class FailureKind(Enum):
     """What failed."""
 
     NAME = "the name has no address"
@@ -30,7 +30,7 @@ class TransportError(Exception):
         kind: what failed; with NAME, CONNECTION, TLS and SILENCE the host has said nothing.
     """
 
-    def __init__(self, reason: str, kind: Kind) -> None:
+    def __init__(self, reason: str, kind: FailureKind) -> None:
         super().__init__(reason, kind)
         self.reason = reason
         self.kind = kind
@@ -45,7 +45,7 @@ class Reply(NamedTuple):
     Args:
         status: of the final answer.
         location: the first Location header; bytes that are no UTF-8 are lone surrogates.
-        body: of a 200; empty for any other status.
+        body: of a 200; empty for any other status, and where a `Sink` has taken it.
     """
 
     status: int
@@ -54,13 +54,25 @@ class Reply(NamedTuple):
 
 
 class Observer(Protocol):
-    """Who is told of a transfer's progress; see `embedding.fetch.transport`."""
+    """Is told of the progress of a transfer; see `embedding.fetch.transport`."""
 
     def began(self, resume: Callable[[], None]) -> None: ...
     def connected(self) -> None: ...
     def answering(self) -> None: ...
     def length(self, nbytes: int | None) -> None: ...
     def wants(self, nbytes: int) -> bool: ...
+
+
+class Sink(Protocol):
+    """Takes the body of an answer piece by piece. What it raises ends the transfer and comes out of `Transport.get`."""
+
+    def head(self, head: Head) -> bool:
+        """The head of the final answer is complete; gives whether its body is wanted."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """The next piece of the body."""
+        ...
 
 
 class Limits(NamedTuple):
@@ -89,6 +101,8 @@ class Head:
         self.closes = found is not None and found[1] == b"0"
         self.location: str | None = None
         self.length: int | None = None
+        self.fields: dict[str, str] = {}
+        """The first of each of some headers, by its name in lower case."""
         self._chunked = False
 
     def add(self, line: bytes) -> None:
@@ -116,6 +130,8 @@ class Head:
                 self.length = int(value)
             case b"transfer-encoding":
                 self._chunked, self.length = True, None
+            case b"etag" | b"last-modified" | b"date" | b"accept-ranges" | b"content-range":
+                self.fields.setdefault(name.decode(), value.decode("latin-1"))
             case b"connection":
                 self.closes = self.closes or b"close" in value.lower()
 

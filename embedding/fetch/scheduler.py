@@ -1,4 +1,8 @@
-"""Who may start a transfer, and when: fair between requests and between hosts, within the bounds of each."""
+"""Schedules transfers: decides when each may start, within the limits of its host, its request and the process.
+
+Input: transfers that wait for a slot (`Scheduler.acquire`). Output: slots, granted fairly between requests, and between
+the hosts of each request.
+"""
 
 from __future__ import annotations
 
@@ -9,114 +13,119 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from embedding.fetch.host import Host
-from embedding.fetch.slot import Place
+from embedding.fetch.slot import Slot
 
-_LONGEST_HOST = 300
-"""Characters of a host and its port that is worth remembering; DNS has names of 253."""
+_MAX_REMEMBERED_CHARS = 300
+"""Hosts with longer names (in characters, with the port) are not remembered when idle; names in DNS have up to 253."""
 
 
-class HostLeftAlone(Exception):
-    """The host is taken for dead, and was for as long as the waiting one's time limit; the text says why."""
+class HostUnavailable(Exception):
+    """The circuit breaker of the host was open for as long as the transfer may wait; the text gives the reason."""
 
 
 class Waiter:
-    """Who waits for a place.
+    """A transfer that waits for a slot.
 
     Args:
-        patience_s: how long it waits for a host that is left alone.
+        max_wait_s: seconds that it waits for a host whose circuit breaker is open.
     """
 
-    def __init__(self, patience_s: float) -> None:
-        self.patience_s = patience_s
-        self.turn: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self.alarm: asyncio.TimerHandle | None = None
+    def __init__(self, max_wait_s: float) -> None:
+        self.max_wait_s = max_wait_s
+        self.granted: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
 
 
-class Line:
-    """The waiting ones of one request at one host."""
+class WaitQueue:
+    """The transfers of one request that wait for one host."""
 
     def __init__(self, request: Request, host: Host) -> None:
         self.request = request
         self.host = host
-        self.alive = 0
+        self.waiting_count = 0
         self._waiters: deque[Waiter] = deque()
 
-    def add(self, waiter: Waiter, first: bool) -> None:
-        """One more: at the end, or before all others."""
-        (self._waiters.appendleft if first else self._waiters.append)(waiter)
-        self.alive += 1
+    def add(self, waiter: Waiter, at_front: bool) -> None:
+        """Adds a transfer, at the end or before all others."""
+        (self._waiters.appendleft if at_front else self._waiters.append)(waiter)
+        self.waiting_count += 1
 
-    def gone(self) -> None:
-        """One of them has left; who is gone takes no room for long."""
-        self.alive -= 1
-        if len(self._waiters) > 2 * self.alive + 8:
+    def stopped_waiting(self) -> None:
+        """A transfer has stopped waiting. Those that have stopped are removed once they are the majority."""
+        self.waiting_count -= 1
+        if len(self._waiters) > 2 * self.waiting_count + 8:
             self._waiters = deque(self)
 
-    def take(self, at_random: bool) -> Waiter | None:
-        """The next one; None if all are about to leave."""
+    def pop(self, at_random: bool) -> Waiter | None:
+        """Removes and returns the next transfer; None if all of them have stopped waiting."""
         waiters = self._waiters
         while waiters:
             if at_random:
                 chosen = random.randrange(len(waiters))
                 waiters[0], waiters[chosen] = waiters[chosen], waiters[0]
             waiter = waiters.popleft()
-            if not waiter.turn.done():
-                self.alive -= 1
+            if not waiter.granted.done():
+                self.waiting_count -= 1
                 return waiter
         return None
 
     def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for waiter in self._waiters if not waiter.turn.done())
+        return (waiter for waiter in self._waiters if not waiter.granted.done())
 
 
 class Request:
-    """One request's transfers.
+    """The transfers of one client request.
 
     Args:
-        threads: at a time.
+        name: identifies the request.
+        threads: maximum number of its transfers at a time.
     """
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
         self.threads = threads
         self.running = 0
-        self.at: Counter[str] = Counter()
-        """Transfers that run, by host."""
-        self.lines = 0
-        self.ready: OrderedDict[Line, None] = OrderedDict()
-        """Lines whose host may take more."""
+        self.running_by_host: Counter[str] = Counter()
+        """Number of running transfers, by host."""
+        self.queue_count = 0
+        self.ready: OrderedDict[WaitQueue, None] = OrderedDict()
+        """Queues whose host may admit more transfers."""
 
     @property
     def may_start(self) -> bool:
-        """Whether it has something to try."""
+        """Whether it is below its limit, and has a queue whose host may admit more."""
         return bool(self.ready) and self.running < self.threads
 
-    def next_line(self) -> Line:
-        """The next of the ready lines, which is ready no longer.
+    def next_queue(self) -> WaitQueue:
+        """Removes and returns the next ready queue.
 
-        A host that has half of the transfers lets others go first: it may be slow, and they quick. There are two such
-        hosts at most.
+        A host that has half of the request's transfers goes after other hosts, since it may be slow and they fast. At
+        most two hosts can have half of the transfers.
         """
         for _ in range(min(2, len(self.ready) - 1)):
-            line = next(iter(self.ready))
-            if 2 * self.at[line.host.name] < self.threads:
+            queue = next(iter(self.ready))
+            if 2 * self.running_by_host[queue.host.name] < self.threads:
                 break
-            self.ready.move_to_end(line)
+            self.ready.move_to_end(queue)
         return self.ready.popitem(last=False)[0]
 
 
-class Slots:
-    """All transfers of one process. It belongs to one event loop.
+class Scheduler:
+    """Grants slots to all transfers of one process. It belongs to one event loop.
 
-    Requests take turns, and within each its hosts. A line whose host takes no more is parked there, and the host's
-    parked lines take turns as well. So nobody is ever looked at in vain twice, however many wait.
+    Round robin over requests, and within each request over its hosts. A queue whose host admits no more transfers is
+    set aside as blocked until the host does; the blocked queues of a host take turns as well. So a queue that cannot
+    start a transfer is examined only once, however many queues wait.
 
     Args:
-        total: transfers at a time.
-        new_host: makes what is known of a host that has not been tried lately.
+        total: maximum number of transfers at a time.
+        new_host: creates the state of a host that is not remembered.
         remember_s: seconds for which an idle host is remembered.
-        max_hosts: idle hosts that are remembered; the one idle for longest is forgotten first.
-        clock: seconds, monotonic.
+        max_hosts: maximum number of idle hosts that are remembered; the one that was idle for longest is removed first.
+        clock: gives monotonic time in seconds.
+
+    Attributes:
+        running: number of running transfers.
     """
 
     def __init__(
@@ -134,193 +143,193 @@ class Slots:
         self._clock = clock
         self.running = 0
         self._hosts: dict[str, Host] = {}
-        self._idle: OrderedDict[str, Host] = OrderedDict()
+        self._idle_hosts: OrderedDict[str, Host] = OrderedDict()
         self._requests: dict[str, Request] = {}
-        self._ring: OrderedDict[Request, None] = OrderedDict()
+        self._ready_requests: OrderedDict[Request, None] = OrderedDict()
 
-    async def acquire(self, name: str, request: str, threads: int, patience_s: float, first: bool = False) -> Place:
-        """Waits for a place, and takes it.
+    async def acquire(self, name: str, request: str, threads: int, max_wait_s: float, at_front: bool = False) -> Slot:
+        """Waits for a slot, and takes it. `Slot.release` gives it back.
 
         Args:
             name: host and port.
-            request: that it is for.
-            threads: transfers of that request at a time.
-            patience_s: seconds that it waits for a host that is left alone.
-            first: before all others of its request and host: it has begun already.
+            request: name of the client request.
+            threads: maximum number of transfers of that request at a time.
+            max_wait_s: seconds that it waits for a host whose circuit breaker is open.
+            at_front: before all others of its request and host, for a transfer that follows a redirect.
 
         Raises:
-            HostLeftAlone: it waited for so long.
+            HostUnavailable: the circuit breaker was open for `max_wait_s`.
         """
-        host = self._host(name)
-        line = self._line(host, request, threads)
-        waiter = Waiter(patience_s)
-        line.add(waiter, first)
-        if line not in host.parked or host.admits(self._clock()):
-            host.parked.pop(line, None)
-            line.request.ready[line] = None
-            self._offer(line.request)
-            self._pump()
-        if host.breaker.is_open and not waiter.turn.done():
-            self._watch(line, waiter)
-            self.knock_later(host)
+        host = self._get_host(name)
+        queue = self._get_queue(host, request, threads)
+        waiter = Waiter(max_wait_s)
+        queue.add(waiter, at_front)
+        if queue not in host.blocked or host.admits(self._clock()):
+            host.blocked.pop(queue, None)
+            queue.request.ready[queue] = None
+            self._mark_ready(queue.request)
+            self._start_transfers()
+        if host.breaker.is_open and not waiter.granted.done():
+            self._set_timer(queue, waiter)
+            self.schedule_probe(host)
         try:
-            return await waiter.turn
+            return await waiter.granted
         except asyncio.CancelledError:
-            if waiter.turn.cancelled():
-                line.gone()
-                self._tidy(line)
-            elif waiter.turn.exception() is None:
-                waiter.turn.result().leave(self._clock())
+            if waiter.granted.cancelled():
+                queue.stopped_waiting()
+                self._remove_if_empty(queue)
+            elif waiter.granted.exception() is None:
+                waiter.granted.result().release(self._clock())
             raise
         finally:
-            if waiter.alarm is not None:
-                waiter.alarm.cancel()
+            if waiter.timer is not None:
+                waiter.timer.cancel()
 
-    def release(self, place: Place) -> None:
-        """A transfer is over."""
-        host, request = place.host, place.request
+    def release(self, slot: Slot) -> None:
+        """A transfer has ended: its slot is free."""
+        host, request = slot.host, slot.request
         request.running -= 1
-        request.at[host.name] -= 1
-        if not request.at[host.name]:
-            del request.at[host.name]
+        request.running_by_host[host.name] -= 1
+        if not request.running_by_host[host.name]:
+            del request.running_by_host[host.name]
         self.running -= 1
-        self.wake(host)  # first: others may have waited longer than this request's next
-        self._offer(request)
-        self._pump()
-        self._forget_request(request)
-        self._rest(host)
+        self.wake(host)  # first, because transfers of other requests may have waited for longer
+        self._mark_ready(request)
+        self._start_transfers()
+        self._remove_request(request)
+        self._make_idle(host)
 
     def wake(self, host: Host) -> None:
-        """The host may take more than before."""
-        while host.parked and host.admits(self._clock()):
-            line, _ = host.parked.popitem(last=False)
-            line.request.ready[line] = None
-            self._offer(line.request)
-            self._pump()
+        """The host may admit more transfers than before: starts those that wait for it."""
+        while host.blocked and host.admits(self._clock()):
+            queue, _ = host.blocked.popitem(last=False)
+            queue.request.ready[queue] = None
+            self._mark_ready(queue.request)
+            self._start_transfers()
 
-    def left_alone(self, host: Host) -> None:
-        """The host is taken for dead: who waits for it waits no longer than its time limit."""
-        for line in host.lines.values():
-            for waiter in line:
-                if waiter.alarm is None:
-                    self._watch(line, waiter)
+    def circuit_opened(self, host: Host) -> None:
+        """The circuit breaker of a host has opened: transfers that wait for it do so for at most `max_wait_s`."""
+        for queue in host.queues.values():
+            for waiter in queue:
+                if waiter.timer is None:
+                    self._set_timer(queue, waiter)
 
-    def knock_later(self, host: Host) -> None:
-        """Tries a host that is taken for dead again once its pause is over, if somebody waits then."""
+    def schedule_probe(self, host: Host) -> None:
+        """Starts a transfer as a probe when the pause of an open circuit breaker ends, if one waits for the host."""
 
-        def knock() -> None:
-            host.knock = None
+        def probe() -> None:
+            host.probe_timer = None
             self.wake(host)
             if host.breaker.open_until is not None and self._clock() < host.breaker.open_until:
-                self.knock_later(host)  # it failed again meanwhile
+                self.schedule_probe(host)  # it has failed again in the meantime
 
-        if host.knock is None and host.breaker.open_until is not None:
+        if host.probe_timer is None and host.breaker.open_until is not None:
             wait = host.breaker.open_until - self._clock()
-            host.knock = asyncio.get_running_loop().call_later(max(0.0, wait), knock)
+            host.probe_timer = asyncio.get_running_loop().call_later(max(0.0, wait), probe)
 
-    def _watch(self, line: Line, waiter: Waiter) -> None:
+    def _set_timer(self, queue: WaitQueue, waiter: Waiter) -> None:
         def give_up() -> None:
-            waiter.alarm = None
-            if line.host.breaker.is_open and not waiter.turn.done():
-                waiter.turn.set_exception(HostLeftAlone(_refusal(line.host)))
-                line.gone()
-                self._tidy(line)
+            waiter.timer = None
+            if queue.host.breaker.is_open and not waiter.granted.done():
+                waiter.granted.set_exception(HostUnavailable(_breaker_reason(queue.host)))
+                queue.stopped_waiting()
+                self._remove_if_empty(queue)
 
-        waiter.alarm = asyncio.get_running_loop().call_later(waiter.patience_s, give_up)
+        waiter.timer = asyncio.get_running_loop().call_later(waiter.max_wait_s, give_up)
 
-    def _pump(self) -> None:
-        while self._ring and self.running < self._total:
-            request, _ = self._ring.popitem(last=False)
-            line = self._next_line(request)
-            if line is not None:
-                self._start(line)
-                self._offer(request)
+    def _start_transfers(self) -> None:
+        while self._ready_requests and self.running < self._total:
+            request, _ = self._ready_requests.popitem(last=False)
+            queue = self._next_queue(request)
+            if queue is not None:
+                self._start_transfer(queue)
+                self._mark_ready(request)
 
-    def _next_line(self, request: Request) -> Line | None:
+    def _next_queue(self, request: Request) -> WaitQueue | None:
         while request.may_start:
-            line = request.next_line()
-            if line.host.admits(self._clock()):
-                return line
-            line.host.parked[line] = None
+            queue = request.next_queue()
+            if queue.host.admits(self._clock()):
+                return queue
+            queue.host.blocked[queue] = None
         return None
 
-    def _start(self, line: Line) -> None:
+    def _start_transfer(self, queue: WaitQueue) -> None:
         now = self._clock()
-        waiter = line.take(line.host.failed_lately(now))
+        waiter = queue.pop(queue.host.failed_recently(now))
         if waiter is None:
             return
-        line.request.running += 1
-        line.request.at[line.host.name] += 1
+        queue.request.running += 1
+        queue.request.running_by_host[queue.host.name] += 1
         self.running += 1
-        waiter.turn.set_result(Place(self, line.host, line.request, now))
-        if line.alive:
-            line.request.ready[line] = None
+        waiter.granted.set_result(Slot(self, queue.host, queue.request, now))
+        if queue.waiting_count:
+            queue.request.ready[queue] = None
         else:
-            self._tidy(line)
+            self._remove_if_empty(queue)
 
-    def _offer(self, request: Request) -> None:
-        if request.may_start and request not in self._ring:
-            self._ring[request] = None
+    def _mark_ready(self, request: Request) -> None:
+        if request.may_start and request not in self._ready_requests:
+            self._ready_requests[request] = None
 
-    def _host(self, name: str) -> Host:
+    def _get_host(self, name: str) -> Host:
         host = self._hosts.get(name)
         if host is None:
-            self._forget_idle()
-            known = self._idle.pop(name, None)
-            host = self._hosts[name] = known or self._new_host(name)
+            self._remove_idle_hosts()
+            remembered = self._idle_hosts.pop(name, None)
+            host = self._hosts[name] = remembered or self._new_host(name)
         return host
 
-    def _line(self, host: Host, name: str, threads: int) -> Line:
+    def _get_queue(self, host: Host, name: str, threads: int) -> WaitQueue:
         request = self._requests.get(name)
         if request is None:
             request = self._requests[name] = Request(name, threads)
         request.threads = threads
-        line = host.lines.get(name)
-        if line is None:
-            line = host.lines[name] = Line(request, host)
-            request.lines += 1
-        return line
+        queue = host.queues.get(name)
+        if queue is None:
+            queue = host.queues[name] = WaitQueue(request, host)
+            request.queue_count += 1
+        return queue
 
-    def _tidy(self, line: Line) -> None:
-        """Forgets a line in which nobody waits."""
-        host, request = line.host, line.request
-        if line.alive or host.lines.get(request.name) is not line:
+    def _remove_if_empty(self, queue: WaitQueue) -> None:
+        """Removes a queue in which no transfer waits."""
+        host, request = queue.host, queue.request
+        if queue.waiting_count or host.queues.get(request.name) is not queue:
             return
-        del host.lines[request.name]
-        host.parked.pop(line, None)
-        request.ready.pop(line, None)
-        request.lines -= 1
+        del host.queues[request.name]
+        host.blocked.pop(queue, None)
+        request.ready.pop(queue, None)
+        request.queue_count -= 1
         if not request.may_start:
-            self._ring.pop(request, None)
-        self._forget_request(request)
-        self._rest(host)
+            self._ready_requests.pop(request, None)
+        self._remove_request(request)
+        self._make_idle(host)
 
-    def _forget_request(self, request: Request) -> None:
-        if not request.lines and not request.running and self._requests.get(request.name) is request:
+    def _remove_request(self, request: Request) -> None:
+        if not request.queue_count and not request.running and self._requests.get(request.name) is request:
             del self._requests[request.name]
 
-    def _rest(self, host: Host) -> None:
-        """Moves a host that nobody needs to the idle ones, of which not too many are kept."""
-        if host.lines or host.running or self._hosts.get(host.name) is not host:
+    def _make_idle(self, host: Host) -> None:
+        """Makes a host idle if no transfer runs or waits there. Idle hosts are remembered for some time."""
+        if host.queues or host.running or self._hosts.get(host.name) is not host:
             return
         del self._hosts[host.name]
-        if len(host.name) > _LONGEST_HOST:
+        if len(host.name) > _MAX_REMEMBERED_CHARS:
             return
         host.idle_since = self._clock()
-        self._idle[host.name] = host
-        self._forget_idle()
+        self._idle_hosts[host.name] = host
+        self._remove_idle_hosts()
 
-    def _forget_idle(self) -> None:
-        """Hosts that have been idle for too long, or are too many; those idle for longest come first."""
+    def _remove_idle_hosts(self) -> None:
+        """Removes hosts that have been idle for too long, and the oldest ones if there are too many."""
         oldest = self._clock() - self._remember_s
-        while self._idle:
-            host = next(iter(self._idle.values()))
-            if len(self._idle) <= self._max_hosts and host.idle_since > oldest:
+        while self._idle_hosts:
+            host = next(iter(self._idle_hosts.values()))
+            if len(self._idle_hosts) <= self._max_hosts and host.idle_since > oldest:
                 return
-            del self._idle[host.name]
+            del self._idle_hosts[host.name]
 
 
-def _refusal(host: Host) -> str:
+def _breaker_reason(host: Host) -> str:
     return (
         f"its host failed {host.breaker.failures} times in a row and is left alone for a few seconds "
         f"(last failure: {host.breaker.reason})"

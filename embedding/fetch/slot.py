@@ -1,126 +1,138 @@
-"""A place among the transfers that run: what happens to its transfer, told to those whom it concerns."""
+"""The slot of one running transfer: passes on what happens to the transfer.
+
+Each event (connected, bytes received, complete, timed out, failed) is passed on to the host, its circuit breaker and
+concurrency limit, and to the scheduler.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedding.fetch.concurrency_limit import Ended
+from embedding.fetch.concurrency_limit import FinishedTransfer
 from embedding.fetch.host import Host
 
 if TYPE_CHECKING:
-    from embedding.fetch.scheduler import Request, Slots
+    from embedding.fetch.scheduler import Request, Scheduler
 
 
-class Place:
-    """One transfer's place at its host, from start to end.
+class Slot:
+    """One transfer that runs at a host, from its start until `release`. All times are in seconds.
 
     Args:
-        slots: where it is given back.
-        host: that the transfer is from.
-        request: that the transfer is for.
-        now: seconds, when it starts.
+        scheduler: has granted the slot.
+        host: the host of the transfer.
+        request: the client request of the transfer.
+        now: start of the transfer.
+
+    Attributes:
+        started: start of the transfer.
+        connected: whether it has had a connection.
+        answered: whether a byte of an answer has arrived.
+        epoch: the epoch of the concurrency limit in which it started.
     """
 
-    def __init__(self, slots: Slots, host: Host, request: Request, now: float) -> None:
-        self._slots = slots
+    def __init__(self, scheduler: Scheduler, host: Host, request: Request, now: float) -> None:
+        self._scheduler = scheduler
         self.host = host
         self.request = request
         self.limit = host.limit
         self.started = now
-        self.strain_s = 1.0
-        """Seconds that its duration is compared with."""
+        self.reference_s = 1.0
+        """The time limit by which its duration is divided for the duration ratio."""
         self.paused_s = 0.0
-        """Seconds that it waited for us."""
+        """Seconds for which it waited for memory."""
         self.connected = False
-        self.heard = False
+        self.answered = False
         self._nbytes = 0
-        self._silent = self._overtime = False
+        self._silent = self._extended = False
         host.running.add(self)
-        self._note_company(now)
+        self._note_shared(now)
         host.breaker.started(now)
         self.epoch = self.limit.started(now, host.load)
 
-    def connect(self) -> None:
-        """There is a connection."""
+    def mark_connected(self) -> None:
+        """The transfer has a connection."""
         self.connected = True
         self.host.breaker.connected()
 
-    def hear(self, now: float, nbytes: int) -> None:
-        """Bytes of an answer arrived."""
+    def mark_received(self, now: float, nbytes: int) -> None:
+        """Bytes of an answer have arrived; 0 for the first line of its head."""
         host = self.host
         self._nbytes += nbytes
         host.meter.add(now, nbytes)
         was_open = host.breaker.is_open
-        if self.heard:
-            host.heard(now)
+        if self.answered:
+            host.bytes_received(now)
         else:
-            self.heard = self.connected = True
+            self.answered = self.connected = True
             host.answered(now, now - self.started)
-            self.count_as_silent(False)
+            self.set_silent(False)
         if was_open:
-            self._slots.wake(host)
+            self._scheduler.wake(host)
 
-    def count_as_silent(self, silent: bool) -> None:
-        """Whether it is left out of the host's load."""
+    def set_silent(self, silent: bool) -> None:
+        """Sets whether the transfer counts as silent, and so is left out of the host's load."""
         if silent == self._silent:
             return
         self._silent = silent
         self.host.silent += 1 if silent else -1
         if silent:
-            self._slots.wake(self.host)
+            self._scheduler.wake(self.host)
 
-    def overtime(self) -> None:
-        """Its time was over, and it goes on."""
-        if not self._overtime:
-            self._overtime = True
-            self.host.overtime += 1
+    def extend_time(self) -> None:
+        """The transfer has reached its time limit, and has been given more time."""
+        if not self._extended:
+            self._extended = True
+            self.host.extended += 1
 
-    def seconds(self, now: float) -> float:
-        """That it has taken so far."""
+    def elapsed_s(self, now: float) -> float:
+        """Duration so far, without the time for which it waited for memory."""
         return now - self.started - self.paused_s
 
-    def end(self, now: float) -> None:
-        """A complete answer is there."""
-        self.limit.ended(now, self.epoch, self._so_far(now), lambda: self._eldest(now), bool(self.host.lines))
+    def complete(self, now: float) -> None:
+        """A complete answer has arrived."""
+        self.limit.ended(
+            now, self.epoch, self._finished(now), lambda: self._max_duration_ratio(now), bool(self.host.queues)
+        )
 
-    def late(self, now: float) -> None:
-        """Its time was over while bytes arrived."""
-        self.limit.late(now, self.epoch, self._so_far(now))
+    def timed_out(self, now: float) -> None:
+        """The transfer has reached its time limit while bytes were arriving."""
+        self.limit.timed_out(now, self.epoch, self._finished(now))
 
     def refused(self, now: float) -> None:
-        """The host, which answers others, would not take it."""
+        """The host has refused the connection although it answers other transfers."""
         self.limit.refused(now, self.epoch)
 
     def failed(self, now: float, reason: str) -> None:
-        """The host could not be reached, or was silent for long."""
+        """The host could not be reached, or has not answered for long."""
         if self.host.failed(now, reason, self.connected):
-            self._slots.left_alone(self.host)
-        self._slots.knock_later(self.host)
+            self._scheduler.circuit_opened(self.host)
+        self._scheduler.schedule_probe(self.host)
 
-    def leave(self, now: float) -> None:
-        """Gives the place back."""
-        self._note_company(now)
-        self.count_as_silent(False)
+    def release(self, now: float) -> None:
+        """The transfer has ended: gives the slot back."""
+        self._note_shared(now)
+        self.set_silent(False)
         self.host.running.discard(self)
-        self.host.overtime -= self._overtime
-        if not self.heard:
+        self.host.extended -= self._extended
+        if not self.answered:
             self.host.breaker.abandoned()
-        self._slots.release(self)
+        self._scheduler.release(self)
 
-    def _note_company(self, now: float) -> None:
+    def _note_shared(self, now: float) -> None:
         if len(self.host.running) > 1:
-            self.host.shared_at = now
+            self.host.last_shared_at = now
 
     @property
     def shared(self) -> bool:
-        """Whether another transfer of the host ran beside it for some time."""
-        return self.host.shared_at > self.started or len(self.host.running) > 1
+        """Whether another transfer from the same host has run at the same time."""
+        return self.host.last_shared_at > self.started or len(self.host.running) > 1
 
-    def _so_far(self, now: float) -> Ended:
-        seconds = self.seconds(now)
-        return Ended(self._nbytes, seconds, seconds / self.strain_s)
+    def _finished(self, now: float) -> FinishedTransfer:
+        elapsed_s = self.elapsed_s(now)
+        return FinishedTransfer(self._nbytes, elapsed_s, elapsed_s / self.reference_s)
 
-    def _eldest(self, now: float) -> float:
-        """The largest strain of those that run, and were started when no fewer or more might."""
-        running = [other for other in self.host.running if other.heard and other.epoch == self.epoch]
-        return max((other.seconds(now) / other.strain_s for other in running), default=0.0)
+    def _max_duration_ratio(self, now: float) -> float:
+        """The largest duration ratio of the running transfers that started in the same epoch."""
+        running = [other for other in self.host.running if other.answered and other.epoch == self.epoch]
+        return max((other.elapsed_s(now) / other.reference_s for other in running), default=0.0)

@@ -1,4 +1,8 @@
-"""One item's download, as the transport tells of it: its time, its room, and what its host learns from it."""
+"""The download of one item: its time limit, its memory reservation, its retries, and what it reports about its host.
+
+It is the observer of the transport (see `embedding.fetch.transport`), which calls it while a hop proceeds. A *hop* is
+one request and its answer; a download with redirects has several.
+"""
 
 from __future__ import annotations
 
@@ -7,268 +11,291 @@ import math
 import random
 from collections.abc import Callable
 
-from embedding.fetch.memory_budget import Share
-from embedding.fetch.slot import Place
-from embedding.fetch.stopwatch import Clock
-from embedding.fetch.transport import Kind, TransportError
+from embedding.fetch.memory_budget import Reservation
+from embedding.fetch.slot import Slot
+from embedding.fetch.stopwatch import Stopwatch
+from embedding.fetch.transport import FailureKind, TransportError
 
-PATIENCE_S = 3.0
-"""Who waits for less without hearing from a host has learned nothing about it."""
+MIN_SILENCE_S = 3.0
+"""A hop that ends without an answer counts as a failure of the host only if it has waited for this many seconds."""
 
-MOST_TIMES = 3.0
-"""Times its limit that a transfer may take which shares its host's link with others."""
+MAX_EXTENSION = 3.0
+"""A transfer that shares the link to its host with others may take this multiple of its time limit."""
 
-_LEAST_S = 0.05
-_STEP = 0.25
-_STRAIN_FLOOR_S = 1.0
+_MIN_REMAINING_S = 0.05
+_EXTENSION_STEP = 0.25
+_MIN_REFERENCE_S = 1.0
+# Delay before the only further try after a failed connection.
 _RETRY_S = 0.05
+# Base of the exponential delay, and number of tries, if the host refuses a connection but answers other transfers.
 _RETRY_BUSY_S = 0.1
 _BUSY_TRIES = 6
-# Others that share its link will be done, and the rest of it come sooner.
-_QUICKER = 4.0
-_BEGUN_BYTES = 64 * 2**10
-_UNHEARD = frozenset((Kind.NAME, Kind.CONNECTION, Kind.TLS, Kind.SILENCE))
+# The rest of a body may arrive at this multiple of its rate so far, since other transfers on the link will end.
+_SPEED_UP = 4.0
+_STARTED_BYTES = 64 * 2**10
+_WITHOUT_ANSWER = frozenset((FailureKind.NAME, FailureKind.CONNECTION, FailureKind.TLS, FailureKind.SILENCE))
 
 
-class TooLarge(Exception):
-    """The body is larger than it may be."""
+class BodyTooLarge(Exception):
+    """The body is larger than is allowed."""
 
 
 class Transfer:
-    """Watches the hops of one item, one after the other.
+    """Controls the hops of one item, one after the other. It belongs to the running event loop.
 
-    Its time limit is its own: it does not run while the item waits for a place or for room. When it is over, a transfer
-    may go on that has not had the link to itself: see `_more`.
+    The time limit covers the time that hosts take: it does not run while the item waits for a slot or for memory. At
+    the limit a transfer may be given more time if it has shared the link to its host with others; see `_extra_time`.
 
     Args:
-        limit_s: its time limit, seconds.
-        max_bytes: of the body.
-        share: of the room for bodies.
-        scope: ended when the time is over.
-        deadline: by the event loop's clock, when the time of its request is over.
+        limit_s: time limit for all hops together, in seconds.
+        max_bytes: maximum size of the body.
+        reservation: the memory of the body.
+        scope: the timeout that expires at the time limit.
+        deadline: time of the event loop at which the time of its request is over.
     """
 
     def __init__(
-        self, limit_s: float, max_bytes: int, share: Share, scope: asyncio.Timeout, deadline: float = math.inf
+        self,
+        limit_s: float,
+        max_bytes: int,
+        reservation: Reservation,
+        scope: asyncio.Timeout,
+        deadline: float = math.inf,
     ) -> None:
         self.limit_s = limit_s
         self._deadline = deadline
         self._max_bytes = max_bytes
-        self._share = share
+        self._reservation = reservation
         self._time = asyncio.get_running_loop().time
-        self._clock = Clock(limit_s, scope, self._more)
-        self._place: Place | None = None
+        self._stopwatch = Stopwatch(limit_s, scope, self._extra_time)
+        self._slot: Slot | None = None
         self._tries = 0
-        self._resume: Callable[[], None] = _nothing
+        self._resume: Callable[[], None] = _do_nothing
         self._declared: int | None = None
         self._received = 0
         self._body_at = 0.0
         self._paused_at: float | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
         self.state = ""
-        """What it does, to complete "its request's time was over while …"."""
-        self._verdict = ""
+        """What it does now; completes "the time of its request was over while …"."""
+        self._timeout_reason = ""
         self.attempt: asyncio.Timeout | None = None
-        """What the hop does now, ended where it is to be tried once more; None between two tries."""
-        self._tried_again = False
+        """The timeout of the current try of a hop, which is made to expire to try once more; None between two tries."""
+        self._retried_at_limit = False
 
-    def line_up(self) -> None:
-        """It waits for a place."""
+    def wait_for_slot(self) -> None:
+        """The item waits for a slot."""
         self.state = "it waited for its turn"
 
     @property
     def worth_starting(self) -> bool:
-        """Whether a hop may still end in time. Those who wait for each other's places run out of time together."""
-        return self._deadline - self._time() > _LEAST_S
+        """Whether a hop may still end before the deadline. All items of a request have the same deadline, so those that
+        get the last slots may have no time left."""
+        return self._deadline - self._time() > _MIN_REMAINING_S
 
-    def enter(self, place: Place) -> None:
-        """A hop starts."""
-        self._place = place
-        place.strain_s = max(self.limit_s, _STRAIN_FLOOR_S)
+    def start_hop(self, slot: Slot) -> None:
+        """A hop starts in a slot."""
+        self._slot = slot
+        slot.reference_s = max(self.limit_s, _MIN_REFERENCE_S)
         self._received = 0
         self._declared = None
         self.state = "it was under way"
-        self._clock.run()
-        self._alarm = asyncio.get_running_loop().call_later(place.host.silent_after_s, self._silent)
+        self._stopwatch.start()
+        self._silence_timer = asyncio.get_running_loop().call_later(slot.host.silent_after_s, self._check_silence)
 
-    def leave(self, complete: bool) -> None:
-        """A hop is over."""
-        place = self._place
-        assert place is not None
+    def finish_hop(self, complete: bool) -> None:
+        """A hop has ended.
+
+        Args:
+            complete: whether it has ended with a complete answer.
+        """
+        slot = self._slot
+        assert slot is not None
         now = self._time()
         if complete:
-            place.end(now)
-        elif not place.heard and now - place.started - place.paused_s >= PATIENCE_S - 0.01:
-            place.failed(now, "no answer" if place.connected else "no connection")
-        self._resumed()
-        self._clock.pause()
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._place = None
-        self._resume = _nothing
-        place.leave(now)
+            slot.complete(now)
+        elif not slot.answered and now - slot.started - slot.paused_s >= MIN_SILENCE_S - 0.01:
+            slot.failed(now, "no answer" if slot.connected else "no connection")
+        self._end_pause()
+        self._stopwatch.pause()
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        self._slot = None
+        self._resume = _do_nothing
+        slot.release(now)
 
-    def try_again_after(self, error: TransportError) -> float | None:
-        """Seconds after which a hop that failed is worth another try; None if it is not."""
-        place = self._place
-        assert place is not None
+    def retry_delay_s(self, error: TransportError) -> float | None:
+        """Seconds after which a hop that has failed should be tried again; None if it should not."""
+        slot = self._slot
+        assert slot is not None
         now = self._time()
-        if error.kind not in _UNHEARD or place.heard:
+        if error.kind not in _WITHOUT_ANSWER or slot.answered:
             return None
         self._tries += 1
-        if error.kind in (Kind.CONNECTION, Kind.SILENCE) and place.host.heard_lately(now):
-            # It answers others, so it takes fewer at a time than we have tried.
-            place.refused(now)
+        if error.kind in (FailureKind.CONNECTION, FailureKind.SILENCE) and slot.host.answered_recently(now):
+            # The host answers other transfers, so it accepts fewer connections at a time than have been opened.
+            slot.refused(now)
             if self._tries < _BUSY_TRIES:
                 return _RETRY_BUSY_S * 2.0**self._tries * random.uniform(0.5, 1.0)
-        elif error.kind is Kind.CONNECTION and self._tries < 2:
+        elif error.kind is FailureKind.CONNECTION and self._tries < 2:
             return _RETRY_S
-        place.failed(now, error.reason)
+        slot.failed(now, error.reason)
         return None
 
     def stop(self) -> None:
-        """It is over, one way or another."""
-        self._clock.pause()
+        """The download has ended, with or without success."""
+        self._stopwatch.pause()
 
-    def too_late(self) -> str:
-        """What was the matter when its time was over."""
-        return self._verdict
+    def timeout_reason(self) -> str:
+        """Why the download had not ended at its time limit, for the error message."""
+        return self._timeout_reason
 
-    # --- what the transport tells ---
+    # --- The transport's observer ---
 
     def began(self, resume: Callable[[], None]) -> None:
-        """A hop is about to start."""
+        """A try of a hop starts; `resume` continues it after a pause."""
         self._resume = resume
 
     def connected(self) -> None:
-        """There is a connection; perhaps another one than before."""
+        """The hop has a connection; called again if it is repeated on another connection."""
         self._received = 0
-        assert self._place is not None
-        self._place.connect()
+        assert self._slot is not None
+        self._slot.mark_connected()
 
     def answering(self) -> None:
-        """The answer begins."""
-        self._hear(0)
+        """The first line of the answer has arrived."""
+        self._mark_received(0)
 
     def length(self, nbytes: int | None) -> None:
-        """Of a body, if it is known."""
+        """The head is complete; `nbytes` is the length of the body, None if it is unknown.
+
+        Raises:
+            BodyTooLarge: the length exceeds `max_bytes`.
+        """
         if nbytes is not None and nbytes > self._max_bytes:
-            raise TooLarge(f"it has {nbytes} bytes, and {self._max_bytes} are allowed")
+            raise BodyTooLarge(f"it has {nbytes} bytes, and {self._max_bytes} are allowed")
         self._declared = nbytes
-        assert self._place is not None
-        self._body_at = self._time() - self._place.paused_s  # so that later pauses alone are left out
+        assert self._slot is not None
+        self._body_at = self._time() - self._slot.paused_s  # so that only later pauses are subtracted from now on
 
     def wants(self, nbytes: int) -> bool:
-        """More bytes of the body are there; False if they have to wait."""
+        """`nbytes` more of the body have arrived. Returns False if they must wait for memory.
+
+        Raises:
+            BodyTooLarge: the body exceeds `max_bytes`.
+        """
         needed = self._received + nbytes
         if needed > self._max_bytes:
-            raise TooLarge(f"it has more than the {self._max_bytes} bytes that are allowed")
-        if self._share.waiting:
+            raise BodyTooLarge(f"it has more than the {self._max_bytes} bytes that are allowed")
+        if self._reservation.waiting_bytes:
             return False
-        most = self._max_bytes if self._declared is None else max(self._declared, needed)
-        if not self._share.grow(needed, most, self._has_room):
+        expected = self._max_bytes if self._declared is None else max(self._declared, needed)
+        if not self._reservation.grow(needed, expected, self._memory_granted):
             if self._paused_at is None:
                 self._paused_at = self._time()
-                self._clock.pause()
+                self._stopwatch.pause()
             return False
         self._received = needed
-        self._hear(nbytes)
+        self._mark_received(nbytes)
         return True
 
-    # --- its time ---
+    # --- Time ---
 
-    def _has_room(self) -> None:
-        self._resumed()
-        self._clock.run()
+    def _memory_granted(self) -> None:
+        self._end_pause()
+        self._stopwatch.start()
         self._resume()
 
-    def _resumed(self) -> None:
+    def _end_pause(self) -> None:
         if self._paused_at is not None:
-            assert self._place is not None
-            self._place.paused_s += self._time() - self._paused_at
+            assert self._slot is not None
+            self._slot.paused_s += self._time() - self._paused_at
             self._paused_at = None
 
-    def _hear(self, nbytes: int) -> None:
-        assert self._place is not None
-        if not self._place.heard and self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._place.hear(self._time(), nbytes)
+    def _mark_received(self, nbytes: int) -> None:
+        assert self._slot is not None
+        if not self._slot.answered and self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
+        self._slot.mark_received(self._time(), nbytes)
 
-    def _silent(self) -> None:
-        place = self._place
-        assert place is not None
-        self._alarm = None
-        left = place.host.silent_after_s - (self._time() - place.started)
+    def _check_silence(self) -> None:
+        slot = self._slot
+        assert slot is not None
+        self._silence_timer = None
+        left = slot.host.silent_after_s - (self._time() - slot.started)
         if left > 0.01:
-            self._alarm = asyncio.get_running_loop().call_later(left, self._silent)
+            self._silence_timer = asyncio.get_running_loop().call_later(left, self._check_silence)
         else:
-            place.count_as_silent(True)
+            slot.set_silent(True)
 
-    def _more(self) -> float:
-        """Seconds by which it may exceed its limit: because it shares its host's link with others, and alone would have
-        arrived in time. It goes on, or begins once more where its connection has come to a standstill; in all it takes
-        no longer than `MOST_TIMES` times its limit."""
-        place = self._place
-        if place is None:
+    def _extra_time(self) -> float:
+        """Called at the time limit: seconds by which it is extended, 0 for none.
+
+        It is extended if the transfer has shared the link to its host with others, and would have arrived in time
+        alone. The transfer goes on, or is started once more if its connection has stalled. In total it takes at most
+        `MAX_EXTENSION` times its limit.
+        """
+        slot = self._slot
+        if slot is None:
             return 0.0
         now = self._time()
-        if place.heard:
-            place.late(now)
+        if slot.answered:
+            slot.timed_out(now)
         else:
-            place.host.was_silent()
-        self._verdict = _verdict(place)
-        left = MOST_TIMES * self.limit_s - self._clock.spent_s
-        if left <= 0.01 or not place.shared:
+            slot.host.note_silence()
+        self._timeout_reason = _reason(slot)
+        left = MAX_EXTENSION * self.limit_s - self._stopwatch.elapsed_s
+        if left <= 0.01 or not slot.shared:
             return 0.0
-        if self._goes_on(now, left):
-            place.overtime()
-            return min(left, _STEP * self.limit_s)
-        if self._worth_another_try(now, left):
-            self._tried_again = True
+        if self._will_complete(now, left):
+            slot.extend_time()
+            return min(left, _EXTENSION_STEP * self.limit_s)
+        if self._worth_retry(now, left):
+            self._retried_at_limit = True
             if self.attempt is not None:
                 self.attempt.reschedule(now)
             return min(left, self.limit_s)
         return 0.0
 
-    def _goes_on(self, now: float, left: float) -> bool:
-        """Whether the bytes that still come will be all of them within `left` seconds."""
-        place = self._place
-        assert place is not None
-        if not self._received or not self._fits_alone(now):
+    def _will_complete(self, now: float, left: float) -> bool:
+        """Whether bytes are arriving, and the rest of the body can be expected within `left` seconds."""
+        slot = self._slot
+        assert slot is not None
+        if not self._received or not self._fits_without_sharing(now):
             return False
-        own = self._received / max(now - self._body_at - place.paused_s, 1e-3)
+        rate = self._received / max(now - self._body_at - slot.paused_s, 1e-3)
         if self._declared is None:
-            # Its fair part of the link, more or less: then it is the link that is slow.
-            return own * len(place.host.running) * _QUICKER >= place.host.meter.best(now)
-        return self._declared - self._received <= own * _QUICKER * left
+            # The length is unknown. If the transfer has about its fair share of the link, then the link is slow.
+            return rate * len(slot.host.running) * _SPEED_UP >= slot.host.meter.best(now)
+        return self._declared - self._received <= rate * _SPEED_UP * left
 
-    def _worth_another_try(self, now: float, left: float) -> bool:
-        """Whether it is packets that were lost, and not a path that hangs, or trickles."""
-        place = self._place
-        assert place is not None
-        host = place.host
-        if self._tried_again or left < self.limit_s or host.heard_at <= place.started:
+    def _worth_retry(self, now: float, left: float) -> bool:
+        """Whether the stall is probably due to lost packets, and not to a URL that hangs or is sent very slowly."""
+        slot = self._slot
+        assert slot is not None
+        host = slot.host
+        if self._retried_at_limit or left < self.limit_s or host.answered_at <= slot.started:
             return False
-        if not place.heard:
-            return not place.connected or host.silence_is_rare
+        if not slot.answered:
+            return not slot.connected or host.silence_is_rare
         if self._received == 0:
             return host.silence_is_rare
-        began = self._received >= min(_BEGUN_BYTES, (self._declared or 0) / 20)
-        return began and self._fits_alone(now)
+        started = self._received >= min(_STARTED_BYTES, (self._declared or 0) / 20)
+        return started and self._fits_without_sharing(now)
 
-    def _fits_alone(self, now: float) -> bool:
-        """Whether it would arrive within its limit with the link to itself."""
-        assert self._place is not None
+    def _fits_without_sharing(self, now: float) -> bool:
+        """Whether the body would arrive within the time limit if no other transfer used the link."""
+        assert self._slot is not None
         nbytes = self._received if self._declared is None else self._declared
-        return nbytes <= self._place.host.meter.best(now) * self.limit_s
+        return nbytes <= self._slot.host.meter.best(now) * self.limit_s
 
 
-def _verdict(place: Place) -> str:
-    if place.heard:
+def _reason(slot: Slot) -> str:
+    if slot.answered:
         return "it was not complete"
-    return "its host had not answered" if place.connected else "there was no connection to its host"
+    return "its host had not answered" if slot.connected else "there was no connection to its host"
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass

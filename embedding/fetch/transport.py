@@ -25,17 +25,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDict
 
 from embedding.fetch.curl_pool import Pool, TransportSettings
-from embedding.fetch.dns_cache import Names
-from embedding.fetch.exchange import Doubtful
-from embedding.fetch.guard import is_literal, refusal
-from embedding.fetch.reply import Kind, Observer, Reply, TransportError
+from embedding.fetch.dns_cache import AddressCache
+from embedding.fetch.exchange import AnswerRejected
+from embedding.fetch.guard import Resolver, is_literal, refusal
+from embedding.fetch.reply import FailureKind, Observer, Reply, Sink, TransportError
 from embedding.fetch.url import Target
 
-__all__ = ["Kind", "Observer", "Reply", "Transport", "TransportError", "TransportSettings"]
+__all__ = ["FailureKind", "Observer", "Reply", "Sink", "Transport", "TransportError", "TransportSettings"]
 
 # Host names that libcurl and the system take for addresses, such as `0x7f.1`.
 _NUMBER_AT_END = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
@@ -52,18 +51,26 @@ class Transport:
         resolver: resolves names, to permitted addresses only; closed with the transport.
     """
 
-    def __init__(self, settings: TransportSettings, permits: Callable[[str], bool], resolver: AbstractResolver) -> None:
+    def __init__(self, settings: TransportSettings, permits: Callable[[str], bool], resolver: Resolver) -> None:
         self._settings = settings
         self._permits = permits
-        self._names = Names(resolver, settings.dns_cache_s)
+        self._names = AddressCache(resolver, settings.dns_cache_s)
         self._pool: Pool | None = None
         self._closed = False
 
-    async def get(self, target: Target, headers: CIMultiDict[str], observer: Observer) -> Reply:
+    async def get(
+        self, target: Target, headers: CIMultiDict[str], observer: Observer, sink: Sink | None = None
+    ) -> Reply:
         """The answer to a GET of `target`.
 
+        Args:
+            target: what is asked for.
+            headers: sent along.
+            observer: told of the progress.
+            sink: takes the body in place of the reply, for answers too large for memory.
+
         Raises:
-            Refused: the guard does not permit the destination.
+            DestinationRefused: the guard does not permit the destination.
             TransportError: the hop failed.
         """
         self._check_open()
@@ -75,10 +82,10 @@ class Transport:
         while True:
             exchange = pool.exchange()
             try:
-                future = exchange.begin(target, addresses, headers, observer, fresh)
+                future = exchange.begin(target, addresses, headers, observer, fresh, sink)
                 pool.start(exchange)
                 return await future
-            except Doubtful:
+            except AnswerRejected:
                 fresh = True
             finally:
                 pool.end(exchange)
@@ -92,7 +99,7 @@ class Transport:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise TransportError("the server is shutting down", Kind.CLOSED)
+            raise TransportError("the server is shutting down", FailureKind.CLOSED)
 
     async def _addresses(self, target: Target) -> list[str]:
         _, host, port = target.origin
@@ -103,4 +110,4 @@ class Transport:
         try:
             return await self._names.addresses(host, port)
         except OSError as error:
-            raise TransportError(f"could not resolve the host `{host}`", Kind.NAME) from error
+            raise TransportError(f"could not resolve the host `{host}`", FailureKind.NAME) from error

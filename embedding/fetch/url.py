@@ -1,4 +1,6 @@
-"""Contents as addresses: which strings are URLs, and how they are quoted.
+"""Parses items as URLs: decides which strings are URLs, quotes them, and resolves redirects.
+
+Input: an item, or the Location header of a redirect. Output: a `Target` to request.
 
 Source: docs/protocol.md, sections 4.1 and 4.2.
 """
@@ -16,32 +18,32 @@ from requests.utils import requote_uri
 from yarl import URL
 
 from embedding.errors import MediaError
-from embedding.fetch.guard import Refused
+from embedding.fetch.guard import DestinationRefused
 from embedding.shown import shown
 
 MAX_URL_CHARS = 16_384
-"""Longer strings are no URLs for us: no server accepts them, and the checks cost time."""
+"""Longer strings are not accepted as URLs: no server accepts them, and the checks take time."""
 
-# URLs whose path and query hold nothing that could be wrong, so that scheme and host decide.
+# URLs whose path and query contain only harmless characters, so that only scheme and host must be validated.
 _PLAIN_URL = re.compile(
     r"(https?://[^/?#@\s]+)(?:/[-a-zA-Z0-9._~!$&'()*+,;=:@%/]*)?(?:\?[-a-zA-Z0-9._~!$&'()*+,;=:@%/?]*)?"
 )
 _HOST = re.compile(r"[a-z0-9_.-]+")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
 _SENT = re.compile("[!-~]+")
-# RFC 3986, appendix B: scheme, authority, path and query, with their marks.
+# RFC 3986, appendix B: scheme, authority, path and query, with their delimiters.
 _PARTS = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(//[^/?#]*)?([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One hop of a download, ready to be requested.
+    """The destination of one hop of a download.
 
     Args:
-        url: quoted, with a lower-case ASCII host and without user information.
-        origin: scheme, host and port: what is checked and connected to, and what credentials are bound to.
-        path: path and query as they are sent, ASCII without blanks; a last `?` is kept, which `url` has lost.
-        authorization: value of the Authorization header if the URL has user information.
+        url: the quoted URL, with a lower-case ASCII host and without user information.
+        origin: scheme, host and port, which are checked by the guard and connected to, and to which credentials belong.
+        path: path and query as they are sent: ASCII without spaces. A trailing `?` is kept here, but not in `url`.
+        authorization: value of the Authorization header, from the user information of the URL; None without.
     """
 
     url: URL
@@ -50,79 +52,85 @@ class Target:
     authorization: str | None
 
 
-def parse_url(content: str) -> Target:
-    """The target that a content names.
+def parse_url(item: str) -> Target:
+    """The target of an item.
 
     Raises:
-        MediaError: it is no URL, cannot be encoded, or cannot be fetched over HTTP.
+        MediaError: the item is not a URL, cannot be encoded, or cannot be fetched over HTTP.
     """
-    quoted = _quoted_if_valid(content)
+    quoted = _quoted_if_valid(item)
     if quoted is None:
-        raise MediaError(f"`{shown(content)}` is not a local file, a valid url, or a base64-encoded image")
+        raise MediaError(f"`{shown(item)}` is not a local file, a valid url, or a base64-encoded image")
     try:
         return make_target(quoted)
-    except Refused as error:
-        raise MediaError(f"media url `{shown(content)}` was refused: {error}") from error
+    except DestinationRefused as error:
+        raise MediaError(f"media url `{shown(item)}` was refused: {error}") from error
 
 
 def parse_redirect(base: URL, location: str) -> Target:
-    """The target that a redirect's Location header names, relative to the URL that answered.
+    """The target of a redirect.
+
+    Args:
+        base: the URL that answered with the redirect.
+        location: its Location header, which may be relative to `base`.
 
     Raises:
-        Refused: it is no HTTP URL.
+        DestinationRefused: the location is not an HTTP URL.
     """
-    # Bytes that are no UTF-8 arrive as lone surrogates: back to bytes, percent-encoded.
+    # Bytes that are not UTF-8 are lone surrogates in `location`; they are percent-encoded.
     location = _RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location)
     try:
         return make_target(requote_uri(_resolved(base, location.strip())))
     except ValueError as error:
-        raise Refused("it redirects to something that is not a url") from error
+        raise DestinationRefused("it redirects to something that is not a url") from error
 
 
 def make_target(quoted: str) -> Target:
     """The target of a quoted URL.
 
     Raises:
-        Refused: the scheme is not http or https, or host or port is missing or invalid.
+        DestinationRefused: the scheme is not http or https, or host or port is missing or invalid.
     """
     try:
         url = URL(quoted, encoded=True)
         scheme = url.scheme
         if scheme not in ("http", "https"):
-            raise Refused(f"media is downloaded over http and https only, and the scheme is `{scheme or '<none>'}`")
+            raise DestinationRefused(
+                f"media is downloaded over http and https only, and the scheme is `{scheme or '<none>'}`"
+            )
         host, port = url.raw_host, url.port
         if not host or not port:
-            raise Refused("it has no host" if not host else "its port is invalid")
+            raise DestinationRefused("it has no host" if not host else "its port is invalid")
         authorization = None
         if url.raw_user is not None or url.raw_password is not None:
             authorization = _basic(url.raw_user or "", url.raw_password or "")
         if ":" not in host and not _HOST.fullmatch(host):
             host = url.with_host(unquote(host).lower()).raw_host or ""  # to IDNA
             if not _HOST.fullmatch(host):
-                raise Refused("its host is invalid")
+                raise DestinationRefused("its host is invalid")
     except ValueError as error:  # yarl on ports and hosts
-        raise Refused("its host or port is invalid") from error
-    path, mark, query = _path_and_query(quoted)
-    if not _SENT.fullmatch(path + mark + query):
-        raise Refused("its path is invalid")
-    # Put together once, each part in its place: a path that begins with two slashes stays a path.
+        raise DestinationRefused("its host or port is invalid") from error
+    path, question_mark, query = _path_and_query(quoted)
+    if not _SENT.fullmatch(path + question_mark + query):
+        raise DestinationRefused("its path is invalid")
+    # The URL is built from its parts, so that a path which begins with two slashes remains a path.
     authority = f"[{host}]" if ":" in host else host
     if url.explicit_port is not None:
         authority += f":{url.explicit_port}"
-    url = URL(f"{scheme}://{authority}{path}{mark}{query}", encoded=True)
-    return Target(url, (scheme, host, port), path + mark + query, authorization)
+    url = URL(f"{scheme}://{authority}{path}{question_mark}{query}", encoded=True)
+    return Target(url, (scheme, host, port), path + question_mark + query, authorization)
 
 
-def _quoted_if_valid(content: str) -> str | None:
-    if len(content) > MAX_URL_CHARS:
+def _quoted_if_valid(item: str) -> str | None:
+    if len(item) > MAX_URL_CHARS:
         return None
-    valid = _is_url(content)
+    valid = _is_url(item)
     try:
-        quoted = requote_uri(content)
+        quoted = requote_uri(item)
     except UnicodeError as error:
         if not valid:
             return None
-        raise MediaError(f"media url `{shown(content)}` could not be encoded") from error
+        raise MediaError(f"media url `{shown(item)}` could not be encoded") from error
     return quoted if valid or _is_url(quoted) else None
 
 
@@ -133,13 +141,13 @@ def _is_url(text: str) -> bool:
 
 @lru_cache(4096)
 def _validate_authority(url: str) -> bool:
-    """`_validate` for scheme and host alone: it costs up to 60 µs, and many URLs share a host."""
+    """`_validate` for scheme and host only, cached, because it takes up to 60 µs and many URLs have the same host."""
     return _validate(url)
 
 
 def _validate(text: str) -> bool:
-    # A query need not be made of pairs (`a.jpg?123` is a common way past caches): the release that the native
-    # server used takes such URLs, and a vector for one is right whichever server is imitated.
+    # A query need not consist of pairs (`a.jpg?123` is commonly used to bypass caches): the release of `validators`
+    # that Marqo's native server used accepts such URLs.
     return validators.url(text, strict_query=False) is True
 
 
@@ -149,13 +157,13 @@ def _basic(user: str, password: str) -> str:
 
 
 def _path_and_query(url: str) -> tuple[str, str, str]:
-    """Path without dot segments, `?` or "", and query of an absolute URL; the fragment is left out."""
+    """Path without dot segments, `?` or "", and query of an absolute URL; the fragment is removed."""
     _, _, path, query = _parts(url)
     return _without_dot_segments(path) or "/", query[:1], query[1:]
 
 
 def _resolved(base: URL, reference: str) -> str:
-    """A reference as RFC 3986, section 5.2.2, resolves it. `base` has no user information."""
+    """Resolves a reference as in RFC 3986, section 5.2.2. `base` has no user information."""
     scheme, authority, path, query = _parts(reference)
     if scheme:
         return reference
@@ -169,14 +177,15 @@ def _resolved(base: URL, reference: str) -> str:
 
 
 def _parts(url: str) -> tuple[str, str, str, str]:
-    """Scheme, authority with its slashes, path, and query with its mark; each may be empty."""
-    found = _PARTS.fullmatch(url)
-    assert found is not None  # it matches any text
-    return found[1] or "", found[2] or "", found[3], found[4] or ""
+    """Scheme, authority with its slashes, path, and query with its `?`; each may be empty."""
+    matched = _PARTS.fullmatch(url)
+    assert matched is not None  # it matches any text
+    return matched[1] or "", matched[2] or "", matched[3], matched[4] or ""
 
 
 def _without_dot_segments(path: str) -> str:
-    """RFC 3986, section 5.2.4, as libcurl does it; some servers refuse a path with `..` in it. Empty segments stay."""
+    """Removes dot segments as in RFC 3986, section 5.2.4, and as libcurl does, since some servers refuse a path with
+    `..` in it. Empty segments are kept."""
     if "/." not in path:
         return path
     kept: list[str] = []

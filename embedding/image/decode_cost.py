@@ -1,8 +1,10 @@
-"""What the first bytes of a picture say about the CPU time that decoding and resizing it will take.
+"""Estimates the CPU time that decoding and resizing a picture will take, from its header.
 
-Estimates, meant to be too high: nanoseconds for a pixel and for a byte, measured on the worst pictures of each format
-(noise at the best quality) on one core of an AMD EPYC. A picture may lie, so whoever relies on them must be able to end
-it; plain JPEGs are the exception, whose time no file can stretch.
+Input: the bytes of a file. Output: a `Cost` in seconds. Nothing is decoded.
+
+The estimates are meant to be too high. They are computed from nanoseconds per pixel and per byte, measured on one CPU
+core with the slowest pictures of each format (noise at the best quality). A header may state wrong values, so decoding
+still needs a time limit. The exception are *plain* JPEGs, whose decoding time is bounded whatever the file contains.
 """
 
 from __future__ import annotations
@@ -15,65 +17,75 @@ from dataclasses import dataclass
 from embedding.image.jpeg import LUMA_SAMPLING
 
 UNKNOWN_NS = 2000.0
-"""For a byte of a format that is not known here: Pillow's decoders in plain Python take as long."""
+"""Time for each byte of an unknown format; as slow as Pillow's decoders that are written in Python."""
 
-UNKNOWN_LEAST_S = 0.2
+UNKNOWN_MIN_S = 0.2
+"""Minimum estimate for an unknown format."""
+
 SCAN_NS = 15.0
-"""For a block of 8 by 8 in one of several scans of a JPEG."""
+"""Time for each block of 8 by 8 pixels in each scan of a JPEG with several scans."""
 
 SMALL_SCANS_S = 0.1
-"""What a JPEG of several scans may cost to count as plain."""
+"""Maximum estimate of a JPEG with several scans that counts as plain."""
 
-MOST_SEGMENTS = 20_000
-"""Of a JPEG: scans and all that is between them. Encoders make a few dozens."""
+MAX_SEGMENTS = 20_000
+"""Maximum number of segments of a JPEG, scans included; encoders write a few dozen."""
 
-MOST_HEADER_SEGMENTS = 120
-MOST_EXIF_ENTRIES = 200
-MOST_TIFF_ENTRIES = 200
-MOST_CHUNKS = 5_000
-"""Of a PNG."""
+MAX_HEADER_SEGMENTS = 120
+MAX_EXIF_ENTRIES = 200
+MAX_TIFF_ENTRIES = 200
+MAX_CHUNKS = 5_000
+"""Maximum number of chunks of a PNG."""
 
 CHUNK_S = 10e-6
+"""Time for each chunk of a PNG."""
+
 INFLATED_S = 6e-3
-"""For a chunk of a PNG; for one that inflates, of which Pillow takes a megabyte."""
+"""Additional time for each compressed text or profile chunk of a PNG, of which Pillow inflates up to a megabyte."""
 
 VALUE_NS = 20.0
+"""Time for each value of a TIFF's tags."""
+
 STRIP_S = 10e-6
-"""For a value of a TIFF's tag; for a strip or tile."""
+"""Time for each strip or tile of a TIFF."""
 
-MOST_GIF_BLOCKS = 16
+MAX_GIF_BLOCKS = 16
 SEARCHED_BYTES = 2**16
-LARGE_SCANS = 2**23
-"""Bytes of a file whose scans are not counted before it is opened: that would take a while by itself."""
+MAX_COUNTED_BYTES = 2**23
+"""Size in bytes of a file above which scans are not counted, because counting would take too long by itself."""
 
-# A marker with a segment, as libjpeg takes it: neither a stuffed zero, nor a restart, nor TEM, nor fill.
+# A marker that starts a segment, as libjpeg reads it: no stuffed zero, restart marker, TEM or fill byte.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE, _EOI, _SOS = 0xC0, 0xC1, 0xC2, 0xD9, 0xDA
 _INFLATED = (b"zTXt", b"iTXt", b"iCCP")
 _RAW_PPM = re.compile(rb"P[56]\s+\d{1,6}\s+\d{1,6}\s+255\s")
 _TIFF_NS = {1: 20.0, 2: 35.0, 3: 35.0, 4: 35.0, 5: 35.0, 7: 60.0, 8: 35.0, 32773: 35.0, 32946: 35.0, 34925: 80.0}
-"""For a pixel, by compression."""
+"""Nanoseconds for each pixel of a TIFF, by the value of its Compression tag."""
 
 _STRIPS = (273, 324)
-"""Tags that hold the places of strips and tiles."""
+"""Tags that hold the offsets of strips and tiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """An estimate.
+    """An estimate of the CPU time for decoding and resizing.
 
     Args:
-        seconds: of CPU.
-        plain: one that cannot lie: a JPEG whose scans are counted, which libjpeg-turbo decodes in linear time and
-            without Python's lock, and whose header is short enough for Pillow's Python.
+        seconds: CPU time.
+        plain: True if the estimate is reliable: a JPEG whose scans are counted, which libjpeg-turbo decodes in linear
+            time without holding Python's GIL, and whose header is short enough for Pillow's Python code.
     """
 
     seconds: float
     plain: bool = False
 
 
-def estimated(data: bytes) -> Cost:
-    """What a picture will cost. Takes some microseconds, a few milliseconds for a large progressive JPEG."""
+def estimate_cost(data: bytes) -> Cost:
+    """Estimates the cost of a picture. It takes microseconds, or a few milliseconds for a large progressive JPEG.
+
+    Args:
+        data: the file's bytes, of any format.
+    """
     for prefix, estimate in _ESTIMATES.items():
         if data.startswith(prefix):
             try:
@@ -82,29 +94,29 @@ def estimated(data: bytes) -> Cost:
                 break
             if cost is not None:
                 return cost
-    return Cost(max(UNKNOWN_LEAST_S, len(data) * UNKNOWN_NS * 1e-9))
+    return Cost(max(UNKNOWN_MIN_S, len(data) * UNKNOWN_NS * 1e-9))
 
 
 def block_scans(data: bytes) -> float:
-    """How many blocks all scans of a JPEG have together: its decoder goes through them in each scan anew.
+    """The number of blocks in all scans of a JPEG together, since the decoder processes the blocks in each scan.
 
-    Infinite where there are more segments than any encoder makes.
+    Infinite if there are more than `MAX_SEGMENTS` segments.
     """
     blocks: dict[int, int] = {}
     total = 0
     for number, (marker, start, end) in enumerate(_segments(data)):
-        if number >= MOST_SEGMENTS:
+        if number >= MAX_SEGMENTS:
             return float("inf")
         if marker in (_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE) and not blocks:
             blocks = _blocks(data[start:end])
         elif marker == _SOS and start < end:
-            chosen = data[start + 1 : start + 1 + 2 * data[start] : 2]
-            total += sum(blocks.get(component, 0) for component in chosen)
+            components = data[start + 1 : start + 1 + 2 * data[start] : 2]
+            total += sum(blocks.get(component, 0) for component in components)
     return total
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, and start and end of what its segment holds; up to the end of the picture."""
+    """Marker, start and end of the payload of each segment, up to the end of the picture."""
     position = 2
     while found := _MARKER.search(data, position):
         start, marker = found.end(), data[found.end() - 1]
@@ -116,12 +128,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _blocks(frame: bytes) -> dict[int, int]:
-    """Blocks of each component, by its identifier."""
+    """The number of blocks of each component of a frame header, by the component's identifier."""
     if len(frame) < 6:
         return {}
     height, width, count = struct.unpack_from(">HHB", frame, 1)
     components = [frame[at : at + 2] for at in range(6, 6 + 3 * count, 3) if len(frame) >= at + 2]
-    sampling = {identifier: (both >> 4 or 1, both & 15 or 1) for identifier, both in components}
+    sampling = {identifier: (factors >> 4 or 1, factors & 15 or 1) for identifier, factors in components}
     most = [max((pair[axis] for pair in sampling.values()), default=1) for axis in (0, 1)]
     return {
         identifier: -(-width * across // (8 * most[0])) * -(-height * down // (8 * most[1]))
@@ -134,43 +146,44 @@ def _cost(pixels: int, pixel_ns: float, nbytes: int, byte_ns: float) -> Cost:
 
 
 def _jpeg(data: bytes) -> Cost | None:
-    """None where the header is odd or long, or tells of several pictures."""
+    """None if the header is unusual or long, or if the file holds several pictures."""
     position, frame, marker, adobe, exif = 2, b"", 0, 1, 0
-    for _ in range(MOST_HEADER_SEGMENTS):
+    for _ in range(MAX_HEADER_SEGMENTS):
         if data[position] != 0xFF:
             return None
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        content = data[position + 4 : position + 2 + length]
+        payload = data[position + 4 : position + 2 + length]
         if marker == _SOS:
             break
-        if length < 2 or marker in (0, 0xFF) or (marker == 0xE2 and content.startswith(b"MPF\0")):
+        if length < 2 or marker in (0, 0xFF) or (marker == 0xE2 and payload.startswith(b"MPF\0")):
             return None
         if marker in (_SOF_BASELINE, _SOF_EXTENDED, _SOF_PROGRESSIVE):
             if frame:
                 return None
-            frame = bytes([marker]) + content
-        elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+            frame = bytes([marker]) + payload
+        elif marker == 0xE1 and payload.startswith(b"Exif\0\0"):
             exif += 1
-            if exif > 1 or not _short_exif(content[6:]):
+            if exif > 1 or not _short_exif(payload[6:]):
                 return None
-        elif marker == 0xEE and content.startswith(b"Adobe") and len(content) >= 12:
-            adobe = content[11]
+        elif marker == 0xEE and payload.startswith(b"Adobe") and len(payload) >= 12:
+            adobe = payload[11]
         position += 2 + length
     if marker != _SOS or not frame:
         return None
     return _frame_cost(data, frame, data[position + 4], adobe)
 
 
-def _frame_cost(data: bytes, frame: bytes, scanned: int, adobe: int) -> Cost | None:
-    """Of a picture whose first scan has `scanned` components."""
+def _frame_cost(data: bytes, frame: bytes, components_in_first_scan: int, adobe: int) -> Cost | None:
+    """The cost of a JPEG whose first scan has `components_in_first_scan` components."""
     height, width, count = struct.unpack_from(">HHB", frame, 2)
     pixels = height * width
-    # A sequential picture of which one scan holds all components has no other scans: libjpeg refuses more.
-    if frame[0] == _SOF_PROGRESSIVE or scanned < count:
-        if len(data) > LARGE_SCANS:
+    # A sequential JPEG whose first scan holds all components has only that scan: libjpeg refuses further ones.
+    if frame[0] == _SOF_PROGRESSIVE or components_in_first_scan < count:
+        if len(data) > MAX_COUNTED_BYTES:
             return None
         seconds = (pixels * 25 + block_scans(data) * SCAN_NS + len(data) * 15) * 1e-9
-        # All scans were counted, so it cannot lie; but its decoder holds far more memory.
+        # All scans were counted, so the estimate is reliable. Large ones are not plain: their decoder needs far more
+        # memory, which is limited in a subprocess only.
         return Cost(seconds, seconds <= SMALL_SCANS_S)
     identifiers = tuple(frame[7 + 3 * i] for i in range(count))
     sampling = [(frame[8 + 3 * i] >> 4, frame[8 + 3 * i] & 15) for i in range(count)]
@@ -180,19 +193,20 @@ def _frame_cost(data: bytes, frame: bytes, scanned: int, adobe: int) -> Cost | N
 
 
 def _short_exif(tiff: bytes) -> bool:
-    """Whether its first directory is one of a camera. Pillow reads it with Python, and copies what each entry names."""
+    """Whether the first EXIF directory has as few entries as cameras write. Pillow reads it with Python code, and
+    copies the data to which each entry refers."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return False
     (offset,) = struct.unpack_from(order + "I", tiff, 4)
     (entries,) = struct.unpack_from(order + "H", tiff, offset)
-    return bool(entries <= MOST_EXIF_ENTRIES)
+    return bool(entries <= MAX_EXIF_ENTRIES)
 
 
 def _png(data: bytes) -> Cost | None:
     width, height, depth = struct.unpack_from(">IIB", data, 16)
     position, inflated = 8, 0
-    for number in range(MOST_CHUNKS):
+    for number in range(MAX_CHUNKS):
         if position + 8 > len(data):
             pixel_ns = 45 if depth == 16 else 32
             return Cost((width * height * pixel_ns + len(data) * 8) * 1e-9 + number * CHUNK_S + inflated * INFLATED_S)
@@ -203,10 +217,10 @@ def _png(data: bytes) -> Cost | None:
 
 
 def _gif(data: bytes) -> Cost | None:
-    """None where its first frame is not near its start: Python reads what stands before."""
+    """None if the first frame is not near the start of the file: Pillow reads what precedes it with Python code."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    for _ in range(MOST_GIF_BLOCKS):
+    for _ in range(MAX_GIF_BLOCKS):
         if data[position] == 0x2C:
             left, top, columns, rows = struct.unpack_from("<4H", data, position + 1)
             return _cost(max(width, left + columns) * max(height, top + rows), 15, len(data), 10)
@@ -240,7 +254,7 @@ def _webp(data: bytes) -> Cost | None:
 def _bmp(data: bytes) -> Cost | None:
     size, width, height = struct.unpack_from("<Iii", data, 14)
     (compression,) = struct.unpack_from("<I", data, 30)
-    # Run lengths are decoded by Python.
+    # Pillow decodes run-length compression with Python code, so it is left to the estimate of unknown formats.
     return _cost(abs(width * height), 15, len(data), 3) if size >= 40 and compression in (0, 3) else None
 
 
@@ -250,14 +264,14 @@ def _tiff(data: bytes) -> Cost | None:
     (entries,) = struct.unpack_from(order + "H", data, offset)
     tags: dict[int, int] = {}
     values = strips = 0
-    for number in range(min(entries, MOST_TIFF_ENTRIES)):
+    for number in range(min(entries, MAX_TIFF_ENTRIES)):
         tag, kind, count = struct.unpack_from(order + "HHI", data, offset + 2 + 12 * number)
         values += min(count, len(data))
         strips = max(strips, count if tag in _STRIPS else 0)
         if kind in (3, 4):
             (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], data, offset + 10 + 12 * number)
     pixel_ns = _TIFF_NS.get(tags.get(259, 1))
-    if pixel_ns is None or entries > MOST_TIFF_ENTRIES:
+    if pixel_ns is None or entries > MAX_TIFF_ENTRIES:
         return None
     pixels = tags.get(256, 0) * tags.get(257, 0)
     return Cost((pixels * pixel_ns + len(data) * 5 + values * VALUE_NS) * 1e-9 + strips * STRIP_S)
@@ -280,7 +294,7 @@ def _jpeg2000(data: bytes) -> Cost | None:
 
 
 def _ppm(data: bytes) -> Cost | None:
-    """The raw ones of 8 bits, which have a byte for each value. The others are read by Python."""
+    """Only raw files of 8 bits, with one byte for each value. Pillow reads the others with Python code."""
     return _cost(len(data), 15, 0, 0) if _RAW_PPM.match(data) else None
 
 

@@ -1,4 +1,8 @@
-"""Pictures so elongated that a resize of the whole would take gigabytes, of which the crop keeps next to nothing."""
+"""Resizes and crops very elongated pictures, whose resize as a whole would take gigabytes of memory.
+
+Input: a Pillow image, and the resize and crop of each axis. Output: the same pixels as from Pillow's resize and crop,
+but only those pixels that the crop keeps are computed.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +11,44 @@ from PIL import Image
 
 from embedding.image.resample import Axis, nearest, resample_window
 
-MOST_PIXELS = 2**31 - 1
-"""Of a side: Pillow resizes to no more, and so the reference has no vector either."""
+MAX_SIDE_PIXELS = 2**31 - 1
+"""Maximum length of a side in pixels. Pillow cannot resize to more, so the reference implementation fails as well."""
 
-# The mode in which Pillow resizes (colours multiplied by alpha), where it is another one.
-_WEIGHTED = {"LA": "La", "RGBA": "RGBa"}
+# The mode to which Pillow converts before a resize (colours premultiplied by alpha).
+_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _NEAREST = frozenset({"1", "P"})
 _OFFSET = np.array([0, 128, 128], np.uint8)
-"""Of the bands of "LAB": Pillow gives its colours with a sign, and resizes them without."""
+"""Offset of the bands of "LAB": Pillow exports its colour bands as signed values, but resizes them as unsigned ones."""
 
 
 def resize_window(image: Image.Image, vertical: Axis, horizontal: Axis, interpolation: str) -> Image.Image:
-    """Resizes and crops, computing only what the crop keeps, to the same pixels as Pillow.
+    """Resizes and crops a picture, and computes only the pixels that the crop keeps. They are the same as Pillow's.
 
     Args:
         image: of any mode.
-        vertical: the rows' resize and crop.
-        horizontal: the columns' resize and crop.
+        vertical: resize and crop along the height.
+        horizontal: resize and crop along the width.
         interpolation: "bicubic" or "bilinear".
 
     Returns:
-        A picture of the crop's size, of the same mode; RGB for "1" and "P", whose pixels are chosen and not mixed.
+        An image of the crop's size and of the same mode; RGB for the modes "1" and "P", which Pillow resizes by nearest
+        neighbour.
 
     Raises:
-        DecompressionBombError: a side would be longer than `MOST_PIXELS`.
+        DecompressionBombError: a side would be longer than `MAX_SIDE_PIXELS`.
     """
-    if max(vertical.want, horizontal.want) > MOST_PIXELS:
+    if max(vertical.target_size, horizontal.target_size) > MAX_SIDE_PIXELS:
         raise Image.DecompressionBombError(
-            f"its {image.width} x {image.height} pixels would become {horizontal.want} x {vertical.want} before the "
-            "crop; send it less elongated"
+            f"its {image.width} x {image.height} pixels would become {horizontal.target_size} x "
+            f"{vertical.target_size} before the crop; send it less elongated"
         )
     if image.mode in _NEAREST:
-        return _chosen(image, vertical, horizontal)
-    mode = _WEIGHTED.get(image.mode, image.mode)
+        return _resize_nearest(image, vertical, horizontal)
+    mode = _PREMULTIPLIED.get(image.mode, image.mode)
     converted = image if mode == image.mode else image.convert(mode)
     pixels = np.asarray(converted).reshape(image.height, image.width, -1)
     if pixels.dtype.itemsize == 2:
-        # Pillow takes the bytes of "I;16B" too for those of little-endian numbers.
+        # Pillow's resize reads the bytes of "I;16B" as little-endian numbers, too.
         pixels = pixels.view("<u2")
     if mode == "LAB":
         window = resample_window(pixels ^ _OFFSET, vertical, horizontal, interpolation) ^ _OFFSET
@@ -55,10 +60,10 @@ def resize_window(image: Image.Image, vertical: Axis, horizontal: Axis, interpol
     return result if image.mode == mode else result.convert(image.mode)
 
 
-def _chosen(image: Image.Image, vertical: Axis, horizontal: Axis) -> Image.Image:
+def _resize_nearest(image: Image.Image, vertical: Axis, horizontal: Axis) -> Image.Image:
     rows, columns = nearest(vertical), nearest(horizontal)
     top, left = int(rows[0]), int(columns[0])
-    # Cut out first: colours of four bytes for each pixel of the whole are not needed.
-    part = image.crop((left, top, int(columns[-1]) + 1, int(rows[-1]) + 1))
-    pixels = np.asarray(part.convert("RGB"))
+    # Cropped before the conversion, which takes four bytes for each pixel.
+    cropped = image.crop((left, top, int(columns[-1]) + 1, int(rows[-1]) + 1))
+    pixels = np.asarray(cropped.convert("RGB"))
     return Image.fromarray(pixels[np.ix_(rows - top, columns - left)])

@@ -1,4 +1,8 @@
-"""Who is next when many want to work and few may: calls that have had much make way for those that have had little."""
+"""A fair queue for a limited number of slots: callers that have used little CPU time go before those that used much.
+
+Input: callers (`Call`) that wait for a slot, with the seconds of work that each has had. Output: slots, granted in the
+order of those seconds, with every fourth slot for the caller that has waited longest.
+"""
 
 from __future__ import annotations
 
@@ -8,111 +12,115 @@ import math
 from collections import deque
 from itertools import count
 
-STEP_S = 0.5
-"""A call makes way after so many seconds of work: a chunk of ordinary pictures is done before, and keeps its place."""
+LEVEL_S = 0.5
+"""Seconds of work per priority level. A chunk of ordinary pictures takes less, so it stays in the first level."""
 
 OLDEST_EVERY = 4
-"""One turn of so many goes to who has waited longest, so that nobody waits for ever."""
+"""Each slot of this number goes to the longest waiting caller, so that no caller waits for ever."""
 
-TIDY_EVERY = 1000
+CLEANUP_EVERY = 1000
 
 
 class Call:
-    """What one caller has asked for at a time.
+    """One caller, which may wait for several slots at a time; for example one chunk of pictures.
 
-    Args:
-        spent: seconds of work that it has had.
+    Attributes:
+        spent_s: seconds of work that it has had so far, increased by the code that does the work.
     """
 
     def __init__(self) -> None:
-        self.spent = 0.0
+        self.spent_s = 0.0
 
     @property
     def level(self) -> int:
-        """How far back it stands."""
-        return int(self.spent / STEP_S)
+        """Its priority level; level 0 goes first."""
+        return int(self.spent_s / LEVEL_S)
 
 
-class NoTurnError(Exception):
-    """There was none in time, or there is no room to wait."""
+class NoSlotError(Exception):
+    """No slot became free in time, or the queue holds as many bytes as it may."""
 
 
-class Turns:
-    """A few at a time. It belongs to one event loop.
+class FairQueue:
+    """Grants a limited number of slots to callers. It belongs to one event loop.
 
     Args:
-        slots: how many.
-        patience_s: the longest wait.
-        max_waiting_bytes: what all that wait may hold together.
+        slots: number of slots.
+        max_wait_s: seconds that a caller waits at most.
+        max_waiting_bytes: maximum number of bytes that all waiting callers hold together.
     """
 
-    def __init__(self, slots: int, patience_s: float = math.inf, max_waiting_bytes: float = math.inf) -> None:
-        self._free = slots
-        self._patience_s = patience_s
-        self._room = max_waiting_bytes
+    def __init__(self, slots: int, max_wait_s: float = math.inf, max_waiting_bytes: float = math.inf) -> None:
+        self._free_slots = slots
+        self._max_wait_s = max_wait_s
+        self._free_bytes = max_waiting_bytes
         self._numbers = count()
-        self._turns = 0
+        self._grants = 0
         self._by_level: list[tuple[int, int, Call, asyncio.Future[None]]] = []
         self._by_age: deque[asyncio.Future[None]] = deque()
 
     async def acquire(self, call: Call, nbytes: int = 0) -> None:
-        """Waits for a turn, and takes it.
+        """Waits for a slot, and takes it. `release` gives it back.
+
+        Args:
+            call: the caller.
+            nbytes: bytes that the caller holds while it waits.
 
         Raises:
-            NoTurnError: none within `patience_s`, or no room for `nbytes` more.
+            NoSlotError: no slot became free within `max_wait_s`, or `nbytes` more would exceed `max_waiting_bytes`.
         """
-        if self._free:
-            self._free -= 1
+        if self._free_slots:
+            self._free_slots -= 1
             return
-        if nbytes > self._room:
-            raise NoTurnError
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._by_level, (call.level, next(self._numbers), call, turn))
-        self._by_age.append(turn)
-        self._room -= nbytes
+        if nbytes > self._free_bytes:
+            raise NoSlotError
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._by_level, (call.level, next(self._numbers), call, slot))
+        self._by_age.append(slot)
+        self._free_bytes -= nbytes
         try:
-            async with asyncio.timeout(None if self._patience_s == math.inf else self._patience_s):
-                await turn
+            async with asyncio.timeout(None if self._max_wait_s == math.inf else self._max_wait_s):
+                await slot
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
+            if slot.done() and not slot.cancelled():
                 self.release()
-            turn.cancel()
+            slot.cancel()
             if isinstance(error, TimeoutError):
-                raise NoTurnError from None
+                raise NoSlotError from None
             raise
         finally:
-            self._room += nbytes
+            self._free_bytes += nbytes
 
     def release(self) -> None:
-        """Ends a turn: it is the next one's."""
-        turn = self._next()
-        if turn is None:
-            self._free += 1
+        """Gives a slot back, which is granted to the next caller that waits."""
+        slot = self._next()
+        if slot is None:
+            self._free_slots += 1
         else:
-            turn.set_result(None)
+            slot.set_result(None)
 
     def _next(self) -> asyncio.Future[None] | None:
-        self._turns += 1
-        if self._turns % TIDY_EVERY == 0:
-            self._tidy()
+        self._grants += 1
+        if self._grants % CLEANUP_EVERY == 0:
+            self._remove_finished()
         while self._by_age and self._by_age[0].done():
             self._by_age.popleft()
         if not self._by_age:
             self._by_level.clear()
             return None
-        if self._turns % OLDEST_EVERY == 0:
+        if self._grants % OLDEST_EVERY == 0:
             return self._by_age.popleft()
         while True:
-            level, number, call, turn = heapq.heappop(self._by_level)
-            if turn.done():
+            level, number, call, slot = heapq.heappop(self._by_level)
+            if slot.done():
                 continue
-            # It may have worked since it came.
+            # The caller may have used CPU time for other slots since it joined the queue.
             if call.level <= level:
-                return turn
-            heapq.heappush(self._by_level, (call.level, number, call, turn))
+                return slot
+            heapq.heappush(self._by_level, (call.level, number, call, slot))
 
-    def _tidy(self) -> None:
-        """Forgets those that have had their turn, or have left."""
+    def _remove_finished(self) -> None:
+        """Removes callers that have been granted a slot, or were cancelled."""
         self._by_level = [entry for entry in self._by_level if not entry[3].done()]
         heapq.heapify(self._by_level)
-        self._by_age = deque(turn for turn in self._by_age if not turn.done())
+        self._by_age = deque(slot for slot in self._by_age if not slot.done())

@@ -1,7 +1,7 @@
-"""The quick way into a JPEG: libjpeg-turbo straight into a buffer, for files that Pillow is sure to decode alike.
+"""Decodes plain JPEGs with libjpeg-turbo directly into a buffer, for files that Pillow decodes to the same pixels.
 
-Pillow's decoder is libjpeg-turbo too and gives the same pixels, but clears its memory first and copies line by
-line: a third more time.
+Pillow uses libjpeg-turbo as well and gives the same pixels, but it clears its memory first and copies line by line,
+which takes a third more time.
 """
 
 from __future__ import annotations
@@ -15,51 +15,50 @@ from PIL import Image, JpegImagePlugin
 
 Pixels = npt.NDArray[np.uint8]
 
-# (horizontal, vertical) of luma; chroma is (1, 1): 4:4:4, 4:2:2, 4:2:0. Upsampling of other ratios has changed
-# between versions of libjpeg-turbo, and two versions are at work here.
+# (horizontal, vertical) sampling factors of luma where chroma has (1, 1): 4:4:4, 4:2:2, 4:2:0. Upsampling of other
+# ratios has changed between versions of libjpeg-turbo, and Pillow and simplejpeg may contain different versions.
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (2, 2)})
 
-KEPT_BYTES = 2**26
-"""Of one thread's buffer: enough for 16 megapixels. What is larger gets memory of its own, and gives it back."""
+MAX_BUFFER_BYTES = 2**26
+"""Maximum size of a thread's buffer: enough for 16 megapixels. A larger picture gets new memory, which is freed."""
 
 
-class _Kept(threading.local):
-    """Each thread's buffer, used again for its next picture: the kernel clears fresh memory page by page, which costs
-    a tenth of a picture of 12 megapixels."""
+class _ThreadBuffer(threading.local):
+    """A buffer for each thread, reused for its next picture. Otherwise the kernel would clear new memory page by page,
+    which takes a tenth of the time of a picture of 12 megapixels."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
     def buffer(self, height: int, width: int) -> Pixels:
         count = height * width * 4
-        if count > KEPT_BYTES:
+        if count > MAX_BUFFER_BYTES:
             return np.empty((height, width, 4), np.uint8)
         if self._memory.size < count:
             self._memory = np.empty(count, np.uint8)
         return self._memory[:count].reshape(height, width, 4)
 
 
-_kept = _Kept()
+_thread_buffer = _ThreadBuffer()
 
 
 def decode(data: bytes, image: Image.Image) -> Pixels | None:
-    """Decode a plain baseline colour JPEG, at full size.
+    """Decodes a plain baseline colour JPEG at full size. Thread-safe.
 
     Args:
         data: the file's bytes.
-        image: the same, opened by Pillow, not loaded.
+        image: the same file, opened by Pillow but not loaded.
 
     Returns:
-        (H, W, 4) uint8, red, green, blue and nothing, the same as Pillow's, valid until the calling thread decodes its
-        next picture; None where Pillow must decide: what
-        is not plain, and whatever libjpeg-turbo as much as warns about (truncated, corrupt, a size at odds with
-        Pillow's).
+        (H, W, 4) uint8 with red, green, blue and an unused channel, the same values as Pillow's. The array is valid
+        until the calling thread decodes its next picture. None if Pillow must decode the file: it is not plain, or
+        libjpeg-turbo reports a warning or an error (truncated, corrupt, or another size than Pillow has read).
     """
-    if not _plain(image):
+    if not _is_plain(image):
         return None
-    # Our own buffer, of the size that Pillow read and the limits passed: a header that tells the decoder
-    # otherwise cannot make it allocate, it is an error.
-    buffer = _kept.buffer(image.height, image.width)
+    # The buffer has the size that Pillow has read and that has been checked against the limits. If libjpeg-turbo reads
+    # a larger size it fails, and does not allocate memory.
+    buffer = _thread_buffer.buffer(image.height, image.width)
     try:
         decoded: Pixels = simplejpeg.decode_jpeg(data, "RGBX", buffer=buffer, strict=True)
     except (ValueError, RuntimeError):
@@ -67,11 +66,11 @@ def decode(data: bytes, image: Image.Image) -> Pixels | None:
     return decoded if decoded.shape == buffer.shape else None
 
 
-def _plain(image: Image.Image) -> bool:
-    """Baseline YCbCr by the letter. A Multi-Picture file is none: its format is MPO."""
+def _is_plain(image: Image.Image) -> bool:
+    """Whether a picture is a baseline JPEG in YCbCr with usual sampling. A Multi-Picture file (format MPO) is not."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.format != "JPEG" or image.mode != "RGB":
         return False
-    # Where scans are missing, a progressive picture is smoothed, without a warning, as the version pleases.
+    # If scans are missing, libjpeg-turbo smooths a progressive picture without a warning, and versions differ in how.
     if image.info.get("progressive") or image.info.get("adobe_transform", 1) != 1:
         return False
     identifiers = tuple(component[0] for component in image.layer)

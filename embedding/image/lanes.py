@@ -1,4 +1,9 @@
-"""Where and when a picture is decoded: by what its header says it will cost, so that slow ones hold up no others."""
+"""Schedules the decoding of pictures in lanes, by the CPU time that their header announces.
+
+Input: the bytes of a picture. Output: the pixels that a model needs, as `embedding.image.pixels.preprocess` gives them.
+
+There are lanes for quick, medium and slow pictures, each with its own queue, so that slow pictures do not delay others.
+"""
 
 from __future__ import annotations
 
@@ -9,106 +14,110 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from embedding.errors import MediaError
-from embedding.image.decode_cost import Cost, estimated
-from embedding.image.fair_queue import Call, NoTurnError, Turns
+from embedding.image.decode_cost import Cost, estimate_cost
+from embedding.image.fair_queue import Call, FairQueue, NoSlotError
 from embedding.image.pixels import ImageLimits, Pixels, preprocess
 from embedding.image.refusal import too_slow
-from embedding.image.subprocess_decoder import Decoders, TimeSpent
+from embedding.image.subprocess_decoder import DecoderPool, TimeLimitExceeded
 from embedding.image_spec import ImageSpec
 from embedding.shown import shown
 
 QUICK_S, MEDIUM_S = 0.1, 2.0
-"""Estimates of up to so many seconds of CPU belong into the lanes of these names."""
+"""Largest estimate, in seconds of CPU time, of the pictures in the lanes of these names."""
 
 QUICK_CAP_S, MEDIUM_CAP_S = 0.4, 2.5
-"""What a picture of these lanes is given, before it goes on among the slow ones."""
+"""CPU time limit of a picture in these lanes. A picture that reaches it starts again in the lane of slow pictures."""
 
 MAX_WAITING_BYTES = 128 * 2**20
-"""Of files that wait among the slow ones: they hold room that downloads need."""
+"""Limit of the bytes of files that wait in the lane of slow pictures: they count against the memory of downloads."""
 
 IDLE_S = 30.0
+"""Decoder processes that have been idle for so long are ended, except one."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
     """Args:
-    turns: who may work.
-    threads: one for each turn.
-    cpu_s: what a picture is given.
+    queue: grants slots to pictures that wait for this lane.
+    threads: one thread for each slot.
+    cpu_s: CPU time limit of a picture, in seconds.
     """
 
-    turns: Turns
+    queue: FairQueue
     threads: ThreadPoolExecutor
     cpu_s: float
 
 
 class Lanes:
-    """Decodes and resizes pictures, each in the lane of its cost. It belongs to one event loop.
+    """Decodes and resizes pictures, each in the lane of its estimated cost. It belongs to one event loop.
 
-    Each lane has turns of its own, and the kernel shares the cores between them: quick pictures wait behind quick ones
-    only. Plain JPEGs, whose time cannot be stretched, are decoded in threads, all others in processes, which are ended
-    when their time is over. A quick one that turns out not to be begins again among the slow ones, of which few are
-    decoded at a time; they wait for as long as one of them may take, and are refused then.
+    Each lane has its own slots, and the kernel shares the cores between the lanes, so that quick pictures wait only for
+    other quick ones. Plain JPEGs, whose decoding time is bounded, are decoded in threads; all others in subprocesses,
+    which are killed at their time limit. A picture whose estimate was too low starts again in the lane of slow
+    pictures, which has few slots. There a picture waits for at most `limits.max_decode_s`, and is refused then.
 
     Args:
-        workers: decoders of each lane, half as many of slow pictures.
+        workers: number of decoders in each lane; half as many in the lane of slow pictures.
         limits: what a picture may cost.
-        initializer: called by each thread first.
+        initializer: called once in each thread.
     """
 
     def __init__(self, workers: int, limits: ImageLimits, initializer: Callable[[], None] | None = None) -> None:
         self._limits = limits
-        self._decoders = Decoders(limits)
+        self._decoders = DecoderPool(limits)
 
-        def lane(name: str, slots: int, cpu_s: float, turns: Turns) -> _Lane:
-            return _Lane(turns, ThreadPoolExecutor(slots, name, initializer), min(cpu_s, limits.max_decode_s))
+        def lane(name: str, slots: int, cpu_s: float, queue: FairQueue) -> _Lane:
+            return _Lane(queue, ThreadPoolExecutor(slots, name, initializer), min(cpu_s, limits.max_decode_s))
 
-        few = max(1, workers // 2)
-        slow = Turns(few, limits.max_decode_s, MAX_WAITING_BYTES)
-        self._quick = lane("decode", workers, QUICK_CAP_S, Turns(workers))
-        self._medium = lane("decode-medium", workers, MEDIUM_CAP_S, Turns(workers))
-        self._slow = lane("decode-slow", few, math.inf, slow)
-        # Nobody's first picture waits for it.
+        slow_workers = max(1, workers // 2)
+        slow = FairQueue(slow_workers, limits.max_decode_s, MAX_WAITING_BYTES)
+        self._quick = lane("decode", workers, QUICK_CAP_S, FairQueue(workers))
+        self._medium = lane("decode-medium", workers, MEDIUM_CAP_S, FairQueue(workers))
+        self._slow = lane("decode-slow", slow_workers, math.inf, slow)
+        # Started ahead of time, so that the first picture does not wait for a process to start.
         self._starting = self._slow.threads.submit(self._decoders.warm_up)
-        self._trimming: asyncio.TimerHandle | None = None
+        self._trim_timer: asyncio.TimerHandle | None = None
 
-    async def decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, apart: bool = False) -> Pixels:
-        """As `preprocess`.
+    async def decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool = False) -> Pixels:
+        """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`.
 
         Args:
             data: the file's bytes.
-            spec: what the model wants.
+            spec: the size and the resize mode that the model needs.
             name: URL or data URI, for the error message.
-            call: whose picture it is.
-            apart: in a process, whatever it is.
+            call: the caller, for fairness between callers.
+            in_subprocess: decode it in a subprocess in any case; otherwise plain JPEGs are decoded in a thread.
+
+        Returns:
+            (3, height, width) uint8, C-contiguous.
 
         Raises:
-            SlowError: it takes more than `max_decode_s` of CPU.
-            DecoderCrashed: it has killed the process that decoded it.
-            MediaError: it cannot be decoded, is too large, or there is no decoder for slow pictures.
+            SlowError: it takes more than `limits.max_decode_s` seconds of CPU time.
+            DecoderCrashed: it has killed the subprocess that decoded it.
+            MediaError: it cannot be decoded, is too large, or the lane of slow pictures is full.
         """
-        cost = estimated(data)
+        cost = estimate_cost(data)
         lane = self._lane(cost)
         try:
             try:
-                return await self._decoded(lane, cost, data, spec, name, call, apart)
-            except TimeSpent:
-                call.spent += lane.cpu_s
+                return await self._run(lane, cost, data, spec, name, call, in_subprocess)
+            except TimeLimitExceeded:
+                call.spent_s += lane.cpu_s
                 if lane.cpu_s < self._limits.max_decode_s:
-                    return await self._decoded(self._slow, Cost(self._slow.cpu_s), data, spec, name, call, True)
+                    return await self._run(self._slow, Cost(self._slow.cpu_s), data, spec, name, call, True)
                 raise
-        except TimeSpent:
+        except TimeLimitExceeded:
             raise too_slow(shown(name), self._limits) from None
-        except NoTurnError:
+        except NoSlotError:
             raise MediaError(
                 f"image `{shown(name)}` is slow to decode, and too many such pictures are being decoded; "
                 "try again in a moment, or send it smaller, or as a plain JPEG or PNG"
             ) from None
 
     def close(self) -> None:
-        """Ends all decoders."""
-        if self._trimming is not None:
-            self._trimming.cancel()
+        """Ends all threads and subprocesses."""
+        if self._trim_timer is not None:
+            self._trim_timer.cancel()
         for lane in (self._quick, self._medium, self._slow):
             lane.threads.shutdown(wait=False, cancel_futures=True)
         self._decoders.close()
@@ -118,25 +127,25 @@ class Lanes:
             return self._quick
         return self._medium if cost.seconds <= MEDIUM_S else self._slow
 
-    async def _decoded(
-        self, lane: _Lane, cost: Cost, data: bytes, spec: ImageSpec, name: str, call: Call, apart: bool
+    async def _run(
+        self, lane: _Lane, cost: Cost, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool
     ) -> Pixels:
         loop = asyncio.get_running_loop()
-        await lane.turns.acquire(call, len(data))
-        call.spent += min(cost.seconds, lane.cpu_s)
-        if cost.plain and not apart and lane is not self._slow:
+        await lane.queue.acquire(call, len(data))
+        call.spent_s += min(cost.seconds, lane.cpu_s)
+        if cost.plain and not in_subprocess and lane is not self._slow:
             work = lane.threads.submit(preprocess, data, spec, name, self._limits)
         else:
             work = lane.threads.submit(self._decoders.decode, data, spec, name, lane.cpu_s)
-        # Whoever waits may leave before the work is done, and the turn lasts until then.
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(lane.turns.release))
+        # The caller may be cancelled before the work is done; the slot must be kept until the work is done.
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(lane.queue.release))
         self._trim_later(loop)
         return await asyncio.wrap_future(work)
 
     def _trim_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._trimming is None:
-            self._trimming = loop.call_later(IDLE_S, self._trim)
+        if self._trim_timer is None:
+            self._trim_timer = loop.call_later(IDLE_S, self._trim)
 
     def _trim(self) -> None:
-        self._trimming = None
+        self._trim_timer = None
         self._slow.threads.submit(self._decoders.trim, IDLE_S)

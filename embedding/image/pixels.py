@@ -1,12 +1,15 @@
-"""A picture's bytes to the pixels that a model sees: open_clip's validation transform.
+"""Decodes, resizes and crops a picture as a model needs it: open_clip's validation transform.
 
-The reference is open_clip's `image_transform_v2(cfg, is_train=False)` up to, not including, ToTensor: resize,
-crop, convert to RGB, in that order, on Pillow; no EXIF transposition; the first frame of an animation.
+Input: the bytes of a file, and the `ImageSpec` of a model. Output: (3, height, width) uint8, RGB.
 
-The fast path serves RGB pictures. It decodes plain JPEGs with libjpeg-turbo (Pillow's pixels, see `jpeg`) and
-resizes with torch's vectorised code: within 2/255, on average within 0.05/255. Whatever that decoder as much as
-warns about goes to Pillow, which alone refuses. Every other mode (palette, alpha, CMYK, grey, 16 bit, float),
-and line art, takes Pillow's resize: identical pixels.
+The reference is open_clip's `image_transform_v2(cfg, is_train=False)` up to, but not including, ToTensor: resize, crop
+and conversion to RGB, in that order, with Pillow; without EXIF transposition; the first frame of an animation.
+
+RGB pictures take a fast path: plain JPEGs are decoded by libjpeg-turbo (same pixels as Pillow's, see
+`embedding.image.jpeg`), and torch's vectorised code resizes them. The result differs from the reference by at most
+2/255, and by 0.05/255 on average. If libjpeg-turbo reports an error or a warning, Pillow decodes the file, and only
+Pillow's errors count. All other modes (palette, alpha, CMYK, grey, 16 bit, float) and line art are resized by Pillow,
+with the same pixels as the reference.
 """
 
 from __future__ import annotations
@@ -44,35 +47,37 @@ __all__ = [
 Pixels = npt.NDArray[np.uint8]
 
 PILLOW_MAX_PIXELS = 178_956_970
-"""Twice Pillow's MAX_IMAGE_PIXELS: where Pillow stops warning and refuses."""
+"""Twice Pillow's MAX_IMAGE_PIXELS. Above MAX_IMAGE_PIXELS Pillow warns, above this value it raises an error."""
 
 ELONGATED_PIXELS = 16_000_000
-"""A resize to more pixels than this computes only what the crop keeps (1×3000 becomes 224×672000 first)."""
+"""If a resize would give more pixels than this, only those that the crop keeps are computed. Such pictures are very
+elongated: 1×3000 is resized to 224×672000 before the crop."""
 
 BASE_BYTES = 256 * 2**20
-"""Memory for a picture beyond its pixels: the file itself, and a resize to ELONGATED_PIXELS."""
+"""Memory for a picture in addition to its pixels: the file itself, and a resize to `ELONGATED_PIXELS`."""
 
-LEAST_SCAN_NS = 8.0
-"""Of CPU, for a block in a scan of a JPEG. The quickest kind, runs of empty blocks, takes 14 on an AMD EPYC."""
+MIN_SCAN_NS = 8.0
+"""Lower bound of the CPU time for a block in a scan of a JPEG. The fastest kind, runs of empty blocks, takes 14 ns."""
 
 FEW_LEVELS = 24
+"""A sample with at most this number of different values counts as line art."""
 
-# Formats that Pillow names and we do not open. EPS is a program that Pillow hands to ghostscript; WMF is drawn by
-# the system (on Windows only); the others are stubs without a decoder, which Pillow refuses as well.
+# Formats that Pillow knows and that are not opened here. EPS is a program that Pillow passes to ghostscript; WMF is
+# drawn by the operating system (on Windows only); the others have no decoder in Pillow, which refuses them as well.
 UNSAFE_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 Image.init()
 for unsafe in UNSAFE_FORMATS.intersection(Image.ID):
-    # For the whole process: Pillow opens what it finds inside some files (IPTC) as any format that it knows.
+    # Removed for the whole process, because Pillow opens pictures that are embedded in some files (IPTC) as any format.
     Image.ID.remove(unsafe)
     del Image.OPEN[unsafe]
 FORMATS = tuple(Image.ID)
 
-# As many threads as cores for each picture otherwise: decoders run side by side, and their time is counted.
+# The default is a thread for each core. Here decoders run in parallel, and the CPU time of each picture is measured.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-# Strangers' files make Pillow warn (corrupt EXIF, over 89 megapixels, …). What matters is refused here, the rest
-# is noise. Once for the whole process: warnings.catch_warnings is not safe among threads.
+# Pillow warns about many files (corrupt EXIF, over 89 megapixels, …). Pictures that are not acceptable are refused
+# here, so its warnings are not needed. Set once for the whole process: warnings.catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -80,15 +85,15 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may cost.
+    """Limits for one picture.
 
     Args:
-        max_pixels: width times height, and of a TIFF's tile too, read from the header before anything is decoded.
-        max_decode_s: seconds of CPU for decoding and resizing. `preprocess` refuses what the header tells; the rest can
-            only be ended from outside (see `apart`).
+        max_pixels: width times height, of the picture and of a TIFF's tile; checked before anything is decoded.
+        max_decode_s: CPU time for decoding and resizing, in seconds. `preprocess` refuses pictures whose header says
+            that they take longer. Others are only stopped in a subprocess (see `embedding.image.subprocess_decoder`).
 
     Raises:
-        ValueError: pixels below 1 or above Pillow's own limit, which stays in force; no time.
+        ValueError: `max_pixels` is below 1 or above `PILLOW_MAX_PIXELS`, or `max_decode_s` is not positive and finite.
     """
 
     max_pixels: int = PILLOW_MAX_PIXELS
@@ -102,7 +107,7 @@ class ImageLimits:
 
     @property
     def max_bytes(self) -> int:
-        """Memory for one picture. The hungriest decoders (JPEG 2000, progressive JPEG) hold 16 bytes for a pixel."""
+        """Memory for one picture. Decoders need up to 16 bytes for each pixel (JPEG 2000, progressive JPEG)."""
         return 16 * self.max_pixels + BASE_BYTES
 
 
@@ -110,55 +115,55 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class _TooManyScans(Exception):
-    """A JPEG whose scans alone would take too long."""
+    """The scans of a JPEG alone would take more than `max_decode_s`."""
 
 
 def preprocess(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
-    """Decode and resize one picture, by the quickest way that keeps to the reference. Safe among threads.
+    """Decodes, resizes and crops one picture, on the fast path where possible. Blocks. Thread-safe.
 
     Args:
-        data: the file's bytes, of any format that Pillow decodes without running a program.
-        spec: what the model wants.
+        data: the file's bytes, of any format that Pillow decodes without running an external program.
+        spec: the size and the resize mode that the model needs.
         name: URL or data URI, for the error message.
         limits: what the picture may cost.
 
     Returns:
-        (3, height, width) uint8, C-contiguous: what the reference has just before ToTensor.
+        (3, height, width) uint8, RGB, C-contiguous: the reference's pixels before ToTensor.
 
     Raises:
-        SlowError: the header says that it would take too long.
+        SlowError: the header says that decoding would take more than `limits.max_decode_s`.
         MediaError: the picture cannot be decoded, or is too large.
     """
     return preprocess_shown(data, spec, shown(name), limits)
 
 
 def preprocess_shown(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits) -> Pixels:
-    """As `preprocess`, with a name that is fit for a message."""
-    return _explained(_quick_pixels, data, spec, name, limits)
+    """As `preprocess`, for a name that has passed `embedding.shown.shown` already."""
+    return _as_media_error(_fast_pixels, data, spec, name, limits)
 
 
 def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
-    """As `preprocess`, by Pillow alone: open_clip's transform step by step."""
-    return _explained(_pillow_pixels, data, spec, shown(name), limits)
+    """As `preprocess`, but with Pillow only: the reference, step by step."""
+    return _as_media_error(_pillow_pixels, data, spec, shown(name), limits)
 
 
 def limit_pillow(limits: ImageLimits) -> None:
-    """Lowers Pillow's own limit, for this process, to one that all of its pictures are decoded under.
+    """Sets Pillow's own limit of pixels for this process to `limits.max_pixels`.
 
-    Pillow decodes some files (ICO) as it opens them, before `preprocess` can look at a size.
+    This is needed because Pillow decodes some files (ICO) when it opens them, before `preprocess` can check the size.
     """
-    # Where Pillow warns; at twice as much it refuses. A fraction, since its message shows what twice as much is.
+    # Pillow raises an error above twice this value, and its message states the double: a fraction makes it exact.
     Image.MAX_IMAGE_PIXELS = Fraction(limits.max_pixels, 2)  # type: ignore[assignment]
 
 
-def _explained(
+def _as_media_error(
     pixels: Callable[[bytes, ImageSpec, ImageLimits], Pixels],
     data: bytes,
     spec: ImageSpec,
     name: str,
     limits: ImageLimits,
 ) -> Pixels:
-    """Whatever goes wrong (OSError, SyntaxError, struct.error, MemoryError, …) is this picture's fault."""
+    """Turns any exception (OSError, SyntaxError, struct.error, MemoryError, …) into an error of this picture."""
     try:
         return pixels(data, spec, limits)
     except _TooManyScans as error:
@@ -168,18 +173,19 @@ def _explained(
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read the header only: decoding changes size or mode of some formats, and the reference asks before it."""
+    """Opens a picture and checks its size. Nothing is decoded: decoding changes the size or mode of some formats, and
+    the reference uses those of the header."""
     image = Image.open(BytesIO(data), formats=FORMATS)
     _check_pixels(image.width * image.height, limits)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiles(image, limits)
-    if image.info.get("progressive") and block_scans(data) * LEAST_SCAN_NS * 1e-9 > limits.max_decode_s:
+    if image.info.get("progressive") and block_scans(data) * MIN_SCAN_NS * 1e-9 > limits.max_decode_s:
         raise _TooManyScans
     return image
 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
-    """libtiff makes room for a whole tile, which may be larger than the picture."""
+    """Checks the size of a TIFF's tiles: libtiff allocates a whole tile, which may be larger than the picture."""
     width, height = (image.tag_v2.get(tag) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
     if isinstance(width, int) and isinstance(height, int):
         _check_pixels(width * height, limits)
@@ -191,7 +197,7 @@ def _check_pixels(pixels: int, limits: ImageLimits) -> None:
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
-    """(width, height) before the crop. Sources: torchvision's Resize, open_clip's ResizeKeepRatio."""
+    """(width, height) after the resize, before the crop. Sources: torchvision's Resize, open_clip's ResizeKeepRatio."""
     width, height = size
     target_height, target_width = spec.size
     if spec.resize_mode == "squash":
@@ -206,15 +212,16 @@ def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
 
 
 def _interpolation(spec: ImageSpec) -> str:
-    """open_clip does not pass it on where the shortest edge meets a target that is not square: bicubic then."""
+    """The interpolation that open_clip uses: for mode "shortest" with a target that is not square it ignores its
+    setting, and uses bicubic."""
     if spec.resize_mode == "shortest" and spec.size[0] != spec.size[1]:
         return "bicubic"
     return spec.interpolation
 
 
-def _corner(have: int, want: int) -> int:
-    """Where the centre crop starts. Source: torchvision's center_crop, which rounds half to even."""
-    return round((have - want) / 2.0)
+def _corner(source: int, target: int) -> int:
+    """Start of the centre crop along an axis. Source: torchvision's center_crop, which rounds half to even."""
+    return round((source - target) / 2.0)
 
 
 def _planes(pixels: Pixels) -> Pixels:
@@ -222,31 +229,31 @@ def _planes(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _quick_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
+def _fast_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     image = _open(data, limits)
     size = _resized(image.size, spec)
     resizes = size != image.size and spec.resize_mode != "longest"
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
         return _pillow_steps(image, spec)
-    decoded = _decoded(data, image)
+    decoded = _decode(data, image)
     return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
 
 
-def _decoded(data: bytes, image: Image.Image) -> Pixels | None:
-    """(H, W, 3 or 4), or None where only the reference will do."""
+def _decode(data: bytes, image: Image.Image) -> Pixels | None:
+    """Decodes to (H, W, 3 or 4) uint8; None if the picture must take the reference's path."""
     header = image.mode, image.size
     pixels = jpeg.decode(data, image)
     if pixels is None:
         pixels = np.array(image)
-    # A few formats decode to what their header did not say; the reference goes by the header.
+    # A few formats decode to another mode or size than their header states; the reference uses that of the header.
     return pixels if (image.mode, image.size) == header and not _few_levels(pixels) else None
 
 
 def _few_levels(pixels: Pixels) -> bool:
-    """Whether a grid of 32×32 pixels holds next to no values, as line art and patterns of two colours do.
+    """Whether a sample of 32×32 pixels has at most `FEW_LEVELS` different values, as in line art.
 
-    Their averages lie exactly between two levels almost everywhere, where torch's 16-bit weights round otherwise
-    than Pillow's 22-bit ones: off by one in up to 70 % of the values, 1.2 % of the distance between pictures.
+    In such pictures most averages lie exactly between two levels, where torch's 16-bit weights and Pillow's 22-bit
+    weights round differently: up to 70 % of the values differ by one, which is 1.2 % of the distance between pictures.
     """
     rows, columns = (-(-side // 32) for side in pixels.shape[:2])
     sample = pixels[::rows, ::columns, :3].ravel()
@@ -254,10 +261,10 @@ def _few_levels(pixels: Pixels) -> bool:
 
 
 def _torch_steps(pixels: Pixels, size: tuple[int, int], spec: ImageSpec) -> Pixels:
-    """Resize and crop. torch's uint8 resize is Pillow's algorithm with 16-bit weights, rows always first."""
+    """Resizes and crops with torch, whose uint8 resize is Pillow's algorithm with 16-bit weights, always rows first."""
     (width, height), (rows, columns) = size, spec.size
     top, left = _corner(height, rows), _corner(width, columns)
-    # A channels-last batch of one is the layout for which torch has vectorised code.
+    # torch has vectorised code for a channels-last batch of one.
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     if columns_first((pixels.shape[1], pixels.shape[0]), size):
         batch = _interpolate(batch, (pixels.shape[1], height), spec)
@@ -276,7 +283,7 @@ def _pillow_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
 
 
 def _pillow_steps(image: Image.Image, spec: ImageSpec) -> Pixels:
-    """open_clip's steps on Pillow: resize, crop or pad, and only then convert to RGB."""
+    """open_clip's steps with Pillow: resize, pad, crop, and then convert to RGB."""
     width, height = _resized(image.size, spec)
     if width * height > ELONGATED_PIXELS:
         image = _resize_window(image, (width, height), spec)
@@ -296,7 +303,7 @@ def _resize_window(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -
 
 
 def _pad(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """Borders for what is smaller than the target ("longest"). Source: open_clip's center_crop_or_pad."""
+    """Pads a picture that is smaller than the target (mode "longest"). Source: open_clip's center_crop_or_pad."""
     rows, columns = max(spec.size[0] - image.height, 0), max(spec.size[1] - image.width, 0)
     if not rows and not columns:
         return image
@@ -320,6 +327,6 @@ def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        # Alpha per palette entry: Pillow warns, and drops it too.
+        # Alpha values of a palette: Pillow would warn, and drop them as well.
         del image.info["transparency"]
     return image.convert("RGB")

@@ -1,4 +1,7 @@
-"""Why a picture has no vector, in words. Every name is one that is fit for a message (see `shown.shown`)."""
+"""Error messages for pictures that cannot be decoded.
+
+Each `name` must have passed `embedding.shown.shown` already.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,26 @@ from typing import TYPE_CHECKING
 from PIL import Image, UnidentifiedImageError
 
 from embedding.errors import SlowError
-from embedding.image.signature import foreign, missing_bytes, sniffed
+from embedding.image.signature import missing_bytes, sniff, unsupported_format
 from embedding.shown import shown
 
 if TYPE_CHECKING:
     from embedding.image.pixels import ImageLimits
 
-# As Pillow's decoders call it.
+# How Pillow's decoders report a truncated file.
 _TRUNCATED = re.compile(r"truncated|reached EOF|not enough image data|but only got", re.IGNORECASE)
 
 
 def too_slow(name: str, limits: ImageLimits) -> SlowError:
-    """The error of a picture that has used up its time."""
+    """The error of a picture that has reached `limits.max_decode_s`."""
     return SlowError(
         f"image `{name}` takes more than {limits.max_decode_s:g} s of CPU to decode, which is the most that a picture "
         "may take here (preprocessor.max_decode_s); send it smaller, or as a plain JPEG or PNG"
     )
 
 
-def too_hungry(name: str) -> str:
-    """What is said of a picture that needs more memory than `ImageLimits.max_bytes`."""
+def too_much_memory(name: str) -> str:
+    """The message for a picture that needs more memory than `ImageLimits.max_bytes`."""
     return (
         f"image `{name}` takes more memory to decode than a picture may take here (preprocessor.max_pixels); "
         "send it smaller, or as a plain JPEG or PNG"
@@ -35,19 +38,19 @@ def too_hungry(name: str) -> str:
 
 
 def reason(error: Exception, data: bytes, name: str) -> str:
-    """What is said of a picture for which Pillow raised `error`: in Marqo's words where it has some (docs/protocol.md,
-    section 3.4), and what the bytes were."""
+    """The message for a picture for which Pillow raised `error`: in Marqo's wording where there is one
+    (docs/protocol.md, section 3.4), with what kind of file the bytes are."""
     text, data = shown(str(error)), bytes(data)
     if isinstance(error, Image.DecompressionBombError):
         return f"image `{name}` is too large: {text}"
     if isinstance(error, MemoryError):
-        return too_hungry(name)
+        return too_much_memory(name)
     if isinstance(error, UnidentifiedImageError):
-        return f"cannot identify image file `{name}`: {sniffed(data)}"
-    if found := foreign(data):
-        return f"cannot identify image file `{name}`: {found}"
+        return f"cannot identify image file `{name}`: {sniff(data)}"
+    if kind := unsupported_format(data):
+        return f"cannot identify image file `{name}`: {kind}"
     missing = missing_bytes(data)
-    lacking = f"; it is truncated, at least {missing} bytes are missing" if missing else ""
+    truncation = f"; it is truncated, at least {missing} bytes are missing" if missing else ""
     if _TRUNCATED.search(text):
-        return f"Image file is truncated: `{name}`: {text}{lacking}"
-    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}{lacking}"
+        return f"Image file is truncated: `{name}`: {text}{truncation}"
+    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}{truncation}"

@@ -1,6 +1,8 @@
-"""What bytes are that Pillow cannot read as a picture, told by how they begin, so that a message can say it.
+"""Recognises the type of a file that Pillow cannot read as a picture, so that the error message can state it.
 
-Only the kind is told, never what the bytes say: who asks for a picture need not be allowed to read a page.
+Input: the first bytes of a file. Output: its type (HTML page, HEIC picture, video, …) and what the client can do.
+
+Only the type is reported and never the bytes themselves, since the client may not be allowed to read the URL.
 
 Sources: WHATWG's MIME Sniffing Standard (texts, media, archives); ISO/IEC 14496-12 (boxes and brands), 23008-12 (HEIF);
 the AVIF specification of AOM; ISO/IEC 18181-2 (JPEG XL); RFC 1950, 1952 and 8878 (zlib, gzip, zstd); ISO 32000 (PDF);
@@ -19,22 +21,22 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-LOOKED_AT = 4096
-"""Bytes of a file, and of what is compressed in it."""
+SNIFFED_BYTES = 4096
+"""Number of bytes of a file that are examined, and of the data that is compressed in it."""
 
 _RESEND = "send it as a JPEG, PNG or WebP"
-_ADDRESS = "send a picture, or the address of one: a host may answer so where it refuses"
-_SHORT = 12
-MOST_PARTS = 1000
-"""Of a picture, which are gone through to see where it ends."""
+_CHECK_URL = "send a picture, or the address of one: a host may answer so where it refuses"
+_MIN_BYTES = 12
+MAX_PARTS = 1000
+"""Maximum number of chunks or boxes of a picture that are followed to find its end."""
 
 _SVG_NAME = "an SVG drawing"
 _FRAME = "send one picture of it, as a JPEG, PNG or WebP"
-_PLAIN = "its host must send it as it is, without a Content-Encoding"
-_WHOLE = "its host must send it whole"
+_NO_ENCODING = "its host must send it as it is, without a Content-Encoding"
+_COMPLETE = "its host must send it whole"
 _NO_PICTURE = "only pictures are embedded"
 
-# Offset, bytes, name, format of Pillow.
+# Offset, magic bytes, name, name of the format in Pillow ("" if Pillow has none).
 _PICTURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\x0a", "a JPEG XL", ""),
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL", ""),
@@ -78,7 +80,7 @@ _PICTURES: tuple[tuple[int, bytes, str, str], ...] = (
 
 _BEGINNINGS = (b"RIFF", *(magic for offset, magic, _, _ in _PICTURES if not offset))
 
-# Offset, bytes, name, what to do.
+# Offset, magic bytes, name, advice to the client.
 _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF-", "a PDF document", _FRAME),
     (0, b"\x1a\x45\xdf\xa3", "a video (WebM or Matroska)", _FRAME),
@@ -101,9 +103,9 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"wOF2", "a font (WOFF2)", _NO_PICTURE),
     (0, b"wOFF", "a font (WOFF)", _NO_PICTURE),
     (0, b"\x7fELF", "a program", _NO_PICTURE),
-    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd), which nobody asked for", _PLAIN),
-    (0, b"BZh", "compressed (bzip2), which nobody asked for", _PLAIN),
-    (0, b"\xfd7zXZ\0", "compressed (xz), which nobody asked for", _PLAIN),
+    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd), which nobody asked for", _NO_ENCODING),
+    (0, b"BZh", "compressed (bzip2), which nobody asked for", _NO_ENCODING),
+    (0, b"\xfd7zXZ\0", "compressed (xz), which nobody asked for", _NO_ENCODING),
 )
 
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"))
@@ -112,7 +114,7 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _RIFFS = {b"AVI ": ("a video (AVI)", _FRAME), b"WAVE": ("audio (WAV)", _NO_PICTURE)}
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-# Comments are taken one by one and for good: tried in every way, some hundred would take for ever.
+# The atomic group prevents backtracking, which would take exponential time on some hundred comments.
 _HTML = re.compile(
     r"(?><!--.*?-->\s*)*+<(!doctype html|html|head|body|script|title|meta|link|style|div|table|h1|p|a|iframe|br)[\s>/]",
     re.IGNORECASE | re.DOTALL,
@@ -126,12 +128,12 @@ _LFS = "version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What bytes are.
+class FileType:
+    """The type of a file.
 
     Args:
-        what: completes "it is …".
-        advice: what to do about it.
+        what: completes the sentence "it is …".
+        advice: what the client can do.
     """
 
     what: str
@@ -141,29 +143,32 @@ class Found:
         return f"it is {self.what}; {self.advice}"
 
 
-def sniffed(data: bytes) -> Found:
-    """What bytes are that cannot be identified as a picture. Looks at `LOOKED_AT` of them."""
+def sniff(data: bytes) -> FileType:
+    """The type of a file that Pillow cannot identify as a picture. Examines its first `SNIFFED_BYTES` bytes."""
     if not data:
-        return Found("empty (0 bytes)", "send a picture")
-    return foreign(data) or _broken(data) or _text(data) or _unknown(data)
+        return FileType("empty (0 bytes)", "send a picture")
+    return unsupported_format(data) or _truncated_picture(data) or _text_type(data) or _unknown_type(data)
 
 
-def foreign(data: bytes) -> Found | None:
-    """What bytes are whose signature is one that no decoder here takes; None of others."""
-    if box := _box(data):
+def unsupported_format(data: bytes) -> FileType | None:
+    """The type of a file whose signature is that of a format that is not decoded here; None for any other file."""
+    if box := _media_box_type(data):
         return box
     if data.startswith(b"RIFF") and data[8:12] in _RIFFS:
-        return Found(*_RIFFS[data[8:12]])
-    for name, pillow in _matching(data):
-        return None if pillow in Image.OPEN else Found(f"{name}, which is not decoded here", _RESEND)
+        return FileType(*_RIFFS[data[8:12]])
+    for name, pillow in _matching_signatures(data):
+        return None if pillow in Image.OPEN else FileType(f"{name}, which is not decoded here", _RESEND)
     for offset, magic, what, advice in _OTHERS:
         if data.startswith(magic, offset):
-            return Found(what, advice)
-    return _deflated(data)
+            return FileType(what, advice)
+    return _compressed_type(data)
 
 
 def missing_bytes(data: bytes) -> int:
-    """How many bytes a WebP, AVIF, JPEG 2000, PNG, BMP or TIFF lacks, at least, by what it says of its own length."""
+    """Lower bound of the number of bytes that are missing at the end of a file, from the length that it states itself.
+
+    It is known for WebP, AVIF, JPEG 2000, PNG, BMP and TIFF; 0 for other formats and for complete files.
+    """
     stated = 0
     if data.startswith(b"RIFF"):
         stated = 8 + int.from_bytes(data[4:8], "little")
@@ -174,16 +179,16 @@ def missing_bytes(data: bytes) -> int:
     elif data[4:8] in (b"ftyp", b"jP  "):
         stated = _end_of_boxes(data)
     elif data[:4] in (b"II*\0", b"MM\0*"):
-        # Where its directory is, of which each entry takes 12 bytes.
+        # The offset of its first directory, which has at least one entry of 12 bytes.
         stated = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 12
     return max(0, stated - len(data))
 
 
 def _end_of_chunks(data: bytes) -> int:
     position = 8
-    for _ in range(MOST_PARTS):
+    for _ in range(MAX_PARTS):
         if position >= len(data):
-            return position + 12  # at least IEND is missing
+            return position + 12  # at least the chunk IEND is missing
         if data[position + 4 : position + 8] == b"IEND":
             return position + 12
         position += 12 + int.from_bytes(data[position : position + 4], "big")
@@ -192,122 +197,122 @@ def _end_of_chunks(data: bytes) -> int:
 
 def _end_of_boxes(data: bytes) -> int:
     position = 0
-    for _ in range(MOST_PARTS):
+    for _ in range(MAX_PARTS):
         if position >= len(data):
             break
         size = int.from_bytes(data[position : position + 4], "big")
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         if size < 8:
-            break  # 0: up to the end of the file
+            break  # a size of 0 means that the box extends to the end of the file
         position += size
     return position
 
 
-def _matching(data: bytes) -> Iterator[tuple[str, str]]:
-    """Name and Pillow's name of the first signature that fits."""
+def _matching_signatures(data: bytes) -> Iterator[tuple[str, str]]:
+    """Name and Pillow's format of the first signature that matches."""
     for offset, magic, name, pillow in _PICTURES:
         if data.startswith(magic, offset):
             yield name, pillow
             return
 
 
-def _box(data: bytes) -> Found | None:
-    """An ISO base media file, by its brands."""
-    if data[4:8] != b"ftyp" or len(data) < _SHORT:
+def _media_box_type(data: bytes) -> FileType | None:
+    """The type of an ISO base media file (HEIF, AVIF, MP4), from its brands; None for other files."""
+    if data[4:8] != b"ftyp" or len(data) < _MIN_BYTES:
         return None
-    end = min(int.from_bytes(data[:4], "big"), LOOKED_AT)
+    end = min(int.from_bytes(data[:4], "big"), SNIFFED_BYTES)
     major = data[8:12]
     brands = {major, *(data[at : at + 4] for at in range(16, end, 4))}
     if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and brands & _AVIF_BRANDS):
-        return None if "AVIF" in Image.OPEN else Found("an AVIF picture, which is not decoded here", _RESEND)
+        return None if "AVIF" in Image.OPEN else FileType("an AVIF picture, which is not decoded here", _RESEND)
     if brands & _HEIC_BRANDS or major in _HEIF_BRANDS:
-        return Found("a HEIC or HEIF picture, which is not decoded here", _RESEND)
+        return FileType("a HEIC or HEIF picture, which is not decoded here", _RESEND)
     if major == b"crx ":
-        return Found("a raw picture of a camera (CR3), which is not decoded here", _RESEND)
+        return FileType("a raw picture of a camera (CR3), which is not decoded here", _RESEND)
     if major in (b"M4A ", b"M4B "):
-        return Found("audio (MP4)", _NO_PICTURE)
-    return Found("a video (QuickTime)" if major == b"qt  " else "a video (MP4)", _FRAME)
+        return FileType("audio (MP4)", _NO_PICTURE)
+    return FileType("a video (QuickTime)" if major == b"qt  " else "a video (MP4)", _FRAME)
 
 
-def _deflated(data: bytes) -> Found | None:
-    """What gzip, zlib and raw deflate hold. The last has no signature, so it is told by what is in it."""
+def _compressed_type(data: bytes) -> FileType | None:
+    """Recognises gzip, zlib and raw deflate data. Raw deflate has no signature, so it is recognised by its content."""
     gzip = data.startswith(b"\x1f\x8b\x08")
     wrapped = data[0] & 15 == 8 and data[0] >> 4 < 8 and int.from_bytes(data[:2], "big") % 31 == 0
-    inner = _inflated(data, 31 if gzip else 15 if wrapped else -15)
-    held = _kind(inner) if inner else None
-    if gzip and held == _SVG_NAME:
-        return Found("an SVG drawing, compressed (svgz), which is not decoded here", _RESEND)
-    if gzip or (wrapped and inner) or held:
-        holding = f", and holds {held}" if held else ""
+    inner = _decompress(data, 31 if gzip else 15 if wrapped else -15)
+    inner_name = _name(inner) if inner else None
+    if gzip and inner_name == _SVG_NAME:
+        return FileType("an SVG drawing, compressed (svgz), which is not decoded here", _RESEND)
+    if gzip or (wrapped and inner) or inner_name:
+        holding = f", and holds {inner_name}" if inner_name else ""
         name = "gzip" if gzip else "deflate"
-        return Found(f"compressed ({name}), which nobody asked for{holding}", _PLAIN)
+        return FileType(f"compressed ({name}), which nobody asked for{holding}", _NO_ENCODING)
     return None
 
 
-def _inflated(data: bytes, window: int) -> bytes:
+def _decompress(data: bytes, window: int) -> bytes:
     try:
-        return zlib.decompressobj(window).decompress(data[:LOOKED_AT], LOOKED_AT)
+        return zlib.decompressobj(window).decompress(data[:SNIFFED_BYTES], SNIFFED_BYTES)
     except zlib.error:
         return b""
 
 
-def _kind(data: bytes) -> str | None:
-    """Name of a picture or text that has one of its own."""
-    if name := next((name for name, _ in _matching(data)), None):
+def _name(data: bytes) -> str | None:
+    """Name of the type of decompressed data; None if it is unknown or plain text."""
+    if name := next((name for name, _ in _matching_signatures(data)), None):
         return name
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "a WebP"
-    text = _decoded(data)
-    return None if text is None else _text_kind(text)
+    text = _text_start(data)
+    return None if text is None else _markup_name(text)
 
 
-def _broken(data: bytes) -> Found | None:
-    """A picture whose header Pillow cannot read."""
-    name = next((name for name, _ in _matching(data)), None)
+def _truncated_picture(data: bytes) -> FileType | None:
+    """Recognises a picture whose header Pillow cannot read, because it is truncated or damaged."""
+    name = next((name for name, _ in _matching_signatures(data)), None)
     if data.startswith(b"RIFF") and b"WEBP".startswith(data[8:12]):
         name = "a WebP"
     elif data[4:8] == b"ftyp":
-        name = "an AVIF" if len(data) >= _SHORT else "an AVIF, HEIC or video"
+        name = "an AVIF" if len(data) >= _MIN_BYTES else "an AVIF, HEIC or video"
     elif data.startswith(b"BM"):
         name = "a BMP"
-    elif name is None and len(data) < _SHORT and any(magic.startswith(data) for magic in _BEGINNINGS):
-        return Found(f"truncated: it has {len(data)} bytes", _WHOLE)
+    elif name is None and len(data) < _MIN_BYTES and any(magic.startswith(data) for magic in _BEGINNINGS):
+        return FileType(f"truncated: it has {len(data)} bytes", _COMPLETE)
     if name is None:
         return None
     missing = missing_bytes(data)
-    lacking = (
+    problem = (
         f"truncated: at least {missing} bytes are missing" if missing else "truncated or damaged within its header"
     )
-    return Found(f"{lacking} (it begins as {name}, and has {len(data)} bytes)", _WHOLE)
+    return FileType(f"{problem} (it begins as {name}, and has {len(data)} bytes)", _COMPLETE)
 
 
-def _text(data: bytes) -> Found | None:
-    text = _decoded(data)
+def _text_type(data: bytes) -> FileType | None:
+    text = _text_start(data)
     if text is None:
         return None
-    kind = _text_kind(text)
+    kind = _markup_name(text)
     if kind == _SVG_NAME:
-        return Found(f"{kind}, which is not decoded here", _RESEND)
-    if kind is None and (found := _BASE64.match(text)) and (held := _in_base64(found[1])):
-        return Found(f"base64 text of {held}", "send the bytes themselves, or the text as a data:image/… URI")
-    return Found(kind or "plain text", _ADDRESS)
+        return FileType(f"{kind}, which is not decoded here", _RESEND)
+    if kind is None and (found := _BASE64.match(text)) and (inner_name := _base64_name(found[1])):
+        return FileType(f"base64 text of {inner_name}", "send the bytes themselves, or the text as a data:image/… URI")
+    return FileType(kind or "plain text", _CHECK_URL)
 
 
-def _decoded(data: bytes) -> str | None:
-    """The beginning of a text, without white space; None of what is none."""
-    start = data[:LOOKED_AT]
+def _text_start(data: bytes) -> str | None:
+    """The start of a text without leading white space; None if the bytes are not text."""
+    start = data[:SNIFFED_BYTES]
     encoding = next((name for bom, name in _BOMS if start.startswith(bom)), "utf-8")
     text = codecs.getincrementaldecoder(encoding)("replace").decode(start)
     if _NOT_TEXT.search(text):
-        # Markup in an older encoding is ASCII where it matters.
+        # Markup in another encoding still has its tags in ASCII.
         text = start.decode("latin-1")
-        if "\0" in text or _text_kind(text.lstrip()) is None:
+        if "\0" in text or _markup_name(text.lstrip()) is None:
             return None
     return text.lstrip("\ufeff \t\r\n\f")
 
 
-def _text_kind(text: str) -> str | None:
+def _markup_name(text: str) -> str | None:
     if _HTML.match(text):
         return "an HTML page"
     if _XML.match(text):
@@ -317,17 +322,17 @@ def _text_kind(text: str) -> str | None:
     return "a pointer of Git LFS, not the file itself" if text.startswith(_LFS) else None
 
 
-def _in_base64(text: str) -> str | None:
+def _base64_name(text: str) -> str | None:
     letters = re.sub(r"\s", "", text[:400])
     try:
-        return _kind(base64.b64decode(letters[: len(letters) // 4 * 4]))
+        return _name(base64.b64decode(letters[: len(letters) // 4 * 4]))
     except binascii.Error:
         return None
 
 
-def _unknown(data: bytes) -> Found:
-    if not any(data[:LOOKED_AT]):
-        return Found(f"nothing but zeros where a picture begins ({len(data)} bytes)", _ADDRESS)
-    if len(data) < _SHORT:
-        return Found(f"too short for a picture, and probably truncated ({len(data)} bytes)", _WHOLE)
-    return Found(f"of no format that is known here ({len(data)} bytes)", _RESEND)
+def _unknown_type(data: bytes) -> FileType:
+    if not any(data[:SNIFFED_BYTES]):
+        return FileType(f"nothing but zeros where a picture begins ({len(data)} bytes)", _CHECK_URL)
+    if len(data) < _MIN_BYTES:
+        return FileType(f"too short for a picture, and probably truncated ({len(data)} bytes)", _COMPLETE)
+    return FileType(f"of no format that is known here ({len(data)} bytes)", _RESEND)

@@ -1,4 +1,10 @@
-"""Decoding in processes: one that takes too long is ended, one that a picture kills harms nobody else."""
+"""Decodes pictures in subprocesses, so that a picture that crashes its decoder or takes too long affects no other.
+
+Input: the bytes of a picture. Output: the pixels that a model needs, as `embedding.image.pixels.preprocess` gives them.
+
+Memory and CPU time of a subprocess are limited (see `embedding.process_limits`). Files and pixels are exchanged through
+shared memory. Linux only.
+"""
 
 from __future__ import annotations
 
@@ -18,46 +24,47 @@ import torch
 
 from embedding.errors import MediaError, SlowError
 from embedding.image.pixels import ImageLimits, Pixels, limit_pillow, preprocess_shown
-from embedding.image.refusal import too_hungry, too_slow
+from embedding.image.refusal import too_much_memory, too_slow
 from embedding.image_spec import ImageSpec
 from embedding.process_limits import confine
 from embedding.shown import shown
 
-LOOK_S = 5.0
-"""How often a process that does not answer is looked at: asleep twice, without work between, it is stuck."""
+CHECK_INTERVAL_S = 5.0
+"""Interval at which a subprocess that has not answered is checked. If it was asleep at two checks and used no CPU time
+in between, it is considered stuck."""
 
 LIFETIME_S = 600.0
-"""Of CPU, after which a process makes room for a fresh one."""
+"""CPU time after which a subprocess is replaced with a new one."""
 
-KEPT_BYTES = 64 * 2**20
-"""What a process may keep of a picture when it is done. With more it makes room for a fresh one."""
+MAX_RETAINED_BYTES = 64 * 2**20
+"""Memory that a subprocess may retain after a picture. If it retains more it is replaced with a new one."""
 
-SHARED_BYTES = 4 * 2**20
-"""What the memory that is shared with a process keeps between pictures."""
+MAX_SHARED_BYTES = 4 * 2**20
+"""Size that the memory shared with a subprocess may keep between pictures; above it the memory is freed."""
 
-# Of glibc's malloc: what is freed is kept for the next picture, up to a size that is given back. The kernel clears new
-# memory page by page, which costs a WebP of 0.6 megapixels 4 ms beside its 6.
+# (parameter, value) of glibc's mallopt: freed memory is kept for the next picture, up to these sizes. New memory would
+# be cleared by the kernel page by page, which takes 4 ms for a WebP of 0.6 megapixels, whose decoding takes 6 ms.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 32 * 2**20), (-1, 128 * 2**20)
 
 _PIXELS, _REFUSED, _SLOW = b"p", b"r", b"s"
-_TIRED = b"t"
+_REPLACE = b"t"
 
-# Forked from a server that runs nothing else: a process with the threads of Ray and torch must not be forked.
+# A fork server, because a process that runs the threads of Ray and torch must not be forked.
 _processes = multiprocessing.get_context("forkserver")
 
 
 class DecoderCrashed(MediaError):
-    """A picture has killed the process that decoded it, or has brought it to a standstill."""
+    """A picture has killed the subprocess that decoded it, or has made it hang."""
 
 
-class TimeSpent(Exception):
-    """A picture has used up the time that it was given."""
+class TimeLimitExceeded(Exception):
+    """A picture has reached its limit of CPU time."""
 
 
-class Decoders:
-    """Processes that decode one picture after another; as many as are needed at a time. Safe among threads.
+class DecoderPool:
+    """A pool of subprocesses, each of which decodes one picture at a time. Thread-safe.
 
-    They cost 30 ms each to start, and seconds for the first.
+    A subprocess is started when all others are in use. That takes 30 ms, and seconds for the first one.
 
     Args:
         limits: what a picture may cost.
@@ -66,63 +73,67 @@ class Decoders:
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
-        self._idle: list[_Decoder] = []
+        self._idle: list[_SubprocessDecoder] = []
         self._closed = False
 
     def warm_up(self) -> None:
-        """Starts one, unless there is one."""
-        self._give_back(self._take())
+        """Starts a subprocess, unless one is idle."""
+        self._release(self._acquire())
 
     def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float) -> Pixels:
-        """As `preprocess`.
+        """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`. Blocks.
 
         Args:
             data: the file's bytes.
-            spec: what the model wants.
+            spec: the size and the resize mode that the model needs.
             name: URL or data URI, for the error message.
-            cpu_s: what it may take.
+            cpu_s: limit of its CPU time, in seconds.
+
+        Returns:
+            (3, height, width) uint8, C-contiguous.
 
         Raises:
-            TimeSpent: it takes longer.
-            DecoderCrashed: the process died, or came to a standstill.
-            MediaError: the picture cannot be decoded, is too large, or takes too much memory.
+            TimeLimitExceeded: it takes more than `cpu_s`.
+            DecoderCrashed: the subprocess died, or hung.
+            SlowError: its header says that it would take more than `limits.max_decode_s`.
+            MediaError: it cannot be decoded, is too large, or takes too much memory; or no subprocess could be started.
         """
         name = shown(name)
         try:
-            decoder = self._take()
+            decoder = self._acquire()
         except (OSError, EOFError) as error:
             raise MediaError(f"image `{name}`: no process could be started to decode it ({error})") from error
         try:
             return decoder.decode(data, spec, name, cpu_s)
         finally:
-            self._give_back(decoder)
+            self._release(decoder)
 
     def trim(self, idle_s: float) -> None:
-        """Ends those that have been idle for so long, but for one."""
+        """Ends all subprocesses but one that have been idle for `idle_s` seconds."""
         now = time.monotonic()
         with self._lock:
-            ended = [decoder for decoder in self._idle[:-1] if now - decoder.since >= idle_s]
+            ended = [decoder for decoder in self._idle[:-1] if now - decoder.idle_since >= idle_s]
             self._idle = [decoder for decoder in self._idle if decoder not in ended]
         for decoder in ended:
             decoder.close()
 
     def close(self) -> None:
-        """Ends them all."""
+        """Ends all idle subprocesses; those in use end when their picture is done."""
         with self._lock:
             self._closed = True
             ended, self._idle = self._idle, []
         for decoder in ended:
             decoder.close()
 
-    def _take(self) -> _Decoder:
+    def _acquire(self) -> _SubprocessDecoder:
         with self._lock:
             if self._idle:
-                # The last one that worked: the others may become superfluous.
+                # The most recently used one, so that the others stay idle and can be trimmed.
                 return self._idle.pop()
-        return _Decoder(self._limits)
+        return _SubprocessDecoder(self._limits)
 
-    def _give_back(self, decoder: _Decoder) -> None:
-        decoder.since = time.monotonic()
+    def _release(self, decoder: _SubprocessDecoder) -> None:
+        decoder.idle_since = time.monotonic()
         with self._lock:
             kept = decoder.usable and not self._closed
             if kept:
@@ -131,44 +142,43 @@ class Decoders:
             decoder.close()
 
 
-class _Decoder:
-    """One process, for one thread at a time. Files and pixels go through shared memory, and nothing that it sends is
-    unpickled here."""
+class _SubprocessDecoder:
+    """One subprocess, used by one thread at a time. What it sends is never unpickled in the parent process."""
 
     def __init__(self, limits: ImageLimits) -> None:
-        self.since = 0.0
+        self.idle_since = 0.0
         self.usable = True
         self._limits = limits
         _processes.set_forkserver_preload([__name__])
         self._memory = os.memfd_create("picture")
-        self._connection, theirs = _processes.Pipe()
+        self._connection, child_end = _processes.Pipe()
         try:
-            self._process = _processes.Process(target=_serve, args=(theirs, DupFd(self._memory), limits), daemon=True)
+            self._process = _processes.Process(target=_run, args=(child_end, DupFd(self._memory), limits), daemon=True)
             self._process.start()
         except BaseException:
             self._connection.close()
             os.close(self._memory)
             raise
         finally:
-            theirs.close()
+            child_end.close()
 
     def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float) -> Pixels:
-        """See `Decoders.decode`; `name` is fit for a message."""
+        """See `DecoderPool.decode`; `name` has passed `shown` already."""
         answered = False
         try:
             os.pwrite(self._memory, data, 0)
             self._connection.send((len(data), spec, name, cpu_s))
-            self._wait(name)
-            kind, tired, message = _parts(self._connection.recv_bytes())
+            self._wait_for_answer(name)
+            kind, replace, message = _parse_answer(self._connection.recv_bytes())
             answered = True
         except (EOFError, ConnectionError):
             self._process.join()
             if self._process.exitcode == -signal.SIGPROF:
-                raise TimeSpent from None
+                raise TimeLimitExceeded from None
             code = self._process.exitcode
             raise DecoderCrashed(f"image `{name}` crashed its decoder (exit code {code})") from None
         finally:
-            self.usable = answered and not tired
+            self.usable = answered and not replace
         if kind == _SLOW:
             raise too_slow(name, self._limits)
         if kind == _REFUSED:
@@ -176,7 +186,7 @@ class _Decoder:
         return self._pixels(spec)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Kills the subprocess."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -186,21 +196,24 @@ class _Decoder:
     def _pixels(self, spec: ImageSpec) -> Pixels:
         pixels = np.empty((3, *spec.size), np.uint8)
         os.preadv(self._memory, [pixels.data.cast("B")], 0)
-        if os.fstat(self._memory).st_size > SHARED_BYTES:
+        if os.fstat(self._memory).st_size > MAX_SHARED_BYTES:
             os.ftruncate(self._memory, 0)
         return pixels
 
-    def _wait(self, name: str) -> None:
+    def _wait_for_answer(self, name: str) -> None:
         before = None
-        while not self._connection.poll(LOOK_S):
-            now = _activity(self._process.pid)
+        while not self._connection.poll(CHECK_INTERVAL_S):
+            now = _sleeping_cpu_time(self._process.pid)
             if now == before:
                 raise DecoderCrashed(f"image `{name}` brought its decoder to a standstill")
             before = now
 
 
-def _activity(pid: int | None) -> object:
-    """The CPU time of a process that sleeps. Something new each time for one that works, waits or is gone."""
+def _sleeping_cpu_time(pid: int | None) -> object:
+    """The CPU time of a process that sleeps; a new object, unequal to any other, if it runs or no longer exists.
+
+    Two equal results mean that the process has slept and used no CPU time in between.
+    """
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -208,42 +221,42 @@ def _activity(pid: int | None) -> object:
     return object() if state == "R" else numbers[10:12]
 
 
-def _parts(answer: bytes) -> tuple[bytes, bool, str]:
-    return answer[:1], answer[1:2] == _TIRED, answer[2:].decode("utf-8", "replace")
+def _parse_answer(answer: bytes) -> tuple[bytes, bool, str]:
+    return answer[:1], answer[1:2] == _REPLACE, answer[2:].decode("utf-8", "replace")
 
 
-def _serve(connection: Connection, memory: Any, limits: ImageLimits) -> None:
-    """The process."""
+def _run(connection: Connection, memory: Any, limits: ImageLimits) -> None:
+    """The main function of a subprocess: decodes pictures until the connection is closed."""
     libc = ctypes.CDLL(None)
-    _end_with_parent(libc)
+    _end_when_parent_ends(libc)
     for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
         libc.mallopt(*option)
     os.setpriority(os.PRIO_PROCESS, 0, 19)
-    # The first to go where the machine runs out of memory.
+    # The kernel's OOM killer chooses these processes first.
     Path("/proc/self/oom_score_adj").write_text("1000")
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     torch.set_num_threads(1)
     limit_pillow(limits)
     descriptor = memory.detach()
-    # Time is limited for each picture; this is what a process that spends more than its lifetime has in reserve.
+    # CPU time is limited for each picture by a timer below. This limit of the whole process is a safeguard only.
     confine(limits.max_bytes, LIFETIME_S + 2 * limits.max_decode_s + 60)
-    held = _resident_bytes()
+    baseline = _resident_bytes()
     while True:
         try:
             length, spec, name, cpu_s = connection.recv()
         except EOFError:
             return
-        # The default action of its signal ends the process, whatever it is doing.
+        # When the timer expires, the default action of SIGPROF ends the process, whatever code it runs.
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
-        kind, message = _outcome(descriptor, length, spec, name, limits)
+        kind, message = _decode(descriptor, length, spec, name, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if _resident_bytes() - held > KEPT_BYTES:
+        if _resident_bytes() - baseline > MAX_RETAINED_BYTES:
             libc.malloc_trim(0)
-        tired = time.process_time() > LIFETIME_S or _resident_bytes() - held > KEPT_BYTES
-        connection.send_bytes(kind + (_TIRED if tired else b"-") + message.encode())
+        replace = time.process_time() > LIFETIME_S or _resident_bytes() - baseline > MAX_RETAINED_BYTES
+        connection.send_bytes(kind + (_REPLACE if replace else b"-") + message.encode())
 
 
-def _outcome(memory: int, length: int, spec: ImageSpec, name: str, limits: ImageLimits) -> tuple[bytes, str]:
+def _decode(memory: int, length: int, spec: ImageSpec, name: str, limits: ImageLimits) -> tuple[bytes, str]:
     try:
         pixels = preprocess_shown(os.pread(memory, length, 0), spec, name, limits)
     except SlowError:
@@ -251,7 +264,7 @@ def _outcome(memory: int, length: int, spec: ImageSpec, name: str, limits: Image
     except MediaError as error:
         return _REFUSED, error.message
     except MemoryError:
-        return _REFUSED, too_hungry(name)
+        return _REFUSED, too_much_memory(name)
     os.pwrite(memory, pixels.data.cast("B"), 0)
     return _PIXELS, ""
 
@@ -260,8 +273,8 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _end_with_parent(libc: ctypes.CDLL) -> None:
-    """With the fork server, that is, which ends with the process that it forks for."""
+def _end_when_parent_ends(libc: ctypes.CDLL) -> None:
+    """Ends this process when its parent ends: the fork server, which ends together with the process that uses it."""
     parent, pr_set_pdeathsig = os.getppid(), 1
     libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:

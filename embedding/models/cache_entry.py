@@ -1,4 +1,4 @@
-"""One model of a cache, and what a cache says of itself."""
+"""One entry of the model cache, and the statistics of the cache."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ _QUICK_CHARS = 4_000_000
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counters since the start, and sizes of now: for metrics.
+    """Counters since the start, and current sizes; for metrics.
 
     Args:
         loads: models loaded.
         failed_loads: loads that ended in an error.
-        load_seconds: what the loads took, all together: from the first step to the model's being ready, so with its
-            download, its wait for room and its warm-up.
-        evictions: models that made room for others, or were too many.
-        ejections: models that somebody ejected.
-        out_of_memory: loads for which everything idle had to go, since the device was full before the budget was.
-        bytes: weights of all models, with what is set aside for those that are loading.
-        budget_bytes: what `bytes` may be; 0 is no limit.
-        waiting: loads that wait for room.
+        load_seconds: duration of all loads together, each from its first step until the model was ready: with its
+            download, its wait for memory and its warm-up.
+        evictions: models evicted to free memory, or because there were too many.
+        ejections: models that a client ejected.
+        out_of_memory: loads that filled the device although the budget allowed them, so that all idle models were
+            evicted.
+        bytes: weights of all models, and the reservations of those being loaded.
+        budget_bytes: limit of `bytes`; 0 is no limit.
+        waiting: loads that wait for memory.
     """
 
     loads: int = 0
@@ -42,10 +43,10 @@ class CacheStats:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One model from the first request for it until its last user is gone; `nbytes` counts all that time.
+    """One model, from the first request for it until its last user is done; `nbytes` counts for all that time.
 
-    Users are counted from the moment they ask, so that nobody's model goes between its load and its use. A `quick` one
-    needs no files, nor time worth mentioning; while one is `fetching`, its files are on their way.
+    A request counts as a user from the moment it asks, so that its model is not evicted between load and use. A `quick`
+    model needs no files and almost no time to load. `fetching` is true while the model's files are downloaded.
     """
 
     spec: ModelSpec
@@ -62,56 +63,56 @@ class Entry:
 
     @property
     def info(self) -> ModelInfo:
-        """The model's own, else what the request says of it."""
+        """That of the loaded model, else one made of the request."""
         if self.model is not None:
             return self.model.info
         return ModelInfo.of(self.spec, self.spec.device or "cpu", 0, None, self.nbytes)
 
     @property
     def listed(self) -> ModelInfo:
-        """What anybody may know."""
+        """What any client may see."""
         return self.info.anonymous if self.spec.owner else self.info
 
     @property
     def loading(self) -> asyncio.Task[Model]:
-        """The load of a model that is not there yet."""
+        """The task that loads the model."""
         assert self.task is not None, "an entry without a model is being loaded"
         return self.task
 
     @property
     def characters(self) -> int:
-        """Of what the request says of it."""
+        """Length of what the request says of the model."""
         return len(self.spec.name) + len(self.spec.properties_json)
 
 
-def surplus(entries: Iterable[Entry], most: int) -> tuple[list[Entry], bool]:
-    """What is to be evicted where there are more than `most` loaded models of a kind.
+def over_limit(entries: Iterable[Entry], limit: int) -> tuple[list[Entry], bool]:
+    """Chooses models to evict where there are more than `limit` of a kind, quick models and others.
 
-    Quick models and others do not drive each other out: a quick one costs nothing to name, the others much to load.
-    Quick ones are little more than their descriptions, whose characters have a limit too.
+    The two kinds are counted separately: a request names a quick model at no cost, but the others take long to load.
+    Quick models consist of little more than their properties, so the characters of these are limited too.
 
     Args:
         entries: least recently used first.
-        most: of each kind.
+        limit: models of each kind.
 
     Returns:
-        Those that nobody uses, and whether there are still too many without them.
+        Idle models to evict, and whether there are still too many without them.
     """
-    gone: list[Entry] = []
-    still = False
+    evictable: list[Entry] = []
+    over = False
     loaded = [entry for entry in entries if entry.model is not None]
     for quick in (True, False):
-        kind = [entry for entry in loaded if entry.quick == quick]
-        count, characters = len(kind), sum(entry.characters for entry in kind) * quick
-        for entry in kind:
-            if entry.idle and (count > most or characters > _QUICK_CHARS):
-                gone.append(entry)
+        group = [entry for entry in loaded if entry.quick == quick]
+        count, characters = len(group), sum(entry.characters for entry in group) * quick
+        for entry in group:
+            if entry.idle and (count > limit or characters > _QUICK_CHARS):
+                evictable.append(entry)
                 count, characters = count - 1, characters - entry.characters
-        still |= count > most or characters > _QUICK_CHARS
-    return gone, still
+        over |= count > limit or characters > _QUICK_CHARS
+    return evictable, over
 
 
-def seen(task: asyncio.Task[Model]) -> None:
-    """Marks a failure as seen, in case that everybody who asked has hung up."""
+def mark_retrieved(task: asyncio.Task[Model]) -> None:
+    """Retrieves a task's exception: asyncio would log it as unhandled if all requests for it were cancelled."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""A model's fingerprint: equal for two deployments whose vectors are equal, different as soon as they drift apart."""
+"""A model's fingerprint: two deployments that report the same one compute the same vectors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "transformers
 
 
 def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
-    """Hashes what decides a model's vectors.
+    """Hashes everything that determines a model's vectors.
 
-    Reads every weight: a second for a few gigabytes, so call it in a thread, and once.
+    Reads every weight, which takes a second for a few gigabytes: call it in a thread, and once.
 
     Args:
-        module: its parameters and buffers count, by name, type, shape and bytes; and its parts, by class and settings,
-            since two models of the same weights may have different activations.
-        facts: what else decides them, as JSON can say it: preprocessing, precision, tokenizer, ….
+        module: its parameters and buffers are hashed by name, type, shape and bytes, and its submodules by class and
+            settings, since two models with the same weights may have different activations.
+        facts: what else determines the vectors, as JSON values: preprocessing, precision, tokenizer, ….
 
     Returns:
-        32 hex digits. The versions of the libraries that compute are part of it.
+        32 hex digits. The versions of the libraries that compute the vectors are hashed too.
     """
     digest = blake3(max_threads=blake3.AUTO)
     versions = {library: _version(library) for library in _LIBRARIES}

@@ -1,11 +1,10 @@
-"""From a request's model to a loaded one, checked and warm."""
+"""Loads the model that a request names: gets its files, builds it, checks its vectors and warms it up."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,12 +16,19 @@ from embedding.models.files.load_time import LoadTime, load_time
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf.model import estimate_hf, hf_folder, load_hf, spec_auth
+from embedding.models.hf.model import estimate_hf, load_hf
+from embedding.models.hf.repository import hf_folder
 from embedding.models.model import Model, Pixels, Rows
 from embedding.models.onnx.model import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
-from embedding.models.openclip.model import load_openclip, without_memory
+from embedding.models.openclip.model import load_openclip, meta_module
 from embedding.models.openclip.recipe import find_recipe
-from embedding.models.properties import HfProperties, OpenClipProperties, Properties, RandomProperties, parse_properties
+from embedding.models.properties import (
+    HfProperties,
+    ModelProperties,
+    OpenClipProperties,
+    RandomProperties,
+    parse_properties,
+)
 from embedding.models.random import HashName, random_vectors
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
@@ -37,16 +43,16 @@ _LOW_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class RandomModel:
-    """Marqo's `random` type: no weights; a vector drawn from a generator that the text seeds."""
+    """Marqo's model type `random`: no weights; each vector is drawn from a generator that the text seeds."""
 
     def __init__(self, info: ModelInfo, hash_name: HashName = "blake3") -> None:
         self.info = info
         self._hash_name: HashName = hash_name
 
-    tokenizing = None
+    tokenize_executor = None
 
     def tokenize(self, texts: Sequence[str]) -> list[str]:
-        """Texts are their own tokens."""
+        """Returns the texts unchanged: this model has no tokenizer."""
         return list(texts)
 
     def encode_texts(self, tokens: Sequence[list[str]]) -> Rows:
@@ -54,7 +60,7 @@ class RandomModel:
         return random_vectors([text for texts in tokens for text in texts], self.info.dimensions, self._hash_name)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
-        """Never called: contents of such a model are embedded as texts, whatever their modality."""
+        """Never called: for such a model all items are embedded as texts, whatever their modality."""
         raise RequestError(Fault.INTERNAL, "a random model takes no pictures")
 
     @property
@@ -66,25 +72,24 @@ class RandomModel:
 def load_model(
     spec: ModelSpec,
     device: torch.device,
-    options: LoadOptions | None = None,
+    options: LoadOptions,
     weights: Weights | None = None,
     *,
     maxima: Mapping[str, int] = DEFAULT_MAXIMA,
 ) -> Model:
-    """Loads a model, checks its vectors and runs it until it is warm. Blocks for as long as that takes.
+    """Loads a model, checks its vectors and warms it up. Blocks until the model is ready.
 
     Args:
         spec: the request's model.
-        device: where it goes.
-        options: the operator's settings. Without them any file of this machine may be loaded.
-        weights: where files come from; without it, one for `options`.
-        maxima: largest batches of each tower, "image" and "text", for the warm-up.
+        device: that it is loaded onto.
+        options: the operator's settings.
+        weights: gets the files; None makes one from `options`.
+        maxima: the largest batch of each tower, by name ("image", "text"), to warm up with.
 
     Raises:
         RequestError: REFUSED, with the reason.
         MemoryError: the device is full.
     """
-    options = options or _anything()
     weights = weights or Weights(options)
     try:
         with load_time() as clock:
@@ -94,21 +99,21 @@ def load_model(
             _warm_up(model, device, maxima)
     except BaseException as error:
         if not is_out_of_memory(error):
-            # open_clip, transformers, torch and ONNX Runtime raise some thirty types between them, and Rust's panics,
-            # which are no Exceptions.
+            # open_clip, transformers, torch and ONNX Runtime raise about thirty types of errors, and panics of Rust
+            # code derive from BaseException only.
             raise named(error, spec.name) from None
         full = described(error)
     else:
         _log(model.info, clock, loaded_s)
         return model
-    # Raised out here, where nothing refers to the tensors of the failed load any more.
+    # Raised outside the `except` block: inside, the traceback would keep the failed load's tensors alive.
     raise MemoryError(full)
 
 
 def fetch_files(spec: ModelSpec, options: LoadOptions, weights: Weights) -> None:
-    """Brings all of a model's files to the disk. Blocks for as long as that takes, and computes next to nothing.
+    """Downloads all files of a model. Blocks until they are on the disk; uses almost no CPU time.
 
-    Within a session of `weights`, which must go on until then, loading the model asks nobody for them any more.
+    If the model is loaded within the same session of `weights`, the files are not requested from their source again.
 
     Raises:
         RequestError: REFUSED, with the reason.
@@ -121,7 +126,7 @@ def fetch_files(spec: ModelSpec, options: LoadOptions, weights: Weights) -> None
 
 
 def estimate_bytes(
-    spec: ModelSpec, device: torch.device, options: LoadOptions | None = None, weights: Weights | None = None
+    spec: ModelSpec, device: torch.device, options: LoadOptions, weights: Weights | None = None
 ) -> int | None:
     """Bytes that a model's weights will take, without loading it; files are downloaded if need be. Blocks.
 
@@ -129,9 +134,8 @@ def estimate_bytes(
         None if only loading it can tell.
 
     Raises:
-        RequestError: REFUSED, with the reason: what could not be loaded for this reason either.
+        RequestError: REFUSED, with the reason, for which loading the model would fail as well.
     """
-    options = options or _anything()
     weights = weights or Weights(options)
     try:
         with weights.session():
@@ -139,18 +143,18 @@ def estimate_bytes(
     except RequestError as error:
         raise named(error, spec.name) from None
     except BaseException:
-        return None  # whatever is wrong with it, loading will say it better
+        return None  # loading the model reports the cause better
 
 
 def device_bytes(device: torch.device) -> int:
-    """All memory of a device, free or not."""
+    """Total memory of a device in bytes, whether free or in use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def release_memory() -> None:
-    """Gives the device memory of models that are gone back, so that the next one finds it in one piece."""
+    """Returns cached memory of evicted models to the device, so that the next model can allocate large blocks."""
     torch.cuda.empty_cache()  # does nothing in a process that has not used a GPU
 
 
@@ -162,23 +166,19 @@ def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
     )
 
 
-def _anything() -> LoadOptions:
-    return LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
-
-
-def _fetch(spec: ModelSpec, properties: Properties, options: LoadOptions, weights: Weights) -> None:
+def _fetch(spec: ModelSpec, properties: ModelProperties, options: LoadOptions, weights: Weights) -> None:
     if isinstance(properties, RandomProperties):
         return
     if wants_onnx(spec, properties, options):
         fetch_onnx(spec, properties, options, weights)
     elif isinstance(properties, HfProperties):
-        hf_folder(properties, options, weights, spec_auth(spec))
+        hf_folder(properties, options, weights, spec.auth)
     else:
-        find_recipe(properties, spec_auth(spec), weights)
+        find_recipe(properties, spec.auth, weights)
 
 
 def _load(
-    spec: ModelSpec, properties: Properties, device: torch.device, options: LoadOptions, weights: Weights
+    spec: ModelSpec, properties: ModelProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> Model:
     if isinstance(properties, RandomProperties):
         return RandomModel(ModelInfo.of(spec, device, properties.dimensions, None, 0), options.random_hash)
@@ -190,7 +190,7 @@ def _load(
 
 
 def _estimate(
-    spec: ModelSpec, properties: Properties, device: torch.device, options: LoadOptions, weights: Weights
+    spec: ModelSpec, properties: ModelProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> int:
     if isinstance(properties, RandomProperties):
         return 0
@@ -204,13 +204,13 @@ def _estimate(
 def _estimate_openclip(
     spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> int:
-    """Bytes of the architecture, which is built without memory: a checkpoint's own size may be that of its optimiser's
-    state, or of another precision."""
-    recipe = find_recipe(properties, spec_auth(spec), weights)
+    """Bytes of the architecture, built on torch's device `meta`. The checkpoint's size would be wrong where it also
+    holds the optimiser's state, or weights in another precision."""
+    recipe = find_recipe(properties, spec.auth, weights)
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
-    module = without_memory(recipe)
+    module = meta_module(recipe)
     if precision in _LOW_PRECISIONS:
-        # As open_clip: all of a model with a tower of timm, the larger weights of any other.
+        # As open_clip does: it converts all tensors of a model with a timm tower, and only some of other models.
         if "timm_model_name" in recipe.config["vision_cfg"]:
             module.to(_LOW_PRECISIONS[precision])
         else:
@@ -219,8 +219,8 @@ def _estimate_openclip(
 
 
 def _warm_up(model: Model, device: torch.device, maxima: Mapping[str, int]) -> None:
-    """Runs each tower with the batches that requests will bring: what is chosen, compiled or allocated on first use
-    must not cost a caller, and what does not fit together must fail here."""
+    """Runs each tower with the batch sizes that requests bring. What is chosen, compiled or allocated on first use must
+    not delay a request, and towers that do not work must fail here."""
     info = model.info
     towers: dict[str, Callable[[int], Rows]] = {
         "text": lambda count: model.encode_texts([model.tokenize([_WARM_UP_TEXT] * count)])
@@ -231,10 +231,10 @@ def _warm_up(model: Model, device: torch.device, maxima: Mapping[str, int]) -> N
     for tower, encode in towers.items():
         batches = sorted({1, maxima.get(tower, DEFAULT_MAXIMA[tower])}) if device.type == "cuda" else _CPU_BATCHES
         for count in batches:
-            _check(info, tower, _trial(info, encode, count))
+            _check_rows(info, tower, _encode_once(info, encode, count))
 
 
-def _trial(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
+def _encode_once(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
     try:
         return contained(encode, count)
     except Exception as error:
@@ -245,7 +245,7 @@ def _trial(info: ModelInfo, encode: Callable[[int], Rows], count: int) -> Rows:
         ) from error
 
 
-def _check(info: ModelInfo, tower: str, rows: Rows) -> None:
+def _check_rows(info: ModelInfo, tower: str, rows: Rows) -> None:
     if rows.shape[1] != info.dimensions:
         raise RequestError(
             Fault.REFUSED,

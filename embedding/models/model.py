@@ -1,4 +1,4 @@
-"""What every loaded model can do, whatever library owns it."""
+"""The interface of every loaded model, whatever library runs it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import numpy.typing as npt
 from embedding.models.spec import ModelInfo
 
 Rows = npt.NDArray[np.float32]
-"""Vectors, shape (n, dimensions), as the model gives them: not normalised."""
+"""Vectors, shape (n, dimensions), as the model computes them: not normalised."""
 Pixels = npt.NDArray[np.uint8]
-"""Prepared pictures, shape (n, 3, height, width)."""
+"""Preprocessed pictures, shape (n, 3, height, width)."""
 
 
 class Model(Protocol):
-    """A loaded model. Its methods block: call them off the event loop. On a CPU, any number of threads may encode."""
+    """A loaded model. Its methods block: call them outside the event loop. On a CPU, several threads may encode."""
 
     info: ModelInfo
 
     @property
-    def tokenizing(self) -> Executor | None:
-        """Where `tokenize` has to run, since it may take its time; None for one that is quick whatever the texts."""
+    def tokenize_executor(self) -> Executor | None:
+        """The executor in which `tokenize` must run, since it may be slow; None if it is fast for every text."""
 
     def tokenize(self, texts: Sequence[str]) -> Any:
-        """Texts to what `encode_texts` takes; safe to run while another thread encodes."""
+        """Converts texts to what `encode_texts` takes; safe to run while another thread encodes."""
 
     def encode_texts(self, tokens: Sequence[Any]) -> Rows:
-        """Several results of `tokenize`, in one forward pass, to one row per text, in order."""
+        """Encodes several results of `tokenize` in one forward pass: one row per text, in order."""
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Rows:
-        """Several arrays of prepared pictures, in one forward pass, to one row per picture, in order."""
+        """Encodes several arrays of preprocessed pictures in one forward pass: one row per picture, in order."""
 
     @property
     def fingerprint(self) -> str:
-        """What decides its vectors, as 32 hex digits; blocks for as long as all weights take to read."""
+        """A hash of everything that determines its vectors, 32 hex digits; blocks while all weights are read."""
 
 
 def normalize(rows: Rows) -> Rows:

@@ -1,6 +1,6 @@
-"""`modelProperties`, checked: one type for each family of models. Source: docs/protocol.md, section 7.
+"""`modelProperties` of a request, validated: one class for each family of models. Source: docs/protocol.md, section 7.
 
-Members that we do not know (`notes`, `pretrained`, `model_size`, prefixes that the API applies) are ignored.
+Unknown members (`notes`, `pretrained`, `model_size`, prefixes that Marqo's API applies) are ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from embedding.errors import Fault, RequestError
-from embedding.models.spec import MOST_DIMENSIONS
+from embedding.models.spec import MAX_DIMENSIONS
 from embedding.protocol import explain
 from embedding.shown import shown
 
@@ -20,7 +20,7 @@ SERVED_TYPES = ("open_clip", "hf", "hf_stella", "random")
 Vector3 = tuple[float, float, float]
 Scale = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 # Upper bounds far beyond any model: one number in a request must not be able to fill the machine's memory.
-Dimensions = Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)]
+Dimensions = Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
 Side = Annotated[int, Field(ge=1, le=2048)]
 Tower = Literal["text", "image"]
 
@@ -29,7 +29,7 @@ def _either(camel: str, snake: str) -> AliasChoices:
     return AliasChoices(camel, snake)
 
 
-class _Properties(BaseModel):
+class _BaseProperties(BaseModel):
     model_config = ConfigDict(
         extra="ignore", frozen=True, hide_input_in_errors=True, populate_by_name=True, protected_namespaces=()
     )
@@ -37,26 +37,26 @@ class _Properties(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        """Marqo's clients write null for what they leave out (section 1.5)."""
+        """Marqo's clients write null for members that they leave out (section 1.5)."""
         return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
 
-class S3Location(_Properties):
+class S3Location(_BaseProperties):
     """An object in S3."""
 
     bucket: str = Field(min_length=1, validation_alias="Bucket")
     key: str = Field(min_length=1, validation_alias="Key")
 
 
-class HfLocation(_Properties):
+class HfLocation(_BaseProperties):
     """A repository of the hub, or one file of it."""
 
     repo_id: str = Field(min_length=1, validation_alias=_either("repoId", "repo_id"))
     filename: str | None = None
 
 
-class ModelLocation(_Properties):
-    """Where weights are, if not behind a plain URL: in S3 or in a repository of the hub."""
+class ModelLocation(_BaseProperties):
+    """Where the weights are if not behind a plain URL: in S3 or in a repository of the hub."""
 
     s3: S3Location | None = None
     hf: HfLocation | None = None
@@ -70,15 +70,15 @@ class ModelLocation(_Properties):
 
     @property
     def canonical(self) -> dict[str, Any]:
-        """As in a request, in one spelling: {"s3": {"Bucket", "Key"}} or {"hf": {"repoId", "filename"?}}."""
-        place: dict[str, Any] = {"authRequired": self.auth_required}
+        """As in a request, but in one spelling: {"s3": {"Bucket", "Key"}} or {"hf": {"repoId", "filename"?}}."""
+        location: dict[str, Any] = {"authRequired": self.auth_required}
         if self.s3 is not None:
-            place["s3"] = {"Bucket": self.s3.bucket, "Key": self.s3.key}
+            location["s3"] = {"Bucket": self.s3.bucket, "Key": self.s3.key}
         if self.hf is not None:
-            place["hf"] = {"repoId": self.hf.repo_id}
+            location["hf"] = {"repoId": self.hf.repo_id}
             if self.hf.filename is not None:
-                place["hf"]["filename"] = self.hf.filename
-        return place
+                location["hf"]["filename"] = self.hf.filename
+        return location
 
     @property
     def filename(self) -> str | None:
@@ -86,7 +86,7 @@ class ModelLocation(_Properties):
         return self.s3.key if self.s3 is not None else self.hf.filename if self.hf is not None else None
 
 
-class TritonTensor(_Properties):
+class TritonTensor(_BaseProperties):
     """One input or output of an exported encoder."""
 
     name: str = Field(min_length=1)
@@ -94,8 +94,8 @@ class TritonTensor(_Properties):
     data_type: str = Field("", validation_alias=_either("dataType", "data_type"))
 
 
-class TritonEncoder(_Properties):
-    """One exported tower, as the newer generation describes it to Triton (section 7.2)."""
+class TritonEncoder(_BaseProperties):
+    """One exported tower, as newer Marqo versions describe it to a Triton server (section 7.2)."""
 
     name: str
     max_batch_size: int = Field(8, ge=1, le=128, validation_alias=_either("maxBatchSize", "max_batch_size"))
@@ -113,15 +113,15 @@ class TritonEncoder(_Properties):
         return self
 
 
-class RandomProperties(_Properties):
-    """Vectors drawn from a generator seeded by the content: for tests of everything around a model."""
+class RandomProperties(_BaseProperties):
+    """Vectors drawn from a generator that the item seeds: for tests of everything around a model."""
 
     type: Literal["random"]
     dimensions: Dimensions
 
 
-class _Encoders(_Properties):
-    # As they came: whoever has Torch run the model need not have them right.
+class _WithEncoders(_BaseProperties):
+    # Not validated here: they do not matter if torch runs the model.
     triton_text: Any = Field(
         None, validation_alias=_either("tritonTextEncoderProperties", "triton_text_encoder_properties")
     )
@@ -146,7 +146,7 @@ class _Encoders(_Properties):
             raise RequestError(Fault.REFUSED, f"Invalid model properties: {member}: {explain(error)}") from None
 
 
-class OpenClipProperties(_Encoders):
+class OpenClipProperties(_WithEncoders):
     """An open_clip model: a hub repository, a built-in pretrained tag, or an architecture and a checkpoint."""
 
     type: Literal["open_clip"] = "open_clip"
@@ -182,10 +182,11 @@ class OpenClipProperties(_Encoders):
         return any(source is not None for source in (self.localpath, self.url, self.model_location))
 
 
-class HfProperties(_Encoders):
-    """A transformers text model: a hub repository, or an archive or folder of one. A `name` wins over the others.
+class HfProperties(_WithEncoders):
+    """A transformers text model: a hub repository, or an archive or folder with the files of one. A `name` takes
+    precedence over the other sources.
 
-    `localpath` is ours: Marqo has it for open_clip models only.
+    `localpath` is an extension of Marqo's protocol, which has it for open_clip models only.
     """
 
     type: Literal["hf", "hf_stella"]
@@ -225,7 +226,7 @@ class HfProperties(_Encoders):
         return self
 
 
-Properties = RandomProperties | OpenClipProperties | HfProperties
+ModelProperties = RandomProperties | OpenClipProperties | HfProperties
 _FAMILIES: dict[str, type[RandomProperties] | type[OpenClipProperties] | type[HfProperties]] = {
     "random": RandomProperties,
     "open_clip": OpenClipProperties,
@@ -234,7 +235,7 @@ _FAMILIES: dict[str, type[RandomProperties] | type[OpenClipProperties] | type[Hf
 }
 
 
-def parse_properties(properties: dict[str, object]) -> Properties:
+def parse_properties(properties: dict[str, object]) -> ModelProperties:
     """Checks a model's properties.
 
     Raises:

@@ -22,9 +22,9 @@ def random_vectors(texts: Sequence[str], dimensions: int, hash_name: HashName = 
     """Draw one vector per text, seeded by the text.
 
     Args:
-        texts: contents, prefix included.
+        texts: to embed, prefix included.
         dimensions: length of a vector.
-        hash_name: what turns a text into a seed.
+        hash_name: the hash that turns a text into a seed.
 
     Returns:
         float32, shape (len(texts), dimensions), normally distributed, not normalised.

@@ -1,9 +1,10 @@
-"""What a request says of a model, and what a loaded model says of itself. Plain data: no torch here."""
+"""How a request describes a model, and how a loaded model is described. Plain data: this imports no torch."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from blake3 import blake3
 
@@ -13,26 +14,26 @@ from embedding.protocol import ModelConfig
 from embedding.registry import canonical_json, lookup, model_key, properties_digest
 from embedding.shown import shown
 
-MOST_DIMENSIONS = 65_536
-"""Of a model."""
+MAX_DIMENSIONS = 65_536
+"""Largest length of a vector."""
 MAX_SPEC_CHARS = 100_000
-"""Of everything that a request says of its model: it goes along with each chunk of work."""
+"""Limit for all that a request says of its model, since each call to an encoder carries it."""
 
 _LISTED_CHARS = 4000
-_TELLING = ("name", "type", "dimensions")
+_IDENTIFYING = ("name", "type", "dimensions")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model that a request names, complete: hashable, so that it can be the key of a cache.
+    """One model that a request names, with all its properties. Hashable, so that it can be the key of a cache.
 
     Args:
         name: the label from the request.
         properties_json: the model's properties as canonical JSON; they alone choose the weights.
-        device: what the request asked for, or None for the best that the encoder has.
-        auth_json: credentials for the download, as JSON. Neither shown nor part of the identity.
-        owner: a keyed hash of the credentials, where models that were loaded with some are not for those without; else
-            "". Known to an encoder alone.
+        device: that the request asks for, or None for the best that the encoder has.
+        auth_json: credentials for the download, as JSON. Not shown in logs, and not part of the identity.
+        owner: a keyed hash of the credentials, if models loaded with credentials serve only requests with the same
+            ones; else "". Only encoders set it.
     """
 
     name: str
@@ -62,7 +63,7 @@ class ModelSpec:
             name=config.model_name,
             properties_json=_as_json(properties),
             device=device,
-            auth_json=None if auth is None else _revealed(auth.model_dump(exclude_none=True)),
+            auth_json=None if auth is None else _json_with_secrets(auth.model_dump(exclude_none=True)),
         )
         size = spec.characters
         if size > MAX_SPEC_CHARS:
@@ -75,14 +76,14 @@ class ModelSpec:
 
     @property
     def characters(self) -> int:
-        """Characters of all that it says, which each call to an encoder carries."""
+        """Total length of its strings, which each call to an encoder carries."""
         return sum(len(part or "") for part in (self.name, self.properties_json, self.device, self.auth_json))
 
     @property
     def dimensions(self) -> int:
-        """Of its vectors, as its properties say: a model that has others is not loaded."""
+        """Length of its vectors as the properties say, else MAX_DIMENSIONS. A model with other vectors is refused."""
         given = self.properties.get("dimensions")
-        return min(given, MOST_DIMENSIONS) if type(given) is int and given > 0 else MOST_DIMENSIONS
+        return min(given, MAX_DIMENSIONS) if type(given) is int and given > 0 else MAX_DIMENSIONS
 
     @property
     def properties(self) -> dict[str, object]:
@@ -91,13 +92,19 @@ class ModelSpec:
         return properties
 
     @property
+    def auth(self) -> dict[str, Any] | None:
+        """The request's `modelAuth` with its secrets, {"hf": …} or {"s3": …}; None if it has none."""
+        auth: dict[str, Any] | None = None if self.auth_json is None else json.loads(self.auth_json)
+        return auth
+
+    @property
     def key(self) -> str:
-        """`name||hash`, by which the newer generation's `/models` calls it (section 8.1)."""
+        """`name||hash`, the model's name in `/models` of newer Marqo versions (docs/protocol.md, section 8.1)."""
         return model_key(self.name, self.properties)
 
     @property
     def identity(self) -> bytes:
-        """Short, and as good as the spec itself in comparisons: for what is remembered of many models."""
+        """A short digest that is equal for equal specs, as a key for facts about many models."""
         return blake3(repr((self.name, self.properties_json, self.device, self.owner)).encode()).digest()
 
     @property
@@ -108,14 +115,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the ingress must know of a loaded model.
+    """What the ingress needs to know of a loaded model.
 
     Args:
         name: the label under which it was loaded.
         key: `name||hash`.
-        device: where it is, for instance "cpu" or "cuda:0".
+        device: that it is on, for instance "cpu" or "cuda:0".
         dimensions: length of its vectors.
-        image: how pictures must be prepared for it; None if it embeds texts only.
+        image: how pictures are preprocessed for it; None if it embeds texts only.
         properties_json: the model's properties as canonical JSON.
         nbytes: bytes of its weights.
     """
@@ -135,17 +142,17 @@ class ModelInfo:
 
     @property
     def anonymous(self) -> ModelInfo:
-        """What others may know of a model that is not theirs: its name, and where it is."""
+        """What clients with other credentials may see of a model: its name and its device."""
         return replace(self, key=self.name, dimensions=0, image=None, properties_json="{}", nbytes=0)
 
     @property
     def shortened(self) -> ModelInfo:
-        """With properties that are fit to be listed: long ones are left out but for what tells models apart."""
+        """A copy for lists of models: long properties are reduced to those that identify a model."""
         length = len(self.properties_json)
         if length <= _LISTED_CHARS:
             return self
         given = json.loads(self.properties_json)
-        kept = {name: given.get(name) for name in _TELLING if len(repr(given.get(name))) <= _LISTED_CHARS // 10}
+        kept = {name: given.get(name) for name in _IDENTIFYING if len(repr(given.get(name))) <= _LISTED_CHARS // 10}
         listed = {name: value for name, value in kept.items() if value is not None}
         return replace(self, properties_json=canonical_json({**listed, "omitted": f"{length} characters"}))
 
@@ -157,7 +164,7 @@ def _as_json(properties: dict[str, object]) -> str:
         raise RequestError(Fault.REFUSED, f"Invalid model properties: {error}") from None
 
 
-def _revealed(value: object) -> str:
+def _json_with_secrets(value: object) -> str:
     def secret(value: object) -> str:
         return value.get_secret_value()  # type: ignore[attr-defined, no-any-return]
 

@@ -1,6 +1,8 @@
-"""Cut a text into chunks, word for word as Marqo does: the chunks are stored in its index as keys.
+"""Splits texts into chunks exactly as Marqo does, which stores the chunks as keys in its index.
 
-Source: docs/protocol.md, sections 6.2 and 6.3.
+Input: texts, a unit (character, word, sentence or passage), a window length and an overlap. Output: lists of chunks.
+
+Source: docs/protocol.md, sections 6.2 and 6.3. It can be imported without torch; NLTK is loaded on first use.
 """
 
 from __future__ import annotations
@@ -15,123 +17,127 @@ from embedding.expansion import Expansion, shown_bytes, text_bytes
 
 SplitMethod = Literal["character", "word", "sentence", "passage"]
 
-MOST_EXPANDED_BYTES = 256 * 2**20
-"""What the chunks of one request may take together, unless the operator says otherwise. Windows that overlap almost
-entirely turn one megabyte into gigabytes, and so do a million chunks of one character each; no sensible request comes
-near this limit."""
-_CHUNKS_ALONE = Expansion("", 0)
+MAX_EXPANDED_BYTES = 256 * 2**20
+"""Default limit of the bytes that all chunks of one request may take, with their vectors. Windows that overlap almost
+entirely turn one megabyte of text into gigabytes, and so do a million chunks of one character each. Ordinary requests
+stay far below this limit."""
+_NO_VECTORS = Expansion("", 0)
 
 
 class _Tokenizers(NamedTuple):
     sentences: Callable[[str], list[str]]
     words: Callable[[str], Sequence[str]]
-    """Expects one sentence, not a text."""
+    """Takes one sentence, not a whole text."""
 
 
 def chunk_text(
-    content: str,
+    text: str,
     method: SplitMethod,
     length: int,
     overlap: int,
-    expansion: Expansion = _CHUNKS_ALONE,
-    room: int = MOST_EXPANDED_BYTES,
+    expansion: Expansion = _NO_VECTORS,
+    max_bytes: int = MAX_EXPANDED_BYTES,
 ) -> list[str]:
-    """Split a content into windows of ``length`` units that share ``overlap`` units with the one before.
+    """Splits a text into windows of ``length`` units, each of which shares ``overlap`` units with the one before.
 
-    The work grows linearly with the content, but it is Python: about a second for a megabyte of prose, and up to ten
-    for a megabyte of nothing but short sentences. So call this in a thread, never on an event loop.
+    Blocks. The time grows linearly with the text: about a second for a megabyte of prose, and up to ten for a megabyte
+    of very short sentences. So call it in a thread, not on an event loop.
 
     Args:
-        content: the text, without prefix.
-        method: what a unit is. ``word`` and ``sentence`` are NLTK's, for English, whatever the language.
-        length: units in a window.
-        overlap: units that neighbours share.
-        expansion: what a chunk costs, its vector included.
-        room: bytes that all chunks together may cost.
+        text: the text, without prefix.
+        method: the unit. ``word`` and ``sentence`` are those of NLTK for English, for texts of any language.
+        length: number of units in a window.
+        overlap: number of units that neighbouring windows share.
+        expansion: the memory that a chunk costs, with its vector.
+        max_bytes: maximum cost of all chunks together, in bytes.
 
     Returns:
-        At least one chunk, in order of appearance. Word chunks are not substrings of the content.
+        At least one chunk, in order of appearance. Chunks of words are not always substrings of the text.
 
     Raises:
         ValueError: not ``0 <= overlap < length``.
-        RequestError: the chunks together cost more than `room`, or NLTK gave up on the text.
+        RequestError: REFUSED; the chunks cost more than `max_bytes` together, or NLTK's own time limit was reached.
     """
     if not 0 <= overlap < length:
         raise ValueError(f"need 0 <= overlap < length, got length {length} and overlap {overlap}")
-    if not content.strip():
+    if not text.strip():
         return [" "]
-    if len(content) == 1:
-        return [content]
-    units = _split(content, method)
+    if len(text) == 1:
+        return [text]
+    units = _split(text, method)
     try:
-        return _join_windows(units, "" if method == "character" else " ", length, overlap, expansion, room)
-    except _NoRoom:
+        return _join_windows(units, "" if method == "character" else " ", length, overlap, expansion, max_bytes)
+    except _TooManyBytes:
         raise RequestError(
             Fault.REFUSED,
-            f"a content of {len(content)} characters in chunks of {length} with an overlap of {overlap} would take "
-            f"more than the {shown_bytes(room)} that are left for this request; use larger chunks, a smaller overlap, "
-            "or send less text",
+            f"a content of {len(text)} characters in chunks of {length} with an overlap of {overlap} would take "
+            f"more than the {shown_bytes(max_bytes)} that are left for this request; use larger chunks, a smaller "
+            "overlap, or send less text",
         ) from None
 
 
 def chunk_texts(
-    contents: Sequence[str],
+    texts: Sequence[str],
     method: SplitMethod,
     length: int,
     overlap: int,
-    expansion: Expansion = _CHUNKS_ALONE,
-    room: int = MOST_EXPANDED_BYTES,
+    expansion: Expansion = _NO_VECTORS,
+    max_bytes: int = MAX_EXPANDED_BYTES,
 ) -> list[list[str] | ItemError]:
-    """`chunk_text` for several contents, whose chunks share the room; one that cannot be split is its own error."""
+    """`chunk_text` for several texts, whose chunks may cost `max_bytes` together.
+
+    Returns:
+        For each text, in order, its chunks, or an error in place of the chunks of a text that could not be split.
+    """
     results: list[list[str] | ItemError] = []
-    for content in contents:
+    for text in texts:
         try:
-            chunks = chunk_text(content, method, length, overlap, expansion, room)
+            chunks = chunk_text(text, method, length, overlap, expansion, max_bytes)
         except RequestError as error:
             results.append(ItemError(error.message))
         else:
-            room -= chunks_cost(chunks, expansion)
+            max_bytes -= chunks_cost(chunks, expansion)
             results.append(chunks)
     return results
 
 
 def chunks_cost(chunks: Sequence[str], expansion: Expansion) -> int:
-    """Bytes that the chunks of a content take, with their vectors."""
+    """Bytes that the chunks of a text cost, with their vectors."""
     return expansion.nbytes(len(chunks), sum(map(text_bytes, chunks)))
 
 
-def _split(content: str, method: SplitMethod) -> Sequence[str]:
+def _split(text: str, method: SplitMethod) -> Sequence[str]:
     match method:
         case "character":
-            return content
+            return text
         case "passage":
-            return content.split("\n\n")
+            return text.split("\n\n")
         case "sentence":
-            return _sentences(content)
+            return _sentences(text)
         case "word":
-            return [word for sentence in _sentences(content) for word in _words(sentence)]
+            return [word for sentence in _sentences(text) for word in _words(sentence)]
 
 
-class _NoRoom(Exception):
-    """The chunks of a content cost more than is left."""
+class _TooManyBytes(Exception):
+    """The chunks of a text cost more than `max_bytes`."""
 
 
 def _join_windows(
-    units: Sequence[str], separator: str, length: int, overlap: int, expansion: Expansion, room: int
+    units: Sequence[str], separator: str, length: int, overlap: int, expansion: Expansion, max_bytes: int
 ) -> list[str]:
-    # The last start is the first one whose window reaches the end: no window holds only shared units.
+    # The last window is the first one that reaches the end of the text: no window consists of shared units only.
     starts = range(0, max(len(units) - overlap, 1), length - overlap)
-    room -= expansion.nbytes(len(starts), 0)
+    max_bytes -= expansion.nbytes(len(starts), 0)
     chunks = []
     for start in starts:
-        if room < 0:
-            raise _NoRoom
+        if max_bytes < 0:
+            raise _TooManyBytes
         chunk = separator.join(units[start : start + length])
-        room -= expansion.nbytes(0, text_bytes(chunk))
+        max_bytes -= expansion.nbytes(0, text_bytes(chunk))
         if chunk:
             chunks.append(chunk)
-    if room < 0:
-        raise _NoRoom
+    if max_bytes < 0:
+        raise _TooManyBytes
     return chunks
 
 
@@ -139,17 +145,17 @@ def _sentences(text: str) -> list[str]:
     try:
         return _tokenizers().sentences(text)
     except TimeoutError as error:
-        raise _gave_up(text) from error
+        raise _timed_out(text) from error
 
 
 def _words(sentence: str) -> Sequence[str]:
     try:
         return _tokenizers().words(sentence)
     except TimeoutError as error:
-        raise _gave_up(sentence) from error
+        raise _timed_out(sentence) from error
 
 
-def _gave_up(text: str) -> RequestError:
+def _timed_out(text: str) -> RequestError:
     return RequestError(
         Fault.REFUSED,
         f"splitting a text of {len(text)} characters took too long; send it in smaller contents",
@@ -160,14 +166,14 @@ _loading = threading.Lock()
 
 
 def _tokenizers() -> _Tokenizers:
-    """NLTK's tokenizers, shared by all threads (they keep no state between calls)."""
+    """NLTK's tokenizers, loaded once and shared by all threads (they keep no state between calls)."""
     with _loading:
         return _load_tokenizers()
 
 
 @cache
 def _load_tokenizers() -> _Tokenizers:
-    # Importing NLTK takes 0.4 s, so only here.
+    # Imported here and not at the top, because importing NLTK takes 0.4 s.
     from embedding.text.sentences import SentenceTokenizer
     from embedding.text.words import WordTokenizer
 

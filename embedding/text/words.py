@@ -1,8 +1,8 @@
-"""NLTK's word tokenizer, without running the patterns that cannot match.
+"""Splits an English sentence into words: NLTK's word tokenizer, without the patterns that cannot match.
 
-It sends each sentence through thirty substitutions, most of which need a character that the sentence does not have.
-Looking for that character first gives the same words several times as fast, most of all in texts made of nothing but
-sentence ends.
+NLTK applies thirty substitutions to each sentence. Most of them need a character that the sentence does not contain.
+Searching for that character first gives the same words several times as fast, above all in texts that consist of very
+short sentences.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 from nltk.tokenize.destructive import NLTKWordTokenizer
 
-REMEMBERED = 1 << 14
-REMEMBERED_CHARS = 32
-"""The longest sentence whose words are remembered: texts made to be slow repeat short ones."""
+CACHED_SENTENCES = 1 << 14
+CACHED_CHARS = 32
+"""Words are cached only for sentences up to this length: texts that are made to be slow repeat short sentences."""
 
 _NN = ("nn", "nN", "Nn", "NN")
 _MM = ("mm", "mM", "Mm", "MM")
 _TT = ("tt", "tT", "Tt", "TT")
-# A pattern of NLTK, and strings of which a text must hold one for it to match. Patterns that are not here always run.
+# For a pattern of NLTK: strings of which a text must contain at least one for the pattern to match. A pattern that is
+# not listed here is always applied.
 NEEDED: dict[str, tuple[str, ...]] = {
     "([«“‘„]|[`]+)": ("«", "“", "‘", "„", "`"),
     r"^\"": ('"',),
@@ -57,14 +58,14 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Guarded:
-    """A pattern that is tried only where it can match."""
+class _Prefiltered:
+    """A pattern that is applied only to texts that it can match."""
 
     __slots__ = ("_needed", "_sub")
 
     def __init__(self, pattern: Any) -> None:
         self._sub = pattern.sub
-        # The empty string is in every text.
+        # Every text contains the empty string, so a pattern that is not listed is always applied.
         self._needed = NEEDED.get(pattern.pattern, ("",))
 
     def sub(self, replacement: str, text: str) -> str:
@@ -75,27 +76,25 @@ class _Guarded:
         return text
 
 
-def _guarded(rules: list[tuple[Any, str]]) -> list[tuple[_Guarded, str]]:
-    return [(_Guarded(pattern), replacement) for pattern, replacement in rules]
+def _prefiltered(rules: list[tuple[Any, str]]) -> list[tuple[_Prefiltered, str]]:
+    return [(_Prefiltered(pattern), replacement) for pattern, replacement in rules]
 
 
 class WordTokenizer(NLTKWordTokenizer):  # type: ignore[misc]  # NLTK has no types
-    """The same words as NLTK's."""
+    """Gives the same words as NLTK."""
 
-    STARTING_QUOTES = _guarded(NLTKWordTokenizer.STARTING_QUOTES)
-    ENDING_QUOTES = _guarded(NLTKWordTokenizer.ENDING_QUOTES)
-    PUNCTUATION = _guarded(NLTKWordTokenizer.PUNCTUATION)
-    (PARENS_BRACKETS,) = _guarded([NLTKWordTokenizer.PARENS_BRACKETS])
-    (DOUBLE_DASHES,) = _guarded([NLTKWordTokenizer.DOUBLE_DASHES])
-    CONTRACTIONS2: ClassVar = [_Guarded(pattern) for pattern in NLTKWordTokenizer.CONTRACTIONS2]
-    CONTRACTIONS3: ClassVar = [_Guarded(pattern) for pattern in NLTKWordTokenizer.CONTRACTIONS3]
+    STARTING_QUOTES = _prefiltered(NLTKWordTokenizer.STARTING_QUOTES)
+    ENDING_QUOTES = _prefiltered(NLTKWordTokenizer.ENDING_QUOTES)
+    PUNCTUATION = _prefiltered(NLTKWordTokenizer.PUNCTUATION)
+    (PARENS_BRACKETS,) = _prefiltered([NLTKWordTokenizer.PARENS_BRACKETS])
+    (DOUBLE_DASHES,) = _prefiltered([NLTKWordTokenizer.DOUBLE_DASHES])
+    CONTRACTIONS2: ClassVar = [_Prefiltered(pattern) for pattern in NLTKWordTokenizer.CONTRACTIONS2]
+    CONTRACTIONS3: ClassVar = [_Prefiltered(pattern) for pattern in NLTKWordTokenizer.CONTRACTIONS3]
 
     def __init__(self) -> None:
-        self._remembered = lru_cache(REMEMBERED)(lambda sentence: tuple(self.tokenize(sentence)))
+        self._cached = lru_cache(CACHED_SENTENCES)(lambda sentence: tuple(self.tokenize(sentence)))
 
     def words(self, sentence: str) -> Sequence[str]:
-        """The words of one sentence, not of a text."""
-        words: Sequence[str] = (
-            self._remembered(sentence) if len(sentence) <= REMEMBERED_CHARS else self.tokenize(sentence)
-        )
+        """The words of one sentence; a text must be split into sentences first."""
+        words: Sequence[str] = self._cached(sentence) if len(sentence) <= CACHED_CHARS else self.tokenize(sentence)
         return words

@@ -1,4 +1,4 @@
-"""zip and tar files of a model, unpacked member by member as a stranger's input."""
+"""Unpacks zip and tar files with a model's files. The archives are untrusted input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from embedding.models.files.inflate import Readable, inflated
 from embedding.models.files.tree import MAX_ENTRIES, Tree
 
 _CHUNK_BYTES = 2**18
-_ROOM_STEP_BYTES = 64 * 2**20
-# Weights hardly shrink, and vocabularies to a third: more than this is no model.
+_CHECK_STEP_BYTES = 64 * 2**20
+# Weights hardly compress, and vocabularies to a third: an archive with a higher ratio holds no model.
 _MAX_RATIO = 100
 _FREE_BYTES = 2**20
 
@@ -24,30 +24,31 @@ class BrokenArchive(Exception):
     """The file cannot be read; the text says why."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int, check_room: Callable[[int], None]) -> None:
+def unpack(archive: Path, folder: Path, max_bytes: int, check_free_space: Callable[[int], None]) -> None:
     """Unpacks a zip file or a tar file (plain, gz, bz2, xz) into a new folder.
 
-    Files and folders are taken, and nothing else; their names are as `Tree` wants them. What a member is and how long
-    is looked at before it is read, and its bytes are counted as they come: those of headers and padding as well.
+    Only files and folders are accepted, with names that `Tree` allows. Type and size of a member are checked before it
+    is read, and its bytes are counted while they are read, including headers and padding.
 
     Args:
-        archive: the file; its content says what it is, not its name.
+        archive: the file; its type is detected by its content, not by its name.
         folder: does not exist yet.
         max_bytes: of all its files together; 0 is no limit.
-        check_room: called with bytes that are about to be written; raises RequestError if there is no room for them.
+        check_free_space: called with the bytes that are about to be written; raises RequestError if the disk lacks
+            space for them.
 
     Raises:
         BrokenArchive: it is no archive, or a damaged one.
-        RequestError: REFUSED: too much in it, or an entry that is not taken.
+        RequestError: REFUSED: it holds too much, or an entry that is not accepted.
         OSError: the disk is full or cannot be written.
     """
     with archive.open("rb") as file, Tree(folder) as tree:
-        budget = _Budget(archive.stat().st_size, max_bytes, check_room)
+        budget = _Budget(archive.stat().st_size, max_bytes, check_free_space)
         unpack_into = _unpack_zip if zips.is_zip(file) else _unpack_tar
         try:
             unpack_into(file, tree, budget)
         except (tar.BrokenTar, lzma.LZMAError, *zips.BROKEN) as error:
-            # Those of decompressors have no number, and a seek to a place that a directory lies about has this one.
+            # OSErrors of decompressors have no errno, and a seek to a wrong offset in a zip directory has EINVAL.
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             text = " ".join(str(error).split())[:200]
@@ -55,7 +56,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int, check_room: Callable[[in
 
 
 def content_root(folder: Path) -> Path:
-    """The folder that holds the files: archives often have one folder around everything."""
+    """The folder that holds the files: archives often have a single folder at the top, which is skipped."""
     while True:
         entries = list(folder.iterdir())
         if len(entries) != 1 or not entries[0].is_dir() or entries[0].is_symlink():
@@ -64,7 +65,7 @@ def content_root(folder: Path) -> Path:
 
 
 def _unpack_tar(file: BinaryIO, tree: Tree, budget: _Budget) -> None:
-    stream = _Counted(inflated(file), budget)
+    stream = _CountedStream(inflated(file), budget)
     for member in tar.members(stream):
         if member.is_folder:
             tree.folder(member.name)
@@ -72,7 +73,7 @@ def _unpack_tar(file: BinaryIO, tree: Tree, budget: _Budget) -> None:
         budget.announce(member.size)
         with tree.file(member.name) as target:
             _copy(stream, target, member.size)
-    while stream.read(_CHUNK_BYTES):  # to the end, where the checksums are
+    while stream.read(_CHUNK_BYTES):  # to the end, so that the checksums are verified
         pass
 
 
@@ -84,7 +85,7 @@ def _unpack_zip(file: BinaryIO, tree: Tree, budget: _Budget) -> None:
                 tree.folder(info.orig_filename.removesuffix("/"))
                 continue
             with archive.open(info) as source, tree.file(info.orig_filename) as target:
-                stream = _Counted(source, budget)
+                stream = _CountedStream(source, budget)
                 _copy(stream, target, info.file_size)
                 if stream.read(1):
                     raise EOFError("an entry is longer than its directory says")
@@ -105,40 +106,40 @@ def _chunks(source: Readable, size: int) -> Iterator[bytes]:
 
 
 class _Budget:
-    """What may come out of one archive."""
+    """Counts the bytes that one archive inflates to, and enforces the limits."""
 
-    def __init__(self, archive_bytes: int, max_bytes: int, check_room: Callable[[int], None]) -> None:
+    def __init__(self, archive_bytes: int, max_bytes: int, check_free_space: Callable[[int], None]) -> None:
         self._max_bytes = max_bytes
-        self._most = _FREE_BYTES + _MAX_RATIO * archive_bytes
-        self._check_room = check_room
-        self._come = 0
+        self._max_inflated_bytes = _FREE_BYTES + _MAX_RATIO * archive_bytes
+        self._check_free_space = check_free_space
+        self._read_bytes = 0
         self._announced = 0
-        self._room = 0
+        self._checked_bytes = 0
 
     def announce(self, nbytes: int) -> None:
-        """So many bytes are about to be written."""
+        """Checks the limits before `nbytes` are written."""
         self._announced += nbytes
         self._check(self._announced)
-        if self._announced > self._room:
-            # In steps, since looking at the disk takes longer than writing a small file.
-            step = max(nbytes, _ROOM_STEP_BYTES if self._room else 0)
-            self._check_room(step)
-            self._room = self._announced - nbytes + step
+        if self._announced > self._checked_bytes:
+            # In large steps, since measuring the disk's free space takes longer than writing a small file.
+            step = max(nbytes, _CHECK_STEP_BYTES if self._checked_bytes else 0)
+            self._check_free_space(step)
+            self._checked_bytes = self._announced - nbytes + step
 
     def count(self, nbytes: int) -> None:
-        """So many bytes have come."""
-        self._come += nbytes
-        self._check(self._come)
+        """Checks the limits after `nbytes` were read."""
+        self._read_bytes += nbytes
+        self._check(self._read_bytes)
 
     def _check(self, nbytes: int) -> None:
         if self._max_bytes and nbytes > self._max_bytes:
             raise unloadable(f"the archive holds more than max_checkpoint_bytes ({self._max_bytes})")
-        if nbytes > self._most:
+        if nbytes > self._max_inflated_bytes:
             raise unloadable(f"the archive inflates to more than {_MAX_RATIO} times its size")
 
 
-class _Counted:
-    """A stream whose bytes count."""
+class _CountedStream:
+    """A stream that reports the bytes read to a budget."""
 
     def __init__(self, stream: Readable, budget: _Budget) -> None:
         self._stream = stream

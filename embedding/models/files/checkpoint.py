@@ -1,10 +1,10 @@
-"""What kind of file a checkpoint is, told by its content, whether it is intact, and the safe way to read it.
+"""Detects the format of a checkpoint file, and checks that it is intact and safe to load: it is untrusted input.
 
-All that it says of itself is checked before a library believes it: the sizes of its parts by arithmetic, its
-description against a list of what may be in one. So what loading it takes is known from the size of the file.
+Everything that the file's metadata claims is checked before a library uses it: the sizes of its parts by arithmetic,
+its pickle against a list of what may be in one. So the file's size limits the memory that loading it takes.
 
-torch.save's zip archives have a checksum for each tensor, which torch's own reader does not look at: a file with a bit
-changed would load, and give other vectors. Safetensors and the pickles of torch before 1.6 have none.
+torch.save's zip archives have a checksum for each tensor, which torch's own reader ignores: a file with a flipped bit
+would load, and give other vectors. Safetensors and the pickles of torch before 1.6 have no checksums.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from embedding.models.files import pickles, zips
 from embedding.models.files.failure import described, is_out_of_memory, unloadable
-from embedding.models.files.pickles import BrokenPickle, ShortPickle, Storage, python_objects, read_pickle
+from embedding.models.files.pickle_values import BrokenPickle, ShortPickle, Storage, python_objects
+from embedding.models.files.pickles import read_pickle
 from embedding.shown import shown
 
 Kind = Literal["safetensors", "pickle"]
@@ -34,14 +35,14 @@ class BrokenCheckpoint(Exception):
 
 
 def checkpoint_kind(path: Path) -> Kind:
-    """The kind of a file: its name may be anything that a URL ends in.
+    """Detects the kind of a file by its content, since its name may be arbitrary.
 
-    Reads all of an archive for its checksums: 0.2 s for 600 MB that are in the page cache.
+    Reads a whole zip archive to verify its checksums: 0.2 s for 600 MB in the page cache.
 
     Raises:
         BrokenCheckpoint: neither kind, or visibly damaged.
         RequestError: REFUSED: a TorchScript archive, which is a program and not just weights; Python objects other
-            than tensors; or a description that would take much to read.
+            than tensors; or metadata that would take too much memory or time to read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -53,16 +54,16 @@ def checkpoint_kind(path: Path) -> Kind:
         _check_zip(path)
         return "pickle"
     if head[:1] == b"\x80":
-        _check_old(path, size)
+        _check_legacy(path, size)
         return "pickle"
     raise BrokenCheckpoint(f"{size} bytes that are neither safetensors nor of torch.save")
 
 
 def check_readable(path: Path, kind: Kind) -> None:
-    """Reads a whole checkpoint as open_clip does, to learn whether the file or the model is to blame.
+    """Reads a whole checkpoint as open_clip does, to find out whether the file is the cause of a failed load.
 
     Raises:
-        BrokenCheckpoint: the file is.
+        BrokenCheckpoint: the file cannot be read.
         Exception: whatever says that there is no memory for it (see `is_out_of_memory`).
         RequestError: REFUSED: it holds Python objects other than tensors.
     """
@@ -84,8 +85,8 @@ def check_readable(path: Path, kind: Kind) -> None:
 
 
 def _check_safetensors(path: Path, header_bytes: int, size: int) -> None:
-    """The header says how long the file is, and what lies where: safetensors' own reader compares types and shapes with
-    places, and leaves no byte to none or to two tensors. It makes no Python objects of a header, as `json` would.
+    """safetensors' own reader checks that the header's types and shapes fit its offsets, and that each byte of the file
+    belongs to exactly one tensor. Unlike `json` it creates no Python objects for the header.
     """
     if header_bytes > size - 8:
         raise BrokenCheckpoint("its header is cut off")
@@ -105,7 +106,7 @@ def _check_zip(path: Path) -> None:
     try:
         with path.open("rb") as file, zips.opened(file, _MAX_PARTS) as archive:
             _check_parts(file, archive.infolist())
-            # All zero: it was written without checksums (torch.serialization.set_crc32_options(False)).
+            # All are zero if it was written without checksums (torch.serialization.set_crc32_options(False)).
             damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     except zips.BROKEN as error:
         raise BrokenCheckpoint(f"it is cut off or damaged: {described(error)}") from None
@@ -114,7 +115,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_parts(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
-    """Parts lie there as they are, and each is as long as the description says."""
+    """Checks that all parts are stored uncompressed, and that each has the size that the pickle says."""
     parts = {info.filename.split("/", 1)[-1]: info for info in infos}
     if any(part.startswith("code/") or part == "constants.pkl" for part in parts):
         raise unloadable("the checkpoint is a TorchScript archive, which is a program; save its state_dict instead")
@@ -126,14 +127,14 @@ def _check_parts(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
         raise unloadable("the checkpoint is compressed, which torch.save does not do; save it anew")
     if parts["data.pkl"].file_size > pickles.MAX_BYTES:
         raise _too_long()
-    for storage in _described(zips.stored(file, parts["data.pkl"])):
+    for storage in _storages_in(zips.stored(file, parts["data.pkl"])):
         part = parts.get(f"data/{storage.key}")
         if part is None or part.file_size != storage.nbytes:
             raise BrokenCheckpoint(f"its part 'data/{shown(storage.key)}' is missing or has another size than it says")
 
 
-def _described(content: bytes) -> list[Storage]:
-    """The storages that a pickle names."""
+def _storages_in(content: bytes) -> list[Storage]:
+    """The storages that the pickle of a zip archive refers to."""
     try:
         _, end, storages = read_pickle(content)
     except BrokenPickle as error:
@@ -143,12 +144,13 @@ def _described(content: bytes) -> list[Storage]:
     return storages
 
 
-def _check_old(path: Path, size: int) -> None:
-    """torch.save before 1.6: five pickles, then the storages in the order of the fifth, each behind its length."""
+def _check_legacy(path: Path, size: int) -> None:
+    """Checks the format of torch before 1.6: five pickles, then the storages in the order of the fifth, each behind its
+    length."""
     with path.open("rb") as file:
         content = file.read(pickles.MAX_BYTES)
         try:
-            storages, position = _described_old(content)
+            storages, position = _legacy_storages(content)
         except ShortPickle as error:
             if len(content) < size:
                 raise _too_long() from None
@@ -164,10 +166,10 @@ def _check_old(path: Path, size: int) -> None:
         raise BrokenCheckpoint(f"it has {size} bytes instead of {position}")
 
 
-def _described_old(content: bytes) -> tuple[list[Storage], int]:
-    """The storages in the order of the file, and where they begin."""
+def _legacy_storages(content: bytes) -> tuple[list[Storage], int]:
+    """The storages in the order of the file, and the offset at which they begin."""
     with suppress(tarfile.HeaderError):
-        # A file may be of both kinds, and torch looks for a tar file first.
+        # A file may be valid as both formats, and torch tries tar first.
         tarfile.TarInfo.frombuf(content[:512], "utf-8", "surrogateescape")
         raise BrokenCheckpoint("it is a tar file")
     magic, position, _ = read_pickle(content)

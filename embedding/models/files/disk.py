@@ -1,4 +1,4 @@
-"""The folder of downloaded files, on a disk that all processes of a node share: who uses what, and what goes first."""
+"""The cache folder of downloaded files, which all processes of a node share: leases on entries, and their deletion."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _ROOTS = ("files", "hub")
 
 
 class Disk:
-    """Entries are the folders in `files` and `hub`: a download, or a repository. Each has a lock file in `.leases`,
-    which its users hold together and who deletes it holds alone; the time of that file is the time of the last use.
+    """The entries are the folders in `files` and `hub`: downloads, and repositories of the hub. Each has a lock file in
+    `.leases`. Users of an entry hold a shared lock, and a process that deletes it an exclusive one. The modification
+    time of the lock file is the time of the last use.
 
     Args:
-        root: the folder; made when it is first needed.
+        root: the folder; created when it is first needed.
         max_bytes: of all entries together; 0 is no limit.
     """
 
@@ -36,7 +37,8 @@ class Disk:
 
     @contextmanager
     def using(self, entry: Path) -> Iterator[None]:
-        """Keeps an entry, which need not exist yet, for as long as the context or the session around it lasts."""
+        """Keeps an entry, which need not exist yet, from being deleted until the context, or the session around it,
+        ends."""
         session = current()
         if session is not None:
             session.keep(self._lease(entry))
@@ -45,11 +47,11 @@ class Disk:
         with self._lease(entry):
             yield
 
-    def check_room(self, nbytes: int) -> None:
-        """Makes room for a download within `max_bytes`, and refuses one that the disk cannot hold.
+    def check_free_space(self, nbytes: int) -> None:
+        """Deletes entries so that a download of `nbytes` fits within `max_bytes`, and checks the disk's free space.
 
         Raises:
-            RequestError: REFUSED, with both numbers.
+            RequestError: REFUSED, with both numbers: the disk has too little free space.
         """
         self._root.mkdir(parents=True, exist_ok=True)
         self.prune(nbytes)
@@ -57,15 +59,15 @@ class Disk:
         if nbytes + _SPARE_BYTES > free:
             raise unloadable(f"the disk of cache_dir is full: {nbytes} bytes are needed, and {free} are free")
 
-    def prune(self, coming: int = 0) -> None:
-        """Deletes entries, the least recently used first, until `coming` more bytes fit within `max_bytes`.
+    def prune(self, incoming: int = 0) -> None:
+        """Deletes entries, the least recently used first, until `incoming` more bytes fit within `max_bytes`.
 
-        What any process of this node uses stays, even if it is too much.
+        Entries that a process of this node uses are kept, even if the limit is exceeded.
         """
         if not self._max_bytes:
             return
         sizes = {entry: _size(entry) for root in _ROOTS for entry in self._entries(root)}
-        excess = sum(sizes.values()) + coming - self._max_bytes
+        excess = sum(sizes.values()) + incoming - self._max_bytes
         for entry in sorted(sizes, key=self._last_use):
             if excess <= 0:
                 return
@@ -90,12 +92,11 @@ class Disk:
                 yield
             finally:
                 if file is not None:
-                    self._forget_if_empty(entry, file)
+                    self._delete_if_empty(entry, file)
 
     @contextmanager
     def _opened(self, entry: Path) -> Iterator[TextIO | None]:
-        """The lock file, held together with others; None in a folder that is filled elsewhere and read-only here, where
-        nothing is deleted."""
+        """The lock file, with a shared lock; None in a folder that is read-only here, where nothing is deleted."""
         with ExitStack() as opened:
             yield self._locked(entry, opened)
 
@@ -108,20 +109,20 @@ class Disk:
             except OSError:
                 return None
             fcntl.flock(file, fcntl.LOCK_SH)
-            # It may have been deleted before it was locked: then others lock another file of that name.
-            if _is_at(file, path):
+            # The file may have been deleted before it was locked: other processes would lock a new one.
+            if _is_same_file(file, path):
                 return opened.enter_context(file)
             file.close()
 
-    def _forget_if_empty(self, entry: Path, lease: TextIO) -> None:
-        """Leaves nothing of an entry that has no content and no other user: its name was a stranger's choice."""
+    def _delete_if_empty(self, entry: Path, lease: TextIO) -> None:
+        """Deletes an entry without content and other users: requests for arbitrary names must leave nothing behind."""
         if not _has_content(entry) and _locked_alone(lease, self._lease_file(entry)):
             self._remove(entry)
 
     def _remove(self, entry: Path) -> None:
-        """Deletes an entry that is locked alone, and all that others have made for it."""
+        """Deletes an entry whose lock is held exclusively, and lock files for it."""
         shutil.rmtree(entry, ignore_errors=True)
-        shutil.rmtree(entry.parent / ".locks" / entry.name, ignore_errors=True)  # of the hub's client
+        shutil.rmtree(entry.parent / ".locks" / entry.name, ignore_errors=True)  # made by the hub's client
         if not entry.exists():
             self._lease_file(entry).unlink(missing_ok=True)
 
@@ -130,10 +131,10 @@ class Disk:
         return (lease if lease.exists() else entry).stat().st_mtime
 
     def delete(self, entry: Path) -> bool:
-        """Deletes an entry, unless somebody uses it.
+        """Deletes an entry, unless a process uses it.
 
         Returns:
-            Whether it is gone.
+            Whether it was deleted.
         """
         with self._opened(entry) as file:
             if file is None or not _locked_alone(file, self._lease_file(entry)):
@@ -143,16 +144,16 @@ class Disk:
 
 
 def _locked_alone(file: TextIO, path: Path) -> bool:
-    """Whether nobody else has the lock. Who asks loses its share of it if not."""
+    """Tries to turn a shared lock into an exclusive one. On failure the shared lock may be lost."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    # Between the one lock and the other somebody else may have deleted entry and lock, and others made them anew.
-    return _is_at(file, path)
+    # Between the two locks another process may have deleted the entry and its lock file, and others made new ones.
+    return _is_same_file(file, path)
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+def _is_same_file(file: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -160,7 +161,7 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 
 def _has_content(entry: Path) -> bool:
-    """Whether an entry holds more than locks, notes of the hub's client, and transfers that it does not go on with."""
+    """Whether an entry holds more than lock files, refs of the hub's client, and downloads that it will not resume."""
     for path in entry.rglob("*"):
         inside = path.relative_to(entry)
         if inside.parts[0] == "refs" or any(part.startswith(".") for part in inside.parts):
@@ -172,12 +173,12 @@ def _has_content(entry: Path) -> bool:
 
 
 def _size(entry: Path) -> int:
-    """Bytes of its files; links, of which the hub's folders are full, count nothing."""
+    """Bytes of its files. Links, which folders of the hub have for every file, are not counted."""
     total = 0
     for path in entry.rglob("*"):
         try:
             status = path.lstat()
-        except FileNotFoundError:  # renamed or deleted in this moment
+        except FileNotFoundError:  # renamed or deleted concurrently
             continue
         total += status.st_size if path.is_file() and not path.is_symlink() else 0
     return total

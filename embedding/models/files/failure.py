@@ -1,4 +1,4 @@
-"""A model that cannot be had: the one wording of it."""
+"""Errors for models that cannot be loaded: their messages, and the classification of errors of other libraries."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SHOWN_CHARS = 400
 
 
 _PREFIX = "Unable to load model"
-"""What Marqo's users know (docs/protocol.md, section 7.1)."""
+"""As in Marqo's own messages (docs/protocol.md, section 7.1)."""
 
 
 def unloadable(reason: str) -> RequestError:
-    """The refusal of a model whose name is not known here; see `named`."""
+    """The error for a model that cannot be loaded, as yet without the model's name; see `named`."""
     return RequestError(Fault.REFUSED, f"{_PREFIX}: {reason}")
 
 
 def named(error: BaseException, name: str) -> RequestError:
-    """Any failure to load, as the refusal of the model that the request calls `name`."""
+    """Converts any error of a load to one that names the model."""
     if not isinstance(error, RequestError):
         return RequestError(Fault.REFUSED, f"{_PREFIX} '{shown(name)}': {described(error)}")
     if not error.message.startswith(f"{_PREFIX}: "):
@@ -31,7 +31,7 @@ def named(error: BaseException, name: str) -> RequestError:
 
 
 def larger_than_budget(name: str, nbytes: int, budget: int) -> RequestError:
-    """The refusal of a model that can never fit."""
+    """The error for a model that can never fit."""
     return RequestError(
         Fault.REFUSED,
         f"{_PREFIX} '{shown(name)}': its weights take {nbytes} bytes, more than the {budget} that this server keeps "
@@ -40,7 +40,7 @@ def larger_than_budget(name: str, nbytes: int, budget: int) -> RequestError:
 
 
 def out_of_memory(name: str, others: bool, reason: str) -> RequestError:
-    """The refusal of a model for which the device has no memory, because of others or on its own."""
+    """The error for a model that filled the device's memory, together with others or alone."""
     return RequestError(
         Fault.OVERLOADED if others else Fault.REFUSED,
         f"{_PREFIX} '{shown(name)}': the device's memory is full, "
@@ -49,7 +49,7 @@ def out_of_memory(name: str, others: bool, reason: str) -> RequestError:
 
 
 def too_many_loads(name: str, loading: int) -> RequestError:
-    """The refusal of a model for as long as too many others are on their way."""
+    """The error for a model while too many others are being loaded."""
     return RequestError(
         Fault.OVERLOADED,
         f"{_PREFIX} '{shown(name)}': {loading} other models are being loaded at the moment; try again later",
@@ -57,7 +57,7 @@ def too_many_loads(name: str, loading: int) -> RequestError:
 
 
 def still_downloading(name: str, waiting: int) -> RequestError:
-    """The refusal of a model whose files are on their way, where too many wait for such already."""
+    """The error for a model that is being downloaded, if too many requests wait for downloads already."""
     return RequestError(
         Fault.OVERLOADED,
         f"{_PREFIX} '{shown(name)}': it is being downloaded, and {waiting} requests wait for downloads already; "
@@ -66,18 +66,18 @@ def still_downloading(name: str, waiting: int) -> RequestError:
 
 
 def invalid(reason: str) -> RequestError:
-    """The refusal of properties that contradict themselves or lack something."""
+    """The error for properties that are contradictory or incomplete."""
     return RequestError(Fault.REFUSED, f"Invalid model properties: {reason}")
 
 
 def described(error: BaseException) -> str:
-    """An error of another library in one short line; some repeat bytes of the file that they could not read."""
+    """An error of another library in one short, printable line: some contain bytes of a file that cannot be read."""
     text = " ".join(str(error).split())[:_SHOWN_CHARS]
     printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     return f"{type(error).__name__}: {printable}"
 
 
-# torch's allocator on a CPU; a mapping of a file that the kernel refuses; ONNX Runtime's arena, and C++'s own.
+# Messages of torch's CPU allocator, of a failed mapping of a file, of ONNX Runtime's allocator, and of C++.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: ",
     "Cannot allocate memory (os error 12)",
@@ -87,13 +87,13 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a full device or machine is behind an error, however often it has been wrapped."""
+    """Whether lack of memory, on the device or the machine, caused an error or one that it wraps."""
     while error is not None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        # A refusal's text is ours, and holds names that a request may choose.
+        # Texts of RequestErrors are not searched: they contain names that a request may choose.
         if not isinstance(error, RequestError) and any(words in str(error) for words in _OUT_OF_MEMORY):
             return True
         error = error.__cause__ or error.__context__
@@ -101,5 +101,5 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a write failed because there is no room."""
+    """Whether a write failed because the disk is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

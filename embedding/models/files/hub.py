@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub, through its own client: its cache, its locks, its tokens."""
+"""Downloads from the Hugging Face hub by its own client, with that client's cache, locks and tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from embedding.models.files.progress import HubProgress
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _LONGEST_NAME = 96  # the hub's own limit
 _CHUNK_BYTES = 2**22
-# The client writes 10 MiB at a time: a transfer that has not written for so long is slower than any of use.
+# The client writes 10 MiB at a time: a download that has not written anything for this long has been abandoned.
 _ABANDONED_S = 3600.0
 
 
@@ -37,7 +37,7 @@ class _File:
     name: str
     size: int
     sha256: str
-    """"" if the hub does not say: it does for large files."""
+    """"" if unknown: the hub tells it for large files only."""
 
 
 class Hub:
@@ -45,9 +45,9 @@ class Hub:
 
     Args:
         options: limits.
-        cache_dir: the hub's cache folder, in the layout of its own client.
-        disk: what the downloads go to.
-        access: which tokens it has accepted.
+        cache_dir: cache folder, in the layout of the hub's client.
+        disk: the disk with that folder.
+        access: remembers which tokens the hub has accepted.
     """
 
     def __init__(self, options: LoadOptions, cache_dir: Path, disk: Disk, access: Access) -> None:
@@ -57,7 +57,7 @@ class Hub:
         self._access = access
 
     def first(self, repo_id: str, names: Sequence[str], token: str | None) -> Path:
-        """The first of several files that the repository has.
+        """The first of several file names that the repository has.
 
         Raises:
             RequestError: REFUSED, with the reason; never with the token.
@@ -71,7 +71,7 @@ class Hub:
             self._check_confirmed(repo_id, token)
             cached = [path for name in names if (path := self._cached(repo_id, name))]
             if not cached:
-                raise _out_of_reach(repo_id)
+                raise _unreachable(repo_id)
             return cached[0]
         for name in names:
             for file in files:
@@ -101,8 +101,8 @@ class Hub:
         return path.parents[file.name.count("/")]
 
     def _files(self, repo_id: str, token: str | None) -> list[_File] | None:
-        """What the repository holds; None if the hub is out of reach. One short request without repetitions, as the
-        client's own would keep a caller waiting."""
+        """The repository's files; None if the hub cannot be reached. A single request without retries, since those of
+        the client would delay the caller for long."""
         api = HfApi(endpoint=_endpoint(), token=token)
         try:
             info = api.model_info(repo_id, files_metadata=True, timeout=self._options.connect_timeout_s)
@@ -111,7 +111,7 @@ class Hub:
                 return None
             raise _failure(repo_id, error) from None
         except Exception:
-            # No answer at all. Which library's errors these are depends on the client's version.
+            # No answer. The type of the error depends on the client's version.
             return None
         return [
             _File(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else "")
@@ -126,10 +126,10 @@ class Hub:
         if not self._options.share_private_models:
             self._check_access(repo_id, file.name, token)
         if cached is None:
-            self._tidy(self._repository(repo_id) / "blobs")
-            self._disk.check_room(file.size)
+            self._delete_abandoned(self._repository(repo_id) / "blobs")
+            self._disk.check_free_space(file.size)
         try:
-            with _pace_of_this_thread(Pace(self._options)):
+            with _watch_pace(Pace(self._options)):
                 path = Path(
                     hf_hub_download(  # type: ignore[call-overload]
                         repo_id,
@@ -138,7 +138,7 @@ class Hub:
                         endpoint=_endpoint(),
                         cache_dir=self._cache_dir,
                         etag_timeout=self._options.connect_timeout_s,
-                        # A callable is all that it needs.
+                        # The client only calls it, so it need not be a class.
                         tqdm_class=partial(HubProgress, f"{file.name} of {repo_id}"),
                     )
                 )
@@ -153,7 +153,7 @@ class Hub:
         return path
 
     def _check_access(self, repo_id: str, name: str, token: str | None) -> None:
-        """Has the hub say that this token may have a file: its client would fall back to what others have brought."""
+        """Asks the hub whether this token may have a file, since its client would return cached files for any token."""
         url = hf_hub_url(repo_id, name, endpoint=_endpoint())
         try:
             get_hf_file_metadata(url, token=token, endpoint=_endpoint(), timeout=self._options.connect_timeout_s)
@@ -167,7 +167,7 @@ class Hub:
         self._access.confirm(repo_id, token)
 
     def _check_confirmed(self, repo_id: str, token: str | None) -> None:
-        """Without the hub: who once was given something of a repository may have what is here."""
+        """While the hub cannot be reached, only tokens that it has accepted for a repository may use cached files."""
         if not self._options.share_private_models and not self._access.is_confirmed(repo_id, token):
             raise unloadable(
                 f"the hub is out of reach, and cannot say whether the request's credentials open '{repo_id}' "
@@ -175,18 +175,18 @@ class Hub:
             )
 
     @staticmethod
-    def _tidy(blobs: Path) -> None:
-        """Deletes what killed downloads have left: the client goes on with none of it, and leaves it for ever."""
+    def _delete_abandoned(blobs: Path) -> None:
+        """Deletes remains of killed downloads, which the client neither resumes nor deletes."""
         oldest = time.time() - _ABANDONED_S
         for part in blobs.glob("*.incomplete"):
             try:
                 if part.stat().st_mtime < oldest:
                     part.unlink()
-            except OSError:  # complete, or deleted, in this moment; or in a folder that is read-only here
+            except OSError:  # completed or deleted concurrently, or the folder is read-only
                 continue
 
     def _repository(self, repo_id: str) -> Path:
-        """Its folder in the layout of the hub's own client."""
+        """The repository's folder, in the layout of the hub's client."""
         if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id or len(repo_id) > _LONGEST_NAME:
             raise unloadable(f"'{repo_id[:100]}' is not the name of a hub repository, OWNER/NAME")
         return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
@@ -203,9 +203,9 @@ class Hub:
         try:
             folder = root / "snapshots" / (root / "refs" / "main").read_text().strip()
         except OSError:
-            raise _out_of_reach(repo_id) from None
+            raise _unreachable(repo_id) from None
         if not folder.is_dir():
-            raise _out_of_reach(repo_id)
+            raise _unreachable(repo_id)
         return folder
 
 
@@ -213,13 +213,14 @@ _pace: ContextVar[Pace | None] = ContextVar("pace", default=None)
 
 
 @contextmanager
-def _pace_of_this_thread(pace: Pace) -> Iterator[None]:
-    """What the hub's client receives in this thread meanwhile has to keep a pace. It tells its progress bar only of
-    every 10 MiB; transfers by Xet, which has no hook, are not watched.
+def _watch_pace(pace: Pace) -> Iterator[None]:
+    """Applies a minimum rate to what the hub's client receives in this thread within the context. It hooks into the
+    client's HTTP responses, since the progress bar is updated only every 10 MiB. Downloads by Xet, which has no such
+    hook, are not limited.
     """
     hooks = get_session().event_hooks
-    if _watched not in hooks["response"]:
-        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _watched]}
+    if _track_pace not in hooks["response"]:
+        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _track_pace]}
     token = _pace.set(pace)
     try:
         yield
@@ -227,7 +228,7 @@ def _pace_of_this_thread(pace: Pace) -> Iterator[None]:
         _pace.reset(token)
 
 
-def _watched(response: Any) -> None:
+def _track_pace(response: Any) -> None:
     pace = _pace.get()
     if pace is None:
         return
@@ -242,14 +243,14 @@ def _watched(response: Any) -> None:
 
 
 def forget(path: Path) -> None:
-    """Deletes a cached file, so that it will be downloaded anew."""
+    """Deletes a cached file, so that it will be downloaded again."""
     blob = path.resolve()
     path.unlink(missing_ok=True)
     blob.unlink(missing_ok=True)
 
 
 def _endpoint() -> str | None:
-    # Read at each use: the client itself reads it only once, when it is imported.
+    # Read at each use, while the client reads it only once, when it is imported.
     return os.environ.get("HF_ENDPOINT") or None
 
 
@@ -264,19 +265,19 @@ def _check(path: Path, file: _File, repo_id: str) -> None:
         raise unloadable(f"'{file.name}' of '{repo_id}' arrived corrupt; it was deleted")
 
 
-def _out_of_reach(repo_id: str) -> Exception:
+def _unreachable(repo_id: str) -> Exception:
     return unloadable(f"the hub is out of reach, and '{repo_id}' is not in this machine's cache")
 
 
 def _failure(repo_id: str, error: Exception) -> Exception:
-    """The hub's answer in our words: its own texts advise people on their own machines."""
+    """The error for the hub's answer. The client's own messages give advice that does not apply to a server."""
     match error:
         case hub_errors.GatedRepoError():
             reason = "it is gated; give a token that has access as modelAuth"
         case hub_errors.RepositoryNotFoundError():
             reason = "it does not exist, or it is private and needs a token with access as modelAuth"
         case hub_errors.LocalEntryNotFoundError():
-            return _out_of_reach(repo_id)
+            return _unreachable(repo_id)
         case TooSlow():
             reason = str(error)
         case hub_errors.EntryNotFoundError():

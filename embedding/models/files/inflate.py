@@ -1,4 +1,4 @@
-"""Compressed files as streams that inflate no more than is read from them."""
+"""Compressed files as streams, which decompress only as much as is read from them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
 _CHUNK_BYTES = 2**16
-# What xz itself needs at its highest level, 65 MiB, and some more: a file may ask for 4 GiB.
+# Enough for xz's highest level, which needs 65 MiB. A file could ask for 4 GiB.
 _XZ_MEMORY_BYTES = 96 * 2**20
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
 class Readable(Protocol):
-    """What gives up to so many bytes, and none only at its end."""
+    """A stream whose `read` returns up to `size` bytes, and none only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class _Decompressor(Protocol):
-    """What bz2's and lzma's decompressors have in common."""
+    """The common interface of the decompressors of bz2 and lzma."""
 
     @property
     def eof(self) -> bool: ...
@@ -34,7 +34,7 @@ class _Decompressor(Protocol):
 
 
 class _Stream(io.RawIOBase):
-    """One compressed stream after the other. `lzma.LZMAFile` knows no limit of memory, and bz2's is the same thing."""
+    """Decompresses concatenated streams. Unlike `lzma.LZMAFile` it can limit the memory of the decompressor."""
 
     def __init__(self, file: BinaryIO, make: Callable[[], _Decompressor]) -> None:
         self._file = file
@@ -64,9 +64,9 @@ class _Stream(io.RawIOBase):
 
 
 def inflated(file: BinaryIO) -> Readable:
-    """A stream of a file's content, inflated if its first bytes say that it is of gzip, bzip2 or xz.
+    """A stream of a file's content, decompressed if its first bytes are those of gzip, bzip2 or xz.
 
-    Reading raises OSError, EOFError, zlib.error or lzma.LZMAError for what is damaged, or wants too much memory.
+    Reading raises OSError, EOFError, zlib.error or lzma.LZMAError if the file is damaged or needs too much memory.
     """
     head = file.read(6)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""JSON of a stranger, read within limits of bytes, depth and number of values."""
+"""Reads untrusted JSON files within limits of size, depth and number of values."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from embedding.models.files.failure import unloadable
 JsonMap = dict[str, Any]
 
 MAX_BYTES = 4 * 2**20
-"""Of a file that says how a model is made. The largest of known models has one."""
+"""Of a config file. The largest known one has 1 MiB."""
 MAX_VALUES = 250_000
-"""Those of the largest known vocabulary of special tokens are a fifth of that."""
+"""The largest known list of special tokens has a fifth of that."""
 MAX_DEPTH = 20
 _MAX_DIGITS = 40  # 10**30 is how tokenizers spell "no limit"
 
 
 def parse_map(content: bytes, name: str) -> JsonMap:
-    """The object that a JSON file holds.
+    """Parses the content of a JSON file, which must be an object.
 
     Args:
         content: of the file.
         name: of the file, for messages.
 
     Raises:
-        RequestError: REFUSED: beyond a limit, not JSON, or another value than an object.
+        RequestError: REFUSED: a limit is exceeded, or it is not JSON, or not an object.
     """
     if len(content) > MAX_BYTES:
         raise unloadable(f"{name} has more than {MAX_BYTES} bytes")
-    # Counted before they are made: an empty list of two characters takes 64 bytes.
+    # Counted before parsing: an empty list, of two characters, takes 64 bytes of memory.
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise unloadable(f"{name} has more than {MAX_VALUES} values")
     try:
@@ -47,31 +47,31 @@ def parse_map(content: bytes, name: str) -> JsonMap:
 
 
 def read_map(path: Path) -> JsonMap:
-    """As `parse_map`, of a regular file."""
+    """Reads a regular file; see `parse_map`."""
     return parse_map(read_bytes(path, MAX_BYTES), path.name)
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes.
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes` bytes.
 
     Raises:
         RequestError: REFUSED: it is larger, or a device, a pipe or a folder.
     """
     try:
-        # Not blocking: to open a pipe that nobody writes to would take for ever.
+        # Non-blocking: otherwise opening a pipe without a writer would never return.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise unloadable(f"{path.name} is no regular file")
-            content = file.read(most + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise unloadable(f"{path.name} cannot be read: {error.strerror}") from None
-    if len(content) > most:
-        raise unloadable(f"{path.name} has more than {most} bytes")
+    if len(content) > max_bytes:
+        raise unloadable(f"{path.name} has more than {max_bytes} bytes")
     return content
 
 
 def words_of(text: str) -> frozenset[str]:
-    """A closed list, such as of the keys that an object may have."""
+    """An allowlist from words separated by blanks."""
     return frozenset(text.split())
 
 

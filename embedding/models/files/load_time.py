@@ -1,4 +1,4 @@
-"""How long a load takes, from its first step to a model that is ready, and how much of that is waiting for files."""
+"""Measures how long a load takes until its model is ready, and how much of that it waits for files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LoadTime:
 
     Args:
         started: `time.perf_counter()` at its first step.
-        download_s: seconds spent on getting files, or on waiting for another process that gets them.
+        download_s: seconds of downloading files, or of waiting for another process that downloads them.
     """
 
     started: float = field(default_factory=time.perf_counter)
@@ -32,10 +32,10 @@ _current: ContextVar[LoadTime | None] = ContextVar("load_time", default=None)
 
 @contextmanager
 def load_time() -> Iterator[LoadTime]:
-    """The clock of the load that this is a part of, else a new one.
+    """The clock of the load that the caller is a part of, else a new one.
 
-    A context variable, since the steps of one load run in several threads: whoever asks for a model's size brings its
-    files, and whoever loads it finds them there.
+    It is in a context variable, since the steps of one load run in several threads: the files are often downloaded when
+    the model's size is estimated, before it is loaded.
     """
     clock = _current.get()
     if clock is not None:
@@ -51,7 +51,7 @@ def load_time() -> Iterator[LoadTime]:
 
 @contextmanager
 def downloading() -> Iterator[None]:
-    """Counts the time within as a download of the present load, if there is one. Not to be nested."""
+    """Counts the time within the context as download time of the current load, if any. Not to be nested."""
     started = time.perf_counter()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What an operator lets be loaded, from where, and how: the `models` settings of an encoder."""
+"""The `models` settings of an encoder: from where models may be loaded, and how."""
 
 from __future__ import annotations
 
@@ -29,42 +29,43 @@ def _default_dual_stack() -> bool:
 
 
 class LoadOptions(BaseModel):
-    """Settings for loading models. Closed: an unknown key is an error.
+    """Settings for loading models. An unknown key is an error.
 
     Args:
         model_sources: where weights may come from. "registry": models of the table that comes with this server,
-            wherever they lie. "hub": any Hugging Face repository and any pretrained tag of open_clip. "url": what a
-            request's `url` points to. "s3": an S3 object. "path": a file of this machine, under `path_roots`.
-        path_roots: the folders for "path". Links are followed before a path is compared with them.
-        cache_dir: where downloads are kept; shared by the replicas of a node. Default: the environment's
-            MARQO_MODEL_CACHE_PATH, else a folder of the user's own. Hub files go to its folder `hub`, or to the Hugging
-            Face cache if HF_HOME or HF_HUB_CACHE is set.
-        max_cache_bytes: of all downloads in `cache_dir` together, the least recently used of which go first; 0 is no
-            limit. What a process of this node is downloading or loading stays, even if that is more. A Hugging Face
-            cache elsewhere is not counted.
+            wherever their files are. "hub": any Hugging Face repository and any pretrained tag of open_clip. "url": the
+            `url` of a request. "s3": an S3 object. "path": a file of this machine, under `path_roots`.
+        path_roots: the folders for "path". Links are resolved before a path is compared with them.
+        cache_dir: where downloads are kept; shared by the replicas of a node. Default: the environment variable
+            MARQO_MODEL_CACHE_PATH, else a folder in the user's home. Files of the hub go to its subfolder `hub`, or to
+            the Hugging Face cache if HF_HOME or HF_HUB_CACHE is set.
+        max_cache_bytes: limit for all downloads in `cache_dir` together; the least recently used are deleted first. 0
+            is no limit. Files that a process of this node is downloading or loading are kept even beyond the limit. A
+            Hugging Face cache elsewhere is not counted.
         allowed_networks: comma-separated networks that "url" downloads may connect to although they are not public.
-        share_private_models: whether a model that was loaded with `modelAuth` is there for requests without it, since
-            Marqo sends credentials only to have it loaded. If not: for those alone that bring the same credentials, and
-            the hub or S3 is asked before each load whether they (or none) may have what is on the disk.
+        share_private_models: whether a model that was loaded with `modelAuth` also serves requests without it, since
+            Marqo sends credentials only in order to have it loaded. If not, it serves only requests with the same
+            credentials, and before each load the hub or S3 is asked whether these (or none) give access to the files.
         trust_remote_code: whether a repository's own Python code may run. It has all rights of this process.
         random_hash: seeds the `random` models; "md5" for indexes made before Marqo 2.25.
-        backend: what runs models for which it has a choice.
+        backend: which library runs models that both can run.
         backends: the same for single models, by name.
-        max_tokens: of one text, whatever a request's `tokens` says: attention takes memory by their square.
-        tokenizer_bytes: memory of the process that a transformers tokenizer has for itself.
-        tokenizer_load_s: seconds of CPU time to load and try such a tokenizer.
+        max_tokens: limit for one text, whatever a request's `tokens` says: the memory of attention grows with the
+            square of the number of tokens.
+        tokenizer_bytes: memory limit of the subprocess of a transformers tokenizer.
+        tokenizer_load_s: seconds of CPU time to load and test such a tokenizer.
         cuda_precision: of models on a GPU whose properties do not ask for `fp32`. CPUs always compute in fp32, unless
             the properties ask for fp16.
-        max_checkpoint_bytes: of one file; 0 is no limit.
-        connect_timeout_s: seconds to reach a server, and for a hub's first answer.
-        read_timeout_s: seconds without a single byte after which a download has failed.
-        download_timeout_s: seconds for one whole file; waiting for another process's download of it is not counted.
-        min_download_bytes_per_s: a download that is slower has failed; 0 is no limit.
+        max_checkpoint_bytes: limit for one file; 0 is no limit.
+        connect_timeout_s: seconds to connect to a server, and for the hub's first answer.
+        read_timeout_s: seconds without a single byte after which a download fails.
+        download_timeout_s: seconds for one whole file, not counting the wait for another process that downloads it.
+        min_download_bytes_per_s: a download that is slower fails; 0 is no limit.
         download_window_s: seconds over which that rate is averaged. Before the first byte a server has
             `read_timeout_s` more.
         max_redirects: that one download may follow.
         ca_file: PEM file of the trusted certificate authorities for "url"; "" is certifi's.
-        s3_dual_stack: reach S3 by IPv6 too. Default: MARQO_MODEL_DOWNLOAD_S3_USE_DUAL_STACK.
+        s3_dual_stack: whether S3 is also reached by IPv6. Default: MARQO_MODEL_DOWNLOAD_S3_USE_DUAL_STACK.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)

@@ -1,4 +1,4 @@
-"""Where the files of a model come from, told by its properties alone."""
+"""Where the files of a model come from, according to its properties."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _TAG_PREFIX = "open_clip/"
 
 
 def needs_files(spec: ModelSpec) -> bool:
-    """Whether there is anything to download or read. Of what is not served at all, that is not known: True."""
+    """Whether the model has files to download or read. True also for types that are not served."""
     return spec.properties.get("type") != "random"
 
 
 def origin_of(spec: ModelSpec, options: LoadOptions) -> Origin:
-    """The source on which the model's download depends most: the least trusted of those that it has.
+    """The source of the model's files; if it has several, the least trusted one.
 
     Raises:
-        RequestError: REFUSED; the properties are not valid, or of a model that needs no files.
+        RequestError: REFUSED: the properties are not valid.
     """
     properties = parse_properties(spec.properties)
     if isinstance(properties, RandomProperties):
@@ -51,7 +51,7 @@ def origin_of(spec: ModelSpec, options: LoadOptions) -> Origin:
 
 
 def _is_registered(name: str, options: LoadOptions) -> bool:
-    # Pretrained tags are those that open_clip knows: nobody's own server is behind one.
+    # Pretrained tags come from open_clip's own table, so a request cannot name a server by one.
     return name.startswith(_TAG_PREFIX) or ("registry" in options.model_sources and name in registered())
 
 
@@ -61,7 +61,7 @@ def _of_graphs(properties: OpenClipProperties | HfProperties) -> Origin:
 
 
 def _of_sources(sources: Sequence[str]) -> Origin:
-    """Of several sources: of the first with a host that the request names."""
+    """The first source that is a URL, else the first in S3, else a path."""
     files = "\n".join(sources)
     for source in sources:
         if "://" in source and not source.startswith("s3://"):
@@ -73,12 +73,12 @@ def _of_sources(sources: Sequence[str]) -> Origin:
 
 
 def _domain(host: str) -> str:
-    """The last two labels: whoever owns a domain can make up as many hosts in it as they like."""
+    """The last two labels of a host's name, since the owner of a domain can add any number of hosts to it."""
     return host if is_literal(host) else ".".join(host.rstrip(".").split(".")[-2:])
 
 
 def _origin(kind: str, site: str, file: str) -> Origin:
-    # Hashed: properties may hold names of any length, and a URL may hold a password.
+    # Hashed, since names in the properties may be long, and a URL may contain a password.
     return Origin(kind, site and _digest(site), _digest(file))  # type: ignore[arg-type]
 
 

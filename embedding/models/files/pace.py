@@ -1,4 +1,4 @@
-"""The least rate of a download: who sends a byte now and then holds a loading thread for hours otherwise."""
+"""The minimum rate of a download: a server that sends a byte now and then must not hold a loading thread for hours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TooSlow(Exception):
 
 
 class Pace:
-    """Of one download: the next so many bytes, or the rest of the file, within one window of time.
+    """The minimum rate of one download: so many bytes, or the rest of the file, within each window of time.
 
     Args:
         options: `min_download_bytes_per_s`, `download_window_s`; `read_timeout_s` is the grace until the first byte.
@@ -27,14 +27,14 @@ class Pace:
         self._window_s = options.download_window_s
         self._come = 0
         self.step_bytes = min(2**20, max(1, int(self._rate * self._window_s / 8))) if self._rate else 2**20
-        """How much at a time to read, where a reader waits until it has all of that."""
+        """How many bytes to read at a time, for a reader that blocks until it has all of them."""
         self._deadline = time.monotonic() + self._window_s + options.read_timeout_s if self._rate else float("inf")
 
     def advance(self, nbytes: int) -> None:
-        """Bytes have come.
+        """Counts bytes that have arrived.
 
         Raises:
-            TooSlow: too few in the window that has passed.
+            TooSlow: fewer than the minimum arrived in the window that has passed.
         """
         self.check()
         self._come += nbytes
@@ -53,7 +53,7 @@ class Pace:
         return self._deadline - time.monotonic()
 
     def error(self) -> TooSlow:
-        """What is raised, also by those who wait for themselves."""
+        """The exception for callers that watch `left_s` themselves."""
         return TooSlow(
             f"it is slower than {self._rate} bytes/s, averaged over {self._window_s:g} s (the settings "
             "min_download_bytes_per_s and download_window_s)"

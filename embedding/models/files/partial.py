@@ -1,12 +1,22 @@
-"""A download that has not come to its end: the bytes so far, and what tells whether a server still has that file."""
+"""A download that has not come to its end: the bytes so far, and what tells whether a server still has that file.
+
+Source: RFC 9110, sections 8.8 (validators), 13.1.5 (If-Range) and 14 (ranges).
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from embedding.fetch.reply import Head
+
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +80,33 @@ class Partial:
             shutil.rmtree(self.path)
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
+
+
+def version_of(head: Head) -> Version | None:
+    """What a later request can ask for the rest of; None if the server does not say enough, or serves no ranges."""
+    total = head.length
+    if not total or head.fields.get("accept-ranges") == "none":
+        return None
+    etag = head.fields.get("etag", "")
+    if _STRONG_ETAG.fullmatch(etag):
+        return Version(etag, total)
+    modified = head.fields.get("last-modified", "")
+    try:
+        age = parsedate_to_datetime(head.fields.get("date", "")) - parsedate_to_datetime(modified)
+    except (ValueError, TypeError):
+        return None
+    # Within one second a file may change twice, and its date but once.
+    return Version(modified, total) if age.total_seconds() >= 1 else None
+
+
+def continues(head: Head, version: Version, offset: int) -> bool:
+    """Whether an answer is exactly the rest of a version, from an offset on."""
+    given = _CONTENT_RANGE.fullmatch(head.fields.get("content-range", ""))
+    if head.status != 206 or given is None:
+        return False
+    name = "etag" if version.validator.startswith('"') else "last-modified"
+    return (
+        tuple(map(int, given.groups())) == (offset, version.total - 1, version.total)
+        and head.fields.get(name, version.validator) == version.validator
+        and head.length in (None, version.total - offset)
+    )

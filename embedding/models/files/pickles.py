@@ -1,8 +1,8 @@
-"""The pickle of a checkpoint, read without making what it describes.
+"""Checks the pickle of a checkpoint without creating the objects that it describes.
 
-torch's own reader with `weights_only` runs no code, but believes every number: forty bytes ask it for a `bytearray` of
-gigabytes, or for a tensor that reaches beyond its storage. So the same instructions are followed here with stand-ins.
-What passes are plain values, containers and tensors whose arithmetic is right. Source: `pickletools`, and torch's
+torch's own reader with `weights_only` runs no code, but trusts every number: forty bytes can make it allocate a
+`bytearray` of gigabytes, or a tensor that extends beyond its storage. This reader executes the same instructions with
+placeholders. It accepts plain values, containers, and tensors with consistent sizes. Source: `pickletools`, and torch's
 `_weights_only_unpickler` and `_utils`.
 """
 
@@ -11,101 +11,45 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from embedding.models.files.failure import unloadable
+from embedding.models.files.pickle_values import (
+    COUNTER,
+    DICT,
+    MAX_INTEGER,
+    ORDERED_DICT,
+    OTHER,
+    STORAGE_TYPES,
+    TENSOR,
+    BrokenPickle,
+    ByteString,
+    Global,
+    Opaque,
+    ShortPickle,
+    Storage,
+    checked_tensor,
+    element_bytes_of,
+    python_objects,
+)
 
 MAX_BYTES = 8 * 2**20
 _MAX_OPERATIONS = 600_000  # a tensor takes about 25
-_MAX_DIMENSIONS = 16
-# Tensors that were expanded from fewer values, as buffers sometimes are.
-_MAX_EXPANDED = 2**20
-_MOST = 2**61 - 1  # from here on integers of one hash can be made, which dictionaries are slow with
-
-_ELEMENT_BYTES = {
-    **dict.fromkeys(("bool", "uint8", "int8", "float8_e4m3fn", "float8_e5m2"), 1),
-    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
-    **dict.fromkeys(("float32", "int32", "uint32"), 4),
-    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
-    "complex128": 16,
-}
-_STORAGES = {
-    "torch.storage.UntypedStorage": 1,
-    **{f"torch.{name}Storage": 1 for name in ("Bool", "Byte", "Char")},
-    **{f"torch.{name}Storage": 2 for name in ("Half", "BFloat16", "Short")},
-    **{f"torch.{name}Storage": 4 for name in ("Float", "Int")},
-    **{f"torch.{name}Storage": 8 for name in ("Double", "Long", "ComplexFloat")},
-    "torch.ComplexDoubleStorage": 16,
-}
 
 
-class BrokenPickle(Exception):
-    """It is no pickle, or a damaged one, or its numbers do not fit together; the text says why."""
-
-
-class ShortPickle(BrokenPickle):
-    """It ends before its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """What tensors lie in.
-
-    Args:
-        key: its name.
-        element_bytes: of one number.
-        count: of its numbers.
-    """
-
-    key: str
-    element_bytes: int
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.element_bytes * self.count
-
-
-@dataclass(frozen=True, slots=True)
-class _Global:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Opaque:
-    """Something whose content does not matter."""
-
-    kind: str
-
-
-_DICT, _ORDERED, _COUNTER = (_Opaque(kind) for kind in ("dict", "OrderedDict", "Counter"))
-_TENSOR, _OTHER = _Opaque("tensor"), _Opaque("other")
 _MARK = object()
 
 
-def python_objects() -> Exception:
-    """The refusal of a checkpoint that is more than tensors."""
-    return unloadable(
-        "the checkpoint holds Python objects other than tensors, whose loading can run code; save its state_dict "
-        "alone, or as safetensors"
-    )
-
-
 def read_pickle(content: bytes, start: int = 0) -> tuple[Any, int, list[Storage]]:
-    """Follows a pickle to its end.
+    """Reads a pickle to its end.
 
     Returns:
-        its value, with stand-ins for what is not plain; where it ends; and the storages that it names, each time.
+        Its value, with placeholders for what is not plain data; the position after its end; and the storages that it
+        refers to, one for each reference.
 
     Raises:
         BrokenPickle: see there.
-        RequestError: REFUSED: what is not on the list of things that a checkpoint may hold, or too much of it.
+        RequestError: REFUSED: it holds what a checkpoint may not hold, or too much.
     """
     reader = _Reader(content, start)
     try:
@@ -161,10 +105,10 @@ class _Reader:
         return value
 
     def _since_mark(self) -> list[Any]:
-        for place in range(len(self._stack) - 1, -1, -1):
-            if self._stack[place] is _MARK:
-                values = self._stack[place + 1 :]
-                del self._stack[place:]
+        for index in range(len(self._stack) - 1, -1, -1):
+            if self._stack[index] is _MARK:
+                values = self._stack[index + 1 :]
+                del self._stack[index:]
                 return values
         raise BrokenPickle("it is damaged")
 
@@ -198,10 +142,10 @@ class _Reader:
 
     def set_items(self, several: bool) -> None:
         pairs = self._since_mark() if several else [self._pop(), self._pop()][::-1]
-        if self._stack[-1] not in (_DICT, _ORDERED, _COUNTER):
+        if self._stack[-1] not in (DICT, ORDERED_DICT, COUNTER):
             raise python_objects()
         for key in pairs[::2]:
-            if not (isinstance(key, str | float) or (isinstance(key, int) and abs(key) < _MOST)):
+            if not (isinstance(key, str | float) or (isinstance(key, int) and abs(key) < MAX_INTEGER)):
                 raise python_objects()
 
     def get(self, layout: str) -> None:
@@ -218,96 +162,60 @@ class _Reader:
         except ValueError:
             raise BrokenPickle("it is damaged") from None
         module = {"__builtin__": "builtins", "torch.tensor": "torch._tensor"}.get(module, module)
-        self.push(_Global(f"{module}.{name}"))
+        self.push(Global(f"{module}.{name}"))
 
     def persistent(self) -> None:
         match self._pop():
-            # The last one is of torch before 1.6.
-            case ("storage", _Global() as kind, str(key), str(), int(count)) | (
-                ("storage", _Global() as kind, str(key), str(), int(count), None)
-            ) if kind.name in _STORAGES and 0 <= count < _MOST:
-                storage = Storage(key, _STORAGES[kind.name], count)
+            # The second form is of torch before 1.6.
+            case ("storage", Global() as kind, str(key), str(), int(count)) | (
+                ("storage", Global() as kind, str(key), str(), int(count), None)
+            ) if kind.name in STORAGE_TYPES and 0 <= count < MAX_INTEGER:
+                storage = Storage(key, STORAGE_TYPES[kind.name], count)
             case _:
                 raise python_objects()
         self.storages.append(storage)
         self.push(storage)
 
     def build(self) -> None:
-        """The attributes of an OrderedDict, as `state_dict` has them."""
-        if self._pop() is not _DICT or self._stack[-1] is not _ORDERED:
+        """Accepts attributes only on an OrderedDict, where `state_dict` sets some."""
+        if self._pop() is not DICT or self._stack[-1] is not ORDERED_DICT:
             raise python_objects()
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise python_objects()
         match function.name, arguments:
             case "collections.OrderedDict", ():
-                made: Any = _ORDERED
-            case "collections.Counter", () | (_Opaque(kind="dict"),):
-                made = _COUNTER
-            case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", (Storage() as storage, *place):
-                made = _tensor(storage, place, storage.element_bytes)
-            case "torch._utils._rebuild_tensor_v3", (Storage() as storage, *place) if len(place) >= 6:
-                made = _tensor(storage, place, _element_bytes(place[5]))
-            case "torch._utils._rebuild_parameter", (_Opaque(kind="tensor"), *_):
-                made = _TENSOR
+                made: Any = ORDERED_DICT
+            case "collections.Counter", () | (Opaque(kind="dict"),):
+                made = COUNTER
+            case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", (Storage() as storage, *view):
+                made = checked_tensor(storage, view, storage.element_bytes)
+            case "torch._utils._rebuild_tensor_v3", (Storage() as storage, *view) if len(view) >= 6:
+                made = checked_tensor(storage, view, element_bytes_of(view[5]))
+            case "torch._utils._rebuild_parameter", (Opaque(kind="tensor"), *_):
+                made = TENSOR
             case "torch.Size", (tuple(),):
-                made = _OTHER
+                made = OTHER
             case "torch.device", (str(),) | (str(), int()):
-                made = _OTHER
+                made = OTHER
             case "builtins.complex", (float(), float()):
-                made = _OTHER
+                made = OTHER
             case "_codecs.encode", (str(text), "latin1" | "latin-1"):
                 made = self._bytes(len(text))
-            case "builtins.bytearray", () | (_Bytes(),):
+            case "builtins.bytearray", () | (ByteString(),):
                 made = self._bytes(sum(one.length for one in arguments))
             case _:
                 raise python_objects()
         self.push(made)
 
-    def _bytes(self, length: int) -> _Bytes:
-        """A few instructions can repeat one text without end."""
+    def _bytes(self, length: int) -> ByteString:
+        """Counts bytes, since a few instructions can repeat one text any number of times."""
         self._made_bytes += length
         if self._made_bytes > MAX_BYTES:
             raise unloadable(f"the checkpoint's description makes more than {MAX_BYTES} bytes")
-        return _Bytes(length)
-
-
-def _element_bytes(dtype: Any) -> int:
-    name = dtype.name.removeprefix("torch.") if isinstance(dtype, _Global) else ""
-    if name not in _ELEMENT_BYTES:
-        raise python_objects()
-    return _ELEMENT_BYTES[name]
-
-
-def _tensor(storage: Storage, place: list[Any], element_bytes: int) -> _Opaque:
-    """A tensor's arithmetic: within its storage, and of no more values than that has."""
-    match place:
-        case (int(offset), tuple(sizes), tuple(strides), *rest) if len(rest) <= 5 and not _has_objects(rest):
-            pass
-        case _:
-            raise python_objects()
-    numbers = (offset, *sizes, *strides)
-    if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
-        raise BrokenPickle("a tensor has a size or a stride that is none")
-    if len(sizes) != len(strides) or len(sizes) > _MAX_DIMENSIONS:
-        raise BrokenPickle("a tensor has another number of sizes than of strides, or too many")
-    there = storage.nbytes // element_bytes
-    count = 1
-    for size in sizes:
-        count *= size
-    if count and offset + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) >= there:
-        raise BrokenPickle("a tensor reaches beyond its storage")
-    if count > max(there, _MAX_EXPANDED):
-        raise unloadable("the checkpoint has a tensor that is expanded from fewer values; save it as a contiguous one")
-    return _TENSOR
-
-
-def _has_objects(values: list[Any]) -> bool:
-    """Whether a tensor comes with more than its flags, its empty hooks and its dtype."""
-    plain = (bool, type(None), _Global)
-    return not all(isinstance(value, plain) or value in (_ORDERED, _DICT) for value in values)
+        return ByteString(length)
 
 
 def _operations() -> Iterator[tuple[bytes, Callable[[_Reader], None]]]:
@@ -319,7 +227,7 @@ def _operations() -> Iterator[tuple[bytes, Callable[[_Reader], None]]]:
         pickle.NEWTRUE: True,
         pickle.NEWFALSE: False,
         pickle.EMPTY_TUPLE: (),
-        pickle.EMPTY_DICT: _DICT,
+        pickle.EMPTY_DICT: DICT,
     }
     yield from ((code, pushes(value)) for code, value in constants.items())
     yield pickle.EMPTY_LIST, lambda reader: reader.push([])

@@ -1,4 +1,4 @@
-"""Downloads in the log: a line at the start, one every few seconds, one at the end."""
+"""Logs the progress of downloads: a line at the start, one every few seconds, one at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from embedding.models.files.transfers import check_wanted
 
@@ -17,12 +17,12 @@ _MIB = 2**20
 
 
 class Progress:
-    """One file on its way.
+    """The download of one file.
 
     Args:
-        what: its name for people; never with credentials.
-        total: its size in bytes, or None if nobody says.
-        done: bytes that an earlier attempt has left.
+        what: the file's name for the log; never with credentials.
+        total: its size in bytes; None if unknown.
+        done: bytes that an earlier attempt has downloaded.
     """
 
     def __init__(self, what: str, total: int | None, done: int = 0) -> None:
@@ -38,7 +38,7 @@ class Progress:
         """Counts bytes that have arrived.
 
         Raises:
-            Stopped: no more are wanted.
+            Stopped: the download is to end.
         """
         check_wanted()
         self._done += nbytes
@@ -49,7 +49,7 @@ class Progress:
             logger.info(f"downloading {self._what}: {self._done / _MIB:.1f} MiB{share}")
 
     def finish(self) -> None:
-        """Says so, if all of it is there."""
+        """Logs that the download is complete, if it is."""
         if self._finished or (self._total is not None and self._done < self._total):
             return
         self._finished = True
@@ -57,19 +57,19 @@ class Progress:
         logger.info(f"downloaded {self._what}: {self._done / _MIB:.1f} MiB in {elapsed:.1f} s")
 
 
-class HubProgress(tqdm):  # type: ignore[misc]
-    """The same for huggingface_hub, which reports to a progress bar: this one draws nothing."""
+class HubProgress(tqdm):  # type: ignore[type-arg]
+    """A progress bar for huggingface_hub, which logs instead of drawing."""
 
     def __init__(self, label: str, **options: Any) -> None:
         self._progress = Progress(label, options.get("total"))
         super().__init__(**{**options, "disable": True})
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Bytes that have arrived; negative if a transfer starts over."""
+        """Counts bytes that have arrived; negative if a download starts over."""
         self._progress.advance(int(n or 0))
         return None
 
     def close(self) -> None:
-        """The end, of a transfer that succeeded or not."""
+        """Called at the end of a download, whether it succeeded or not."""
         self._progress.finish()
         super().close()

@@ -1,4 +1,4 @@
-"""One S3 object to the disk. boto3 is needed only here: the extra `s3` of this package."""
+"""Downloads an S3 object to the disk. Needs boto3, from this package's extra `s3`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from embedding.models.files.options import LoadOptions
 from embedding.models.files.pace import Pace, TooSlow, Watchdog
 from embedding.models.files.progress import Progress
 
-# A name only: botocore also takes ARNs here, which stand for other services and hosts.
+# Only plain names: botocore also accepts ARNs, which refer to other services and hosts.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
 def s3_label(bucket: str, key: str) -> str:
-    """The object as people write it. It also identifies it, together with `endpoint()`."""
+    """The object's URL, for messages. Together with `endpoint()` it identifies the object."""
     return f"s3://{bucket}/{key}"
 
 
@@ -35,18 +35,18 @@ def download_object(
     credentials: Mapping[str, str] | None,
     path: Path,
     options: LoadOptions,
-    check_room: Callable[[int], None],
+    check_free_space: Callable[[int], None],
 ) -> None:
     """Writes an object to `path`, which does not exist yet. Blocks.
 
     Args:
         bucket: its name.
         key: of the object.
-        credentials: a request's `aws_access_key_id`, `aws_secret_access_key` and perhaps `aws_session_token`; None is
-            the environment's own, and without those an unsigned request, as public buckets allow.
+        credentials: a request's `aws_access_key_id`, `aws_secret_access_key` and perhaps `aws_session_token`. None is
+            those of the environment; if it has none either, the request is unsigned, which public buckets allow.
         path: where the bytes go as they arrive.
         options: limits.
-        check_room: called with the object's size; raises RequestError if there is no room for it.
+        check_free_space: called with the object's size; raises RequestError if the disk lacks space for it.
 
     Raises:
         RequestError: REFUSED, with the reason, never with credentials.
@@ -56,11 +56,11 @@ def download_object(
         raise invalid("the Bucket of modelLocation is not a bucket's name")
     with _errors_of(s3_label(bucket, key)):
         reply = _client(credentials, options).get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
-        _save(reply, s3_label(bucket, key), path, options, check_room)
+        _save(reply, s3_label(bucket, key), path, options, check_free_space)
 
 
 def check_access(bucket: str, key: str, credentials: Mapping[str, str] | None, options: LoadOptions) -> None:
-    """Has S3 say that these credentials may have an object. Blocks.
+    """Asks S3 whether these credentials may have an object. Blocks.
 
     Raises:
         RequestError: REFUSED, as `download_object`.
@@ -73,7 +73,7 @@ def check_access(bucket: str, key: str, credentials: Mapping[str, str] | None, o
 
 @contextmanager
 def _errors_of(label: str) -> Iterator[None]:
-    """Turns boto's errors into ours."""
+    """Converts errors of boto3 to RequestErrors."""
     try:
         from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
     except ImportError:
@@ -89,7 +89,7 @@ def _errors_of(label: str) -> Iterator[None]:
     except TooSlow as error:
         raise unloadable(f"downloading {label} failed: {error}") from None
     except BotoCoreError as error:
-        # The type alone: the texts hold endpoints, and who knows what else.
+        # Only the type: the messages contain endpoints, and possibly more that is confidential.
         raise unloadable(f"downloading {label} failed: {type(error).__name__}") from None
 
 
@@ -98,18 +98,18 @@ def _client(credentials: Mapping[str, str] | None, options: LoadOptions) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    # At DEBUG it writes each request down with its headers: the key's name, the session's token, the signature.
+    # At level DEBUG it logs each request with its headers: name of the key, session token, signature.
     library = logging.getLogger("botocore")
     library.setLevel(max(library.level, logging.INFO))
     names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
     given = {name: credentials[name] for name in names if credentials.get(name)} if credentials else {}
-    # A session of its own: boto3's default one is not safe between threads, and would keep credentials.
+    # A new session: boto3's default session is not thread-safe, and would keep credentials.
     session = boto3.session.Session(**given)
     config: dict[str, Any] = {
         "connect_timeout": options.connect_timeout_s,
         "read_timeout": options.read_timeout_s,
         "retries": {"max_attempts": 2, "mode": "standard"},
-        "proxies": {},  # as for the other downloads; None would take the environment's
+        "proxies": {},  # none, as for other downloads; None would use those of the environment
     }
     if options.s3_dual_stack and not endpoint():
         config["s3"] = {"use_dualstack_endpoint": True}
@@ -118,19 +118,19 @@ def _client(credentials: Mapping[str, str] | None, options: LoadOptions) -> Any:
     return session.client("s3", config=Config(**config))
 
 
-def _save(reply: Any, label: str, path: Path, options: LoadOptions, check_room: Callable[[int], None]) -> None:
+def _save(reply: Any, label: str, path: Path, options: LoadOptions, check_free_space: Callable[[int], None]) -> None:
     total = int(reply["ContentLength"])
     limit = options.max_checkpoint_bytes
     with closing(reply["Body"]) as body:
         if limit and total > limit:
             raise unloadable(f"downloading {label} failed: it has {total} bytes, and max_checkpoint_bytes is {limit}")
-        check_room(total)
+        check_free_space(total)
         progress = Progress(label, total)
         pace = Pace(options)
         with Watchdog(pace, lambda: _shut_down(body)) as watchdog:
             try:
                 with path.open("xb") as file:
-                    # botocore compares the size, and the checksum if the object has one, at the end.
+                    # At the end botocore checks the size, and the checksum if the object has one.
                     for chunk in body.iter_chunks(pace.step_bytes):
                         file.write(chunk)
                         progress.advance(len(chunk))
@@ -143,5 +143,5 @@ def _save(reply: Any, label: str, path: Path, options: LoadOptions, check_room: 
 
 
 def _shut_down(body: Any) -> None:
-    """Makes a thread that waits for bytes go on without them: botocore itself offers nothing for that."""
+    """Ends the wait of a thread that reads from the connection. botocore has no public function for that."""
     body._raw_stream.shutdown()

@@ -1,4 +1,4 @@
-"""What one load has been given: its files stay on the disk, and none is asked for twice, until its end."""
+"""The session of one load: until it ends, its files stay on the disk, and none is requested twice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 class Session:
-    """Leases and answers of one load. Its steps run in several threads, one after the other, which share it by their
-    context; it ends with the last of them, though the load may have been given up before."""
+    """Leases and results of one load. The steps of a load run in several threads, one after the other, which share the
+    session by their context. It ends with the last of them, even if the load was cancelled before."""
 
     def __init__(self) -> None:
         self._leases = ExitStack()
@@ -20,19 +20,19 @@ class Session:
         self._lock = threading.Lock()
 
     def keep(self, lease: AbstractContextManager[None]) -> None:
-        """Enters a lease, which is left at the session's end."""
+        """Enters a lease, and leaves it when the session ends."""
         with self._lock:
             self._leases.enter_context(lease)
 
     def once(self, question: Hashable, get: Callable[[], Path]) -> Path:
-        """What `get` gave the first time that this was asked. Errors are not remembered."""
+        """The result of `get`, which is called only for the first equal `question`. Errors are not remembered."""
         if question not in self._answers:
             self._answers[question] = get()
         return self._answers[question]
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Keeps it open."""
+        """Keeps the session open until the context ends."""
         with self._lock:
             self._users += 1
         try:
@@ -49,13 +49,13 @@ _current: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
 def current() -> Session | None:
-    """The session of the present load, if there is one."""
+    """The session of the current load, if there is one."""
     return _current.get()
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """The session of the load that this is a part of, else a new one."""
+    """Joins the session of the load that the caller is a part of, else starts a new one."""
     present = _current.get()
     if present is not None:
         with present.joined():
@@ -71,6 +71,6 @@ def session() -> Iterator[None]:
 
 
 def once(question: Hashable, get: Callable[[], Path]) -> Path:
-    """`Session.once` of the present load; outside of one, `get` is asked each time."""
+    """`Session.once` of the current load; without one, `get` is called each time."""
     present = _current.get()
     return get() if present is None else present.once(question, get)

@@ -1,4 +1,4 @@
-"""Downloaded files by key: shared by all processes of a node, and never with half a file among them."""
+"""Downloaded files by key, shared by all processes of a node. Incomplete files are never visible."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _PARTS_KEPT = 16
 
 
 class Store:
-    """A file appears under its name when it is complete, by a rename; before that it is `NAME.part`.
+    """Files are written as `NAME.part`, and renamed to their names when they are complete.
 
     Args:
-        root: the folder; made when it is first needed.
-        patience_s: seconds to wait while another process or thread makes the same file.
-        disk: what `root` lies on.
+        root: the folder; created when it is first needed.
+        lock_timeout_s: seconds to wait while another process or thread writes the same file.
+        disk: the disk with `root`.
     """
 
-    def __init__(self, root: Path, patience_s: float, disk: Disk) -> None:
+    def __init__(self, root: Path, lock_timeout_s: float, disk: Disk) -> None:
         self._root = root.expanduser().absolute()
-        self._patience_s = patience_s
+        self._lock_timeout_s = lock_timeout_s
         self._disk = disk
 
     def get(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
-        """The file or folder `name` of `key`, made by `write` if it is not there yet.
+        """The file or folder `name` of `key`, written by `write` if it does not exist yet.
 
         Args:
-            key: says what it is, in full: two different contents never share a key.
+            key: identifies the content completely: two different contents never share a key.
             name: its base name, for people and for libraries that look at suffixes.
-            write: fills a path. It finds what a failed or killed one has left there if that came with a note, see
-                `Partial`; all else is thrown away.
+            write: writes to a path. If an earlier, failed or killed, call left bytes there that can be resumed (see
+                `Partial`), they are kept; others are deleted first.
 
         Raises:
             RequestError: REFUSED: the disk is full, the folder cannot be written, or `write` raised it.
@@ -45,7 +45,7 @@ class Store:
         try:
             return self._get(key, name, write)
         except BaseException:
-            self._forget_parts()
+            self._delete_old_parts()
             raise
 
     def _get(self, key: str, name: str, write: Callable[[Path], None]) -> Path:
@@ -56,27 +56,29 @@ class Store:
                 if final.exists():
                     return final
                 folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(folder / f".{name}.lock", timeout=self._patience_s):
+                with FileLock(folder / f".{name}.lock", timeout=self._lock_timeout_s):
                     if not final.exists():
                         _make(final, write)
                 self._disk.prune()
         except Timeout:
-            raise unloadable(f"another process has been downloading '{name}' for {self._patience_s:.0f} s") from None
+            raise unloadable(
+                f"another process has been downloading '{name}' for {self._lock_timeout_s:.0f} s"
+            ) from None
         except OSError as error:
             raise self._failure(name, error) from None
         return final
 
-    def _forget_parts(self) -> None:
-        """Deletes what failed downloads have left to be gone on with, but for the latest."""
+    def _delete_old_parts(self) -> None:
+        """Deletes resumable remains of failed downloads, except for the latest ones."""
         parts = sorted(self._root.glob("*/*.part"), key=_changed, reverse=True)
         for part in parts[_PARTS_KEPT:]:
             self._disk.delete(part.parent)
 
     def forget(self, path: Path) -> bool:
-        """Deletes what `get` gave, or the folder that it gave if `path` lies in one.
+        """Deletes a result of `get`, or the one that contains `path`.
 
         Returns:
-            Whether it is one of the store's.
+            Whether `path` belongs to this store.
         """
         if not path.is_relative_to(self._root):
             return False
@@ -93,13 +95,13 @@ class Store:
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # complete, or deleted, in this moment
+    except OSError:  # completed or deleted concurrently
         return 0.0
 
 
 def _make(final: Path, write: Callable[[Path], None]) -> None:
     partial = Partial(final.with_name(f"{final.name}.part"))
-    partial.tidy()  # of a process that was killed
+    partial.tidy()  # remains of a process that was killed
     try:
         write(partial.path)
         _flush(partial.path)
@@ -112,7 +114,7 @@ def _make(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk before the rename: after a power cut the name must not stand for an empty file."""
+    """Writes a file to the disk before it is renamed, so that the name never refers to an empty file after a crash."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Members of a tar file, one after the other, as a stranger's input: plain files and folders, and nothing else.
+"""Reads the members of an untrusted tar file one after the other: plain files and folders only.
 
-`tarfile` is for files of friends: it reads a header of any size into memory, looks at some with expressions that never
-end, and its filter can be left (CVE-2024-6232, CVE-2025-4517, CVE-2025-8194). Source: POSIX.1, `pax` ("ustar
+`tarfile` is not safe for untrusted files: it reads headers of any size into memory, its parsing can take forever, and
+its extraction filter has been bypassed (CVE-2024-6232, CVE-2025-4517, CVE-2025-8194). Source: POSIX.1, `pax` ("ustar
 Interchange Format", "pax Header Block"); GNU tar's manual, "Basic Tar Format".
 """
 
@@ -14,7 +14,7 @@ from embedding.models.files.failure import unloadable
 from embedding.models.files.inflate import Readable
 
 BLOCK_BYTES = 512
-# Paths are shorter than this; what else such headers hold (times, owners, attributes) is not read.
+# Paths are shorter than this. Other content of such headers (times, owners, attributes) is not needed.
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_HEADERS_BYTES = 16 * 2**20
 _KINDS = {
@@ -29,16 +29,16 @@ _KINDS = {
 
 
 class BrokenTar(Exception):
-    """It is no tar file, or a damaged one; the text says why."""
+    """The file is no tar file, or a damaged one; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a header says.
+    """One file or folder.
 
     Args:
-        name: as it is written, without a folder's last slash.
-        is_folder: a folder, else a file.
+        name: as in the header, without a folder's last slash.
+        is_folder: whether it is a folder, else it is a file.
         size: bytes of the file, which follow in the stream.
     """
 
@@ -48,7 +48,7 @@ class Member:
 
 
 def members(stream: Readable) -> Iterator[Member]:
-    """The members; the caller reads `size` bytes of each from the stream before it asks for the next one.
+    """Iterates over the members. The caller reads `size` bytes from the stream before it asks for the next member.
 
     Raises:
         BrokenTar: see there.
@@ -90,7 +90,7 @@ class _Headers:
         return block
 
     def _extension(self, header: bytes) -> bytes:
-        """The content of a header that describes the next one."""
+        """The content of a header that extends the next one."""
         _check_sum(header)
         size = _number(header[124:136])
         self._extended_bytes += BLOCK_BYTES + size
@@ -108,7 +108,7 @@ def _member(header: bytes, name: str | None, size: int | None) -> Member:
         raise unloadable(f"the archive has an entry that is {_KINDS.get(kind, 'neither a file nor a folder')}")
     if name is None:
         name = _text(_string(header[:100]))
-        # GNU's own format has other things in the place of the prefix.
+        # GNU's own format has other fields in place of the prefix.
         prefix = _text(_string(header[345:500])) if header[257:263] == b"ustar\0" else ""
         name = f"{prefix}/{name}" if prefix else name
     size = _number(header[124:136]) if size is None else size
@@ -119,7 +119,7 @@ def _member(header: bytes, name: str | None, size: int | None) -> Member:
 
 
 def _records(content: bytes) -> dict[str, str]:
-    """Of the records `LENGTH KEY=VALUE\\n` of a pax header those that matter: path and size."""
+    """The records `LENGTH KEY=VALUE\\n` of a pax header for path and size; others are ignored."""
     found: dict[str, str] = {}
     start = 0
     while start < len(content):
@@ -137,13 +137,13 @@ def _records(content: bytes) -> dict[str, str]:
 
 
 def _check_sum(header: bytes) -> None:
-    """The unsigned sum of a header's bytes; some old programs wrote the signed one, and nobody does now."""
+    """Verifies a header's checksum, the unsigned sum of its bytes. The signed sums of some old programs are refused."""
     if sum(header[:148]) + 256 + sum(header[156:]) != _number(header[148:156]):
         raise BrokenTar("a header's checksum is wrong")
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or the big-endian number of GNU's for what is too large for them."""
+    """Reads octal digits, or GNU's big-endian format for numbers that are too large for them."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = _string(field).strip(b" ")

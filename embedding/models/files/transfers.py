@@ -1,6 +1,6 @@
-"""Who may download now: threads are few, and a stranger's slow server must not hold those that others need.
+"""Schedules downloads of models: threads are limited, and a slow server must not occupy all of them.
 
-Lives on one event loop; only the transfers themselves run in threads.
+Runs on one event loop; only the downloads themselves run in threads.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Origin:
     """Where a model's files come from.
 
     Args:
-        kind: which of `model_sources`; each has places of its own.
-        site: who answers for its speed: a domain, an owner of repositories, a bucket; "" is the operator.
-        file: which file that is: the same one is fetched once at a time.
+        kind: which of `model_sources`; each kind has its own slots.
+        site: determines the speed: a domain, an owner of repositories, or a bucket; "" is the operator.
+        file: identifies the file, which is downloaded only once at a time.
     """
 
     kind: Source
@@ -40,23 +40,23 @@ class Origin:
 @dataclass(slots=True, eq=False)
 class _Transfer:
     origin: Origin
-    turn: asyncio.Future[None]
+    admitted: asyncio.Future[None]
     wanted: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 class Stopped(Exception):
-    """Nobody waits for this download any more, and somebody else needs its place."""
+    """The download is stopped: no request waits for it any more, and its slot is needed for another."""
 
 
 _stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 def check_wanted() -> None:
-    """Called now and then by whatever downloads.
+    """Called regularly during a download.
 
     Raises:
-        Stopped: it is to end.
+        Stopped: the download is to end.
     """
     stop = _stop.get()
     if stop is not None and stop.is_set():
@@ -64,17 +64,17 @@ def check_wanted() -> None:
 
 
 class Transfers:
-    """Hands out places for transfers: for each kind of source, first come, first served, but for sites that have
-    their share already and for files that are on their way.
+    """Assigns slots to downloads. Each kind of source has its own, assigned in order of arrival, except that downloads
+    wait whose site has `per_site` slots already, or whose file is being downloaded.
 
-    A transfer that nobody waits for any more goes on, since whoever asks again finds more of the file there; but not
-    where somebody else waits for its place.
+    A download that no request waits for any more continues, since a later request can resume it; but it is stopped if
+    another download needs its slot.
 
     Args:
-        most: transfers of one kind at a time.
-        per_site: of those, from one site.
-        waiting: that wait for a place, of one kind.
-        waiting_per_site: of those, for one site.
+        most: downloads of one kind at a time.
+        per_site: of those, downloads from one site.
+        waiting: downloads of one kind that may wait for a slot.
+        waiting_per_site: of those, downloads from one site.
     """
 
     def __init__(self, most: int = 8, per_site: int = 4, waiting: int = 32, waiting_per_site: int = 8) -> None:
@@ -83,40 +83,40 @@ class Transfers:
         self._most_waiting = waiting
         self._most_waiting_per_site = waiting_per_site
         self._running: list[_Transfer] = []
-        self._line: list[_Transfer] = []
+        self._queue: list[_Transfer] = []
         self._threads = ThreadPoolExecutor(most * len(get_args(Source)), thread_name_prefix="fetch")
 
     async def run(self, origin: Origin, call: Callable[[], T]) -> T:
-        """Runs a transfer in a thread, as soon as it is its turn.
+        """Runs a download in a thread, as soon as it has a slot.
 
         Raises:
-            RequestError: OVERLOADED; too many wait already.
+            RequestError: OVERLOADED: too many wait already.
         """
         transfer = _Transfer(origin, asyncio.get_running_loop().create_future())
-        self._check_line(origin)
-        self._line.append(transfer)
+        self._check_queue(origin)
+        self._queue.append(transfer)
         self._admit()
         try:
-            await transfer.turn
+            await transfer.admitted
         except asyncio.CancelledError:
-            self._leave(transfer)
+            self._free_slot(transfer)
             raise
         context = contextvars.copy_context()
         context.run(_stop.set, transfer.stop)
         running = asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: context.run(lambda: contained(call))
         )
-        running.add_done_callback(lambda _: self._ended(transfer, running))
+        running.add_done_callback(lambda _: self._finished(transfer, running))
         try:
-            # Shielded: whoever hangs up does not end it.
+            # Shielded: a cancelled request does not end the download.
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             transfer.wanted = False
             self._admit()
             raise
 
-    def _check_line(self, origin: Origin) -> None:
-        ahead = [one.origin for one in self._line if one.origin.kind == origin.kind]
+    def _check_queue(self, origin: Origin) -> None:
+        ahead = [one.origin for one in self._queue if one.origin.kind == origin.kind]
         of_site = sum(one.site == origin.site for one in ahead)
         if len(ahead) >= self._most_waiting or (origin.site and of_site >= self._most_waiting_per_site):
             raise RequestError(
@@ -126,41 +126,41 @@ class Transfers:
             )
 
     def _admit(self) -> None:
-        """Gives free places to the first in line that may have them, and has unwanted transfers make way."""
+        """Assigns free slots to the first in the queue that may have them, and stops unwanted downloads for others."""
         needed: Counter[tuple[str, str]] = Counter()
-        for transfer in list(self._line):
+        for transfer in list(self._queue):
             origin = transfer.origin
-            if transfer.turn.done() or any(one.origin == origin for one in self._running):
-                continue  # it has hung up, or its file is on its way
-            alike = [one for one in self._running if one.origin.kind == origin.kind]
-            siblings = [one for one in alike if origin.site and one.origin.site == origin.site]
-            if len(siblings) >= self._per_site:
+            if transfer.admitted.done() or any(one.origin == origin for one in self._running):
+                continue  # it was cancelled, or its file is being downloaded
+            same_kind = [one for one in self._running if one.origin.kind == origin.kind]
+            same_site = [one for one in same_kind if origin.site and one.origin.site == origin.site]
+            if len(same_site) >= self._per_site:
                 needed[origin.kind, origin.site] += 1
-                self._make_way(siblings, needed[origin.kind, origin.site])
-            elif len(alike) >= self._most:
+                self._stop_unwanted(same_site, needed[origin.kind, origin.site])
+            elif len(same_kind) >= self._most:
                 needed[origin.kind, ""] += 1
-                self._make_way(alike, needed[origin.kind, ""])
+                self._stop_unwanted(same_kind, needed[origin.kind, ""])
             else:
-                self._line.remove(transfer)
+                self._queue.remove(transfer)
                 self._running.append(transfer)
-                transfer.turn.set_result(None)
+                transfer.admitted.set_result(None)
 
-    def _make_way(self, transfers: list[_Transfer], needed: int) -> None:
-        """Stops unwanted transfers until as many as are needed are ending."""
-        asked_for = {one.origin for one in self._line}
+    def _stop_unwanted(self, transfers: list[_Transfer], needed: int) -> None:
+        """Stops unwanted downloads until as many as needed are ending."""
+        asked_for = {one.origin for one in self._queue}
         ending = sum(one.stop.is_set() for one in transfers)
         unwanted = [one for one in transfers if not one.wanted and one.origin not in asked_for]
         for transfer in [one for one in unwanted if not one.stop.is_set()][: max(0, needed - ending)]:
             transfer.stop.set()
 
-    def _leave(self, transfer: _Transfer) -> None:
-        """Takes back a place, in line or at the front of it."""
-        for places in (self._line, self._running):
-            if transfer in places:
-                places.remove(transfer)
+    def _free_slot(self, transfer: _Transfer) -> None:
+        """Removes a download from the queue, or from its slot."""
+        for transfers in (self._queue, self._running):
+            if transfer in transfers:
+                transfers.remove(transfer)
         self._admit()
 
-    def _ended(self, transfer: _Transfer, running: asyncio.Future[T]) -> None:
+    def _finished(self, transfer: _Transfer, running: asyncio.Future[T]) -> None:
         if not running.cancelled():
-            running.exception()  # seen, in case that nobody waits for it
-        self._leave(transfer)
+            running.exception()  # retrieved, in case that no request waits for it
+        self._free_slot(transfer)

@@ -1,4 +1,4 @@
-"""A folder that a stranger's archive is unpacked into: which names are taken, and that nothing lands elsewhere."""
+"""The folder that an untrusted archive is unpacked into: checks names, and lets nothing be written elsewhere."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MAX_ENTRIES = 10_000
 _MAX_DEPTH = 16
 _MAX_PATH_BYTES = 1024
 _MAX_PART_BYTES = 255
-# Control characters, and what means a folder, a drive or a stream of data elsewhere.
+# Control characters, and characters that separate folders, drives or data streams on other systems.
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 
 
 class Tree:
-    """A new folder, held by its descriptor: every name is looked up from there, and no link is followed.
+    """A new folder, accessed by its descriptor: every name is resolved relative to it, and no link is followed.
 
         with Tree(Path("/cache/new")) as tree:
             tree.folder("model")
             with tree.file("model/config.json") as file:
                 ...
 
-    A name is taken once, and two names that differ in case or in Unicode's normal form are one. A leading `./` is let
-    pass, since `tar -C FOLDER .` writes it.
+    Each name is accepted only once, and names that differ only in case or Unicode normal form count as equal. A leading
+    `./` is accepted, since `tar -C FOLDER .` writes it.
 
     Args:
         root: does not exist yet.
@@ -54,19 +54,19 @@ class Tree:
         """Makes a folder.
 
         Raises:
-            RequestError: REFUSED: a name that is not served, or is there already; too many entries.
+            RequestError: REFUSED: the name is not allowed or exists already, or there are too many entries.
         """
         parts = self._parts(name)
         if parts:
-            self._enter(parts, named=True)
+            self._add_folders(parts, named=True)
 
     @contextmanager
     def file(self, name: str) -> Iterator[BinaryIO]:
-        """A new file to be written. Raises as `folder`."""
+        """Creates a file for writing. Raises RequestError as `folder` does."""
         parts = self._parts(name)
         if not parts:
             raise _refused(name, "is no name of a file")
-        self._enter(parts[:-1], named=False)
+        self._add_folders(parts[:-1], named=False)
         key = _key(parts)
         if key in self._files or key in self._folders:
             raise _refused(name, "comes twice")
@@ -85,19 +85,19 @@ class Tree:
             raise unloadable(f"the archive holds more than {MAX_ENTRIES} files")
         return _checked(name)
 
-    def _enter(self, parts: list[str], named: bool) -> None:
-        """Makes a folder and those above it. `named`: the archive has an entry for it, and may have only one."""
+    def _add_folders(self, parts: list[str], named: bool) -> None:
+        """Makes a folder and its parents. `named`: the archive has an entry for it, of which there may be only one."""
         for depth in range(1, len(parts) + 1):
             path = parts[:depth]
             key, spelling, by_name = _key(path), "/".join(path), named and depth == len(parts)
-            there = self._folders.get(key)
+            known = self._folders.get(key)
             if key in self._files:
                 raise _refused(spelling, "is a file and a folder")
-            if there is not None and (there[0] != spelling or (by_name and there[1])):
+            if known is not None and (known[0] != spelling or (by_name and known[1])):
                 raise _refused(spelling, "comes twice")
-            if there is None:
+            if known is None:
                 self._make(path)
-            self._folders[key] = (spelling, by_name or (there is not None and there[1]))
+            self._folders[key] = (spelling, by_name or (known is not None and known[1]))
 
     def _make(self, path: list[str]) -> None:
         if len(self._folders) >= MAX_ENTRIES:
@@ -109,7 +109,7 @@ class Tree:
             os.close(parent)
 
     def _open(self, parts: list[str]) -> int:
-        """A descriptor of a folder within, to be closed."""
+        """A descriptor of a folder within, which the caller closes."""
         descriptor = os.dup(self._root)
         for part in parts:
             try:
@@ -122,7 +122,7 @@ class Tree:
 
 
 def _checked(name: str) -> list[str]:
-    """The parts of a path; none of the root's own."""
+    """The parts of a path; an empty list for the root itself."""
     if name in (".", "./"):
         return []
     if name.startswith("/") or ".." in name.split("/"):

@@ -1,4 +1,7 @@
-"""The directory of a zip file, judged before it is believed. Source: PKWARE's APPNOTE.TXT, sections 4.3 and 4.4."""
+"""Checks the directory of an untrusted zip file before `zipfile` uses it.
+
+Source: PKWARE's APPNOTE.TXT, sections 4.3 and 4.4.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ BROKEN = (
     RuntimeError,
     struct.error,
 )
-"""What `zipfile` raises for files that are damaged."""
+"""Exceptions that `zipfile` raises for damaged files."""
 
 _MAX_DIRECTORY_BYTES = 4 * 2**20
 _END = struct.Struct("<4s4H2LH")
@@ -37,33 +40,33 @@ _REFUSED_FLAGS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 13
 
 
 def is_zip(file: BinaryIO) -> bool:
-    """Whether it begins as a zip file does; leaves the position at the start."""
+    """Whether a file begins as zip files do. Leaves the position at the start."""
     head = file.read(4)
     file.seek(0)
     return head in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def is_folder(info: zipfile.ZipInfo) -> bool:
-    """By its name, as everywhere; also for an empty one, at which `ZipInfo.is_dir` fails."""
+    """Whether an entry is a folder, by its name. Unlike `ZipInfo.is_dir` it supports empty names."""
     return info.orig_filename.endswith("/")
 
 
 @contextmanager
 def opened(file: BinaryIO, max_entries: int) -> Iterator[zipfile.ZipFile]:
-    """A zip file whose entries are stored or deflated files and folders, each with bytes of its own and its own name.
+    """Opens a zip file whose entries are stored or deflated files and folders with unique names and separate bytes.
 
-    Its directory is known to be short before it is read. Two readers of such a file see the same entries: it begins
-    with the first one and ends with its directory, and an entry's two headers agree.
+    The size of its directory is checked before it is read. All programs see the same entries in such a file: it begins
+    with the first one and ends with its directory, and the two headers of each entry agree.
 
     Args:
         file: at its start.
-        max_entries: that it may have.
+        max_entries: limit for the number of entries.
 
     Raises:
         one of BROKEN: it is damaged.
-        RequestError: REFUSED: too many entries, or some that are not served.
+        RequestError: REFUSED: too many entries, or some that are not accepted.
     """
-    entries, start = _end(file)
+    entries, start = _read_end(file)
     if entries > max_entries:
         raise unloadable(f"the archive holds {entries} files, and {max_entries} at most are taken")
     with zipfile.ZipFile(file) as archive:
@@ -74,19 +77,19 @@ def opened(file: BinaryIO, max_entries: int) -> Iterator[zipfile.ZipFile]:
             raise unloadable("the archive has an entry whose name comes twice")
         for info in infos:
             _check(info)
-        _check_places(file, infos, start)
+        _check_offsets(file, infos, start)
         yield archive
 
 
 def stored(file: BinaryIO, info: zipfile.ZipInfo) -> bytes:
-    """The content of a stored entry, whose checksum is not looked at."""
+    """The content of a stored entry. Its checksum is not verified."""
     header = _unpacked(file, _LOCAL, info.header_offset, b"PK\3\4")
     file.seek(header[9] + header[10], io.SEEK_CUR)
     return file.read(info.file_size)
 
 
-def _end(file: BinaryIO) -> tuple[int, int]:
-    """How many entries the directory has, and where it begins, as the end of the file says."""
+def _read_end(file: BinaryIO) -> tuple[int, int]:
+    """The number of entries and the offset of the directory, from the record at the end of the file."""
     size = file.seek(0, 2)
     end = size - _END.size
     record = _unpacked(file, _END, end, b"PK\5\6")
@@ -96,9 +99,9 @@ def _end(file: BinaryIO) -> tuple[int, int]:
     if end >= _END64_LOCATOR.size:
         file.seek(end - _END64_LOCATOR.size)
         if file.read(4) == b"PK\6\7":
-            place = _unpacked(file, _END64_LOCATOR, end - _END64_LOCATOR.size, b"PK\6\7")[2]
-            record = _unpacked(file, _END64, place, b"PK\6\6")
-            end, entries, length, start = place, record[7], record[8], record[9]
+            offset = _unpacked(file, _END64_LOCATOR, end - _END64_LOCATOR.size, b"PK\6\7")[2]
+            record = _unpacked(file, _END64, offset, b"PK\6\6")
+            end, entries, length, start = offset, record[7], record[8], record[9]
     if length > _MAX_DIRECTORY_BYTES:
         raise unloadable(f"the archive has a directory of {length} bytes, and {_MAX_DIRECTORY_BYTES} are read at most")
     if start + length != end:
@@ -107,10 +110,10 @@ def _end(file: BinaryIO) -> tuple[int, int]:
     return entries, start
 
 
-def _unpacked(file: BinaryIO, record: struct.Struct, place: int, magic: bytes) -> tuple[int, ...]:
-    if place < 0:
+def _unpacked(file: BinaryIO, record: struct.Struct, offset: int, magic: bytes) -> tuple[int, ...]:
+    if offset < 0:
         raise zipfile.BadZipFile("it is cut off")
-    file.seek(place)
+    file.seek(offset)
     content = file.read(record.size)
     if len(content) != record.size or content[:4] != magic:
         raise zipfile.BadZipFile("it does not end with a directory")
@@ -131,8 +134,8 @@ def _check(info: zipfile.ZipInfo) -> None:
         raise zipfile.BadZipFile("a stored entry has two sizes")
 
 
-def _check_places(file: BinaryIO, infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Each entry has its own bytes: one that shares them with others is how little becomes much."""
+def _check_offsets(file: BinaryIO, infos: list[zipfile.ZipInfo], directory: int) -> None:
+    """Checks that entries do not overlap: a small file could otherwise inflate to a very large one."""
     position = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < position or (position == 0 and info.header_offset):

@@ -1,4 +1,4 @@
-"""Batches of long texts, cut where their attention would take too much memory."""
+"""Splits batches of long texts, whose attention would take too much memory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from embedding.models.model import Rows
 from embedding.models.tokenizers.tokens import Tokens
 
 MAX_BYTES = 2**30
-"""Of the scores of one layer: every token with every other, for each head, as float32."""
+"""Limit for the attention scores of one layer: each token with each other, for each head, as float32."""
 _SCORE_BYTES = 4
 
 
-def attended_apart(parts: Sequence[Tokens], heads: int, encode: Callable[[Sequence[Tokens]], Rows]) -> Rows:
-    """One row for each text, in order, from as few forward passes as memory allows. A text alone always has one.
+def encode_in_batches(parts: Sequence[Tokens], heads: int, encode: Callable[[Sequence[Tokens]], Rows]) -> Rows:
+    """Encodes texts in as few forward passes as memory allows: one row per text, in order.
+
+    A single text is always encoded, even if it exceeds the limit.
 
     Args:
-        parts: tokens of texts.
-        heads: of the model's attention.
-        encode: one forward pass.
+        parts: the tokens of texts.
+        heads: attention heads of the model.
+        encode: runs one forward pass.
     """
     texts = [text for part in parts for text in part]
     longest = max((len(text["input_ids"]) for text in texts), default=0)
     if _scores(len(texts), longest, heads) <= MAX_BYTES:
         return encode(parts)
-    # By length, so that a long one pads as few as may be.
+    # Sorted by length, so that a long text pads as few others as possible.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]["input_ids"]))
     batches: list[list[int]] = [[]]
     for i in order:

@@ -1,7 +1,7 @@
-"""What a repository of transformers may say of its model: closed lists of what is built, and limits of size.
+"""Checks the config files of an untrusted transformers repository against allowlists and size limits.
 
-Everything here is judged by reading: no model and no tokenizer is made, and transformers is not imported. What is not
-in a list is dropped where nothing depends on it, and refused where leaving it out would change vectors.
+The checks only read the files: no model and no tokenizer is built, and transformers is not imported. Keys that are not
+in a list are dropped if no vector depends on them; values that are not served are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from embedding.models.files.failure import unloadable
 from embedding.models.files.json_file import JsonMap, parse_map, words_of
 from embedding.models.hf.pooling import pooling_mode
-from embedding.models.openclip.config import checked_openclip
+from embedding.models.openclip.config_checks import checked_openclip
 from embedding.shown import shown
 
 MODEL_TYPES = words_of(
@@ -25,7 +25,7 @@ MODEL_TYPES = words_of(
     m2m_100 mt5 t5
     """
 )
-"""`model_type`s of transformers that are made of texts alone, and of nothing that lies elsewhere."""
+"""`model_type`s of transformers that take only texts, and refer to no other models or files."""
 
 TOKENIZER_CLASSES = words_of(
     """
@@ -34,7 +34,7 @@ TOKENIZER_CLASSES = words_of(
     RoFormer Siglip SqueezeBert T5 XGLM XLM XLMRoberta XLNet
     """
 )
-"""Without the words Tokenizer and Fast."""
+"""Names of tokenizer classes without the words Tokenizer and Fast."""
 _GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"})
 
 _CONFIG_KEYS = words_of(
@@ -102,7 +102,7 @@ _FEW = words_of("""
     type_vocab_size task_type_vocab_size n_langs
 """)  # fmt: skip
 _POSITIONS = words_of("max_position_embeddings n_positions original_max_position_embeddings")
-_MOST: dict[str, int] = {
+_MAXIMA: dict[str, int] = {
     **dict.fromkeys(_LAYERS, MAX_LAYERS),
     **dict.fromkeys(_WIDE, 65_536),
     **dict.fromkeys(_WIDER, 2**19),
@@ -110,11 +110,11 @@ _MOST: dict[str, int] = {
     **dict.fromkeys(_POSITIONS, 2**24),
     "vocab_size": 4_000_000,
 }
-"""The most that a size may be; those of the largest known models are several times smaller."""
-_MOST_OF_OTHERS = 2**40
+"""Upper limits of sizes; those of the largest known models are several times smaller."""
+_MAX_NUMBER = 2**40
 _SINUSOIDAL = frozenset({"distilbert", "roformer", "xlm"})
 _MAX_SINUSOIDS = 2**21
-"""Positions times width where transformers computes the table in Python: a second of it."""
+"""Positions times width, where transformers computes the table in Python: this many take a second."""
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
 _WIDTHS = ("embedding_size", "input_embedding_size", "hidden_size", "d_model", "dim", "emb_dim", "n_embd")
 _MAX_TEXT = 1000
@@ -123,7 +123,7 @@ _MAX_LIST = 4096
 
 
 def checked_config(given: JsonMap, name: str = "config.json") -> JsonMap:
-    """A transformers config, reduced to what may be said of a text model.
+    """A transformers config, reduced to the keys that are allowed for a text model.
 
     Raises:
         RequestError: REFUSED: a model of another kind, or a size that no model has.
@@ -146,7 +146,7 @@ def checked_config(given: JsonMap, name: str = "config.json") -> JsonMap:
 
 
 def checked_tokenizer_config(given: JsonMap, name: str = "tokenizer_config.json") -> JsonMap:
-    """A tokenizer's settings, reduced to those that name no file and no code.
+    """The settings of a tokenizer, reduced to those that name no file and no code.
 
     Raises:
         RequestError: REFUSED: a class that is not served, or a value that no tokenizer has.
@@ -167,7 +167,7 @@ def checked_tokenizer_config(given: JsonMap, name: str = "tokenizer_config.json"
 
 
 def checked_special_tokens(given: JsonMap, name: str = "special_tokens_map.json") -> JsonMap:
-    """Special tokens by their part, and nothing else: transformers takes the rest as settings of the tokenizer."""
+    """Only the special tokens: transformers would use other keys as settings of the tokenizer."""
     tokens = {key: value for key, value in given.items() if key in _SPECIAL_TOKENS and value is not None}
     for key, value in tokens.items():
         _check_tokens(value, f"{name}: {key}")
@@ -175,56 +175,58 @@ def checked_special_tokens(given: JsonMap, name: str = "special_tokens_map.json"
 
 
 def checked_added_tokens(given: JsonMap, name: str = "added_tokens.json") -> JsonMap:
-    """Tokens and their numbers."""
-    if not all(isinstance(number, int) and 0 <= number < _MOST["vocab_size"] for number in given.values()):
+    """A map from tokens to their ids."""
+    if not all(isinstance(number, int) and 0 <= number < _MAXIMA["vocab_size"] for number in given.values()):
         raise unloadable(f"{name} gives a token another value than its number")
     return given
 
 
 def checked_index(given: JsonMap, present: frozenset[str], name: str) -> JsonMap:
-    """The index of weights in several files: which tensor is where, and nothing but names of files that are there.
+    """The index of weights in several files: which file of the repository has which tensor.
 
     Args:
         given: as it was read.
-        present: names of the weights' files in the repository's folder.
+        present: names of the files of weights in the repository.
         name: of the index, for messages.
     """
-    places = given.get("weight_map")
-    if not isinstance(places, dict):
+    locations = given.get("weight_map")
+    if not isinstance(locations, dict):
         raise unloadable(f"{name} has no weight_map")
-    for place in places.values():
-        if not isinstance(place, str) or place not in present:
-            raise unloadable(f"{name} names a file '{shown(str(place))}', which is not one of the repository's weights")
+    for location in locations.values():
+        if not isinstance(location, str) or location not in present:
+            raise unloadable(
+                f"{name} names a file '{shown(str(location))}', which is not one of the repository's weights"
+            )
     total = (given.get("metadata") or {}).get("total_size") if isinstance(given.get("metadata"), dict) else None
-    return {"metadata": {"total_size": total} if isinstance(total, int | float) else {}, "weight_map": places}
+    return {"metadata": {"total_size": total} if isinstance(total, int | float) else {}, "weight_map": locations}
 
 
 def check_sizes(config: Mapping[str, Any], nbytes: int, tensors: int | None) -> None:
-    """Compares a checked config with the weights that are there, before anything is built.
+    """Compares a checked config with the sizes of the files of weights, before a model is built.
 
     Args:
-        config: as of `checked_config`.
+        config: from `checked_config`.
         nbytes: of all files of weights.
-        tensors: how many they hold; None if that is unknown.
+        tensors: how many these hold; None if unknown.
 
     Raises:
-        RequestError: REFUSED: it describes a model that those weights cannot be.
+        RequestError: REFUSED: it describes a model that has more weights.
     """
     layers = max((config[key] for key in _DEPTHS if isinstance(config.get(key), int)), default=0)
-    # Albert's layers are one and the same, and a type with its own default may be any size: then only bytes count.
+    # All layers of Albert share their weights. Sizes that the config leaves to defaults are not checked here.
     if tensors is not None and config["model_type"] != "albert" and layers > tensors:
         raise unloadable(f"config.json says {layers} layers, but the weights are {tensors} tensors")
     width = _width(config)
     table = width * config["vocab_size"] if isinstance(config.get("vocab_size"), int) else 0
-    # The smallest type of number takes a byte.
+    # The smallest data type takes a byte per weight.
     if table > nbytes:
         raise unloadable(
             f"config.json says {config['vocab_size']} tokens of width {width}, but the weights have only {nbytes} bytes"
         )
 
 
-def check_description(files: Mapping[str, bytes]) -> None:
-    """Judges the files by which a repository describes its model, by their names; others are ignored.
+def check_config_files(files: Mapping[str, bytes]) -> None:
+    """Checks the config files of a repository, given by their names; other files are ignored.
 
     Raises:
         RequestError: REFUSED, naming the file.
@@ -261,7 +263,7 @@ def _check_tables(config: JsonMap, name: str) -> None:
 
 
 def _check_repeats(kinds: object, name: str) -> None:
-    """gpt_neo's kinds of attention, each with how many times it is repeated."""
+    """Checks gpt_neo's list of attention kinds, each with its number of repetitions."""
     for kind in kinds if isinstance(kinds, list) else []:
         if isinstance(kind, list) and any(isinstance(count, int) and not 0 <= count <= MAX_LAYERS for count in kind):
             raise unloadable(f"{name}: attention_types is repeated more than {MAX_LAYERS} times")
@@ -272,44 +274,44 @@ def _width(config: Mapping[str, Any]) -> int:
 
 
 def _check_value(key: str, value: object, name: str) -> None:
-    most = _MOST.get(key)
-    if most is not None and value is not None and not (_is_whole(value) and 0 <= value <= most):  # type: ignore[operator]
-        raise unloadable(f"{name}: {key} is {shown(str(value))}, and must be a whole number of at most {most}")
+    maximum = _MAXIMA.get(key)
+    if maximum is not None and value is not None and not (_is_whole(value) and 0 <= value <= maximum):  # type: ignore[operator]
+        raise unloadable(f"{name}: {key} is {shown(str(value))}, and must be a whole number of at most {maximum}")
     _check_plain(value, f"{name}: {key}")
 
 
-def _check_plain(value: object, place: str) -> None:
-    """Numbers within reason, short texts, and lists and maps of such."""
+def _check_plain(value: object, location: str) -> None:
+    """Allows numbers within limits, short texts, and lists and maps of these."""
     if isinstance(value, str) and (len(value) > _MAX_TEXT or _PATH.search(value)):
-        raise unloadable(f"{place} is '{shown(value)}', which is neither a name nor a number")
-    if isinstance(value, int | float) and not abs(value) <= _MOST_OF_OTHERS:
-        raise unloadable(f"{place} is out of range")
+        raise unloadable(f"{location} is '{shown(value)}', which is neither a name nor a number")
+    if isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
+        raise unloadable(f"{location} is out of range")
     if isinstance(value, list | dict):
         if len(value) > _MAX_LIST:
-            raise unloadable(f"{place} has {len(value)} members")
+            raise unloadable(f"{location} has {len(value)} members")
         for item in value.values() if isinstance(value, dict) else value:
-            _check_plain(item, place)
+            _check_plain(item, location)
 
 
-def _check_tokens(value: object, place: str) -> None:
-    """A special token, as text or with its settings, or several of them."""
+def _check_tokens(value: object, location: str) -> None:
+    """Checks one or several special tokens, each a text or a map with its settings."""
     for token in value.values() if isinstance(value, dict) and "content" not in value else _listed(value):
-        _check_token(token, place)
+        _check_token(token, location)
 
 
 def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_token(token: object, place: str) -> None:
+def _check_token(token: object, location: str) -> None:
     content = token.get("content") if isinstance(token, dict) else token
     if isinstance(content, bool) or not isinstance(content, str):
-        raise unloadable(f"{place} is no token")
+        raise unloadable(f"{location} is no token")
     if len(content) > _MAX_TEXT:
-        raise unloadable(f"{place} is a token of {len(content)} characters")
+        raise unloadable(f"{location} is a token of {len(content)} characters")
     known = {"content", "lstrip", "rstrip", "normalized", "single_word", "special", "id", "__type"}
     if isinstance(token, dict) and not token.keys() <= known:
-        raise unloadable(f"{place} is a token with unknown settings")
+        raise unloadable(f"{location} is a token with unknown settings")
 
 
 def _check_added(tokens: object, name: str) -> None:

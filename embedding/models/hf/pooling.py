@@ -1,4 +1,4 @@
-"""One vector of a text from the vectors of its tokens, and what a repository says of it."""
+"""Pooling: one vector of a text from the vectors of its tokens. Also reads how a repository configures it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, method: Pooling) -> torch.Ten
 
 
 def pooling_mode(given: JsonMap, name: str = "1_Pooling/config.json") -> Pooling:
-    """What sentence-transformers' config of its pooling says; mean, if it says nothing.
+    """The pooling that a sentence-transformers config asks for; mean if it asks for none.
 
     Raises:
         RequestError: REFUSED: another mode, or several at once, whose vectors sentence-transformers puts side by side.

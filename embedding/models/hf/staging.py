@@ -1,7 +1,7 @@
-"""A folder with what transformers may read of a repository: descriptions that were checked, and links to large files.
+"""A temporary folder with what transformers may read of a repository: checked config files, and links to large files.
 
-transformers looks into a folder for files of many names and believes all of them. In here are those that it needs, and
-each is a regular file of the repository's own.
+transformers looks for files of many names in a folder, and trusts all of them. The temporary folder has only those that
+it needs, each of them a regular file of the repository.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from embedding.models.files.failure import unloadable
 from embedding.models.files.json_file import JsonMap, read_map
-from embedding.models.hf.description import (
+from embedding.models.hf.config_checks import (
     MODEL_TYPES,
     checked_added_tokens,
     checked_config,
@@ -32,20 +32,20 @@ _TOKENIZER_CHECKS = {
     "special_tokens_map.json": checked_special_tokens,
     "added_tokens.json": checked_added_tokens,
 }
-# A tokenizer's repository may be that of a whole model, whose type says which class of tokenizer it means.
+# The repository of a tokenizer may be that of a whole model, whose type implies the class of the tokenizer.
 _TOKENIZER_MODEL_TYPES = MODEL_TYPES | {
     "align", "altclip", "bart", "chinese_clip", "clip", "clip_text_model", "gemma3", "mbart", "siglip", "siglip2",
     "siglip2_text_model", "siglip_text_model",
 }  # fmt: skip
 
 
-def own_file(path: Path, folder: Path, roots: Sequence[Path] = ()) -> Path:
-    """A regular file of a repository, links followed.
+def resolved_file(path: Path, folder: Path, roots: Sequence[Path] = ()) -> Path:
+    """Resolves the links of a repository's file, and checks that it is a regular file of that repository.
 
     Args:
         path: within the folder.
-        folder: of the repository. In the layout of the hub's client its files are links to those in `blobs`.
-        roots: folders of the operator's, into which a link may lead too.
+        folder: of the repository. In the cache of the hub's client its files are links to those in `blobs`.
+        roots: folders of the operator, into which a link may lead too.
 
     Raises:
         RequestError: REFUSED: a link leads out of the repository, or it is a device, a pipe or a folder.
@@ -54,62 +54,62 @@ def own_file(path: Path, folder: Path, roots: Sequence[Path] = ()) -> Path:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a link to nothing, or to itself
         raise unloadable(f"{path.name} is a link to nothing") from None
-    homes = [folder.resolve(), *roots]
+    allowed = [folder.resolve(), *roots]
     if folder.parent.name == "snapshots":
-        homes.append((folder.parent.parent / "blobs").resolve())
-    if not any(resolved.is_relative_to(home) for home in homes):
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    if not any(resolved.is_relative_to(parent) for parent in allowed):
         raise unloadable(f"{path.name} is a link that leads out of the repository")
     if not resolved.is_file():
         raise unloadable(f"{path.name} is no regular file")
     return resolved
 
 
-def described_by(folder: Path, name: str, roots: Sequence[Path] = ()) -> JsonMap | None:
-    """A JSON object of a repository; None if it has no such file."""
+def repository_json(folder: Path, name: str, roots: Sequence[Path] = ()) -> JsonMap | None:
+    """Reads a JSON object of a repository; None if it has no such file."""
     path = folder / name
-    return read_map(own_file(path, folder, roots)) if _is_there(path) else None
+    return read_map(resolved_file(path, folder, roots)) if _exists(path) else None
 
 
 @contextmanager
 def staged_tokenizer(folder: Path, roots: Sequence[Path] = ()) -> Iterator[Path]:
-    """What a tokenizer is loaded from.
+    """A temporary folder that a tokenizer is loaded from.
 
     Raises:
         RequestError: REFUSED, naming the file.
     """
     with tempfile.TemporaryDirectory(prefix="marqo-tokenizer-") as staged:
-        place = Path(staged)
+        target = Path(staged)
         for path in sorted(folder.iterdir()):
             if _VOCABULARY.fullmatch(path.name):
-                _link_vocabulary(own_file(path, folder, roots), place / path.name)
+                _link_vocabulary(resolved_file(path, folder, roots), target / path.name)
         for name, checked in _TOKENIZER_CHECKS.items():
-            given = described_by(folder, name, roots)
+            given = repository_json(folder, name, roots)
             if given is not None:
-                (place / name).write_text(json.dumps(checked(given, name)))
-        whole = described_by(folder, "config.json", roots) or {}
-        (place / "config.json").write_text(json.dumps(_tokenizers_part(whole)))
-        yield place
+                (target / name).write_text(json.dumps(checked(given, name)))
+        whole = repository_json(folder, "config.json", roots) or {}
+        (target / "config.json").write_text(json.dumps(_tokenizer_config(whole)))
+        yield target
 
 
 @contextmanager
 def staged_model(folder: Path, config: JsonMap, files: Sequence[Path], roots: Sequence[Path] = ()) -> Iterator[Path]:
-    """What a transformers model is loaded from: its checked config and its files of weights.
+    """A temporary folder that a transformers model is loaded from: its checked config and its files of weights.
 
     Raises:
         RequestError: REFUSED, naming the file.
     """
     with tempfile.TemporaryDirectory(prefix="marqo-model-") as staged:
-        place = Path(staged)
-        (place / "config.json").write_text(json.dumps(config))
+        target = Path(staged)
+        (target / "config.json").write_text(json.dumps(config))
         present = frozenset(path.name for path in files)
         for path in files:
-            (place / path.name).symlink_to(own_file(path, folder, roots))
+            (target / path.name).symlink_to(resolved_file(path, folder, roots))
         for suffix in {path.suffix for path in files}:
             name = {".safetensors": "model.safetensors.index.json", ".bin": "pytorch_model.bin.index.json"}[suffix]
-            index = described_by(folder, name, roots)
+            index = repository_json(folder, name, roots)
             if index is not None:
-                (place / name).write_text(json.dumps(checked_index(index, present, name)))
-        yield place
+                (target / name).write_text(json.dumps(checked_index(index, present, name)))
+        yield target
 
 
 def model_config(folder: Path, roots: Sequence[Path] = ()) -> JsonMap:
@@ -118,14 +118,14 @@ def model_config(folder: Path, roots: Sequence[Path] = ()) -> JsonMap:
     Raises:
         RequestError: REFUSED: there is none, or it is not of a model that is served.
     """
-    given = described_by(folder, "config.json", roots)
+    given = repository_json(folder, "config.json", roots)
     if given is None:
         raise unloadable("there is no config.json, so these are not the files of a transformers model")
     return checked_config(given)
 
 
 def tensor_count(path: Path) -> int | None:
-    """About how many tensors a file of weights holds, which is never less than it does; None if it does not tell."""
+    """An upper bound for the number of tensors in a file of weights; None if unknown."""
     with path.open("rb") as file:
         head = file.read(9)
         if head[8:] == b"{":
@@ -139,7 +139,7 @@ def tensor_count(path: Path) -> int | None:
     return None
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
 
@@ -150,7 +150,7 @@ def _link_vocabulary(source: Path, link: Path) -> None:
     link.symlink_to(source)
 
 
-def _tokenizers_part(config: JsonMap) -> JsonMap:
+def _tokenizer_config(config: JsonMap) -> JsonMap:
     part = {}
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in _TOKENIZER_MODEL_TYPES:

@@ -1,4 +1,4 @@
-"""Exported encoders, run with ONNX Runtime: what the newer generation gives to Triton, without a Triton.
+"""Models as exported ONNX graphs, run by ONNX Runtime in this process; newer Marqo versions use a Triton server.
 
 The graphs come from `tritonTextEncoderProperties` and `tritonImageEncoderProperties`; tokenizer, preprocessing and
 pooling are those of the model that the properties name. Source: docs/protocol.md, sections 7.2 and 7.3.
@@ -6,112 +6,37 @@ pooling are those of the model that the properties name. Source: docs/protocol.m
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from blake3 import blake3
 from open_clip.transform import PreprocessCfg
 
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
-from embedding.models.files.failure import described, is_out_of_memory, unloadable
+from embedding.models.files.failure import unloadable
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Auth, Located, Weights
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf.model import hf_folder, load_tokenizer, operators_folders, pooling_of, spec_auth
+from embedding.models.hf.model import load_tokenizer
 from embedding.models.hf.pooling import Pooling, pool
+from embedding.models.hf.repository import hf_folder, link_roots, pooling_of
 from embedding.models.model import Pixels, Rows
-from embedding.models.onnx.trial import try_graph
+from embedding.models.onnx.graph import Array, OnnxGraph, data_files, file_bytes, load_graph
 from embedding.models.openclip.recipe import find_recipe
 from embedding.models.properties import HfProperties, OpenClipProperties, Tower, TritonEncoder
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.tokenizers.tokens import TextTokenizer, Tokens
 
-logger = logging.getLogger("ray.serve")
 
-Array = npt.NDArray[Any]
-_CHUNK_BYTES = 2**22
-_NUMPY_TYPES = {
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}
-
-
-class Graph:
-    """One exported tower.
-
-    Args:
-        path: its model.onnx; external data lie beside it.
-        encoder: what the request says of it.
-        device: CPU, or a GPU if this ONNX Runtime can use one.
-
-    Raises:
-        RequestError: REFUSED: ONNX Runtime is missing, the file is none that it can run, or inputs or outputs are not
-            as the request says.
-    """
-
-    def __init__(self, path: Path, encoder: TritonEncoder, device: torch.device) -> None:
-        # Held open, so that they can be read for the fingerprint after the disk's limit has made them go.
-        self._files = {each.name: each.open("rb") for each in [path, *_data_files(path.parent)]}
-        self._session = _session(path, device)
-        self._inputs = {each.name: each for each in self._session.get_inputs()}
-        outputs = [each.name for each in self._session.get_outputs()]
-        self._output = encoder.output[0].name
-        if self._output not in outputs:
-            raise unloadable(f"{path.name} has no output '{self._output}'; its outputs are {', '.join(outputs)}")
-        unknown = sorted(self._inputs.keys() - {each.name for each in encoder.input})
-        if unknown:
-            raise unloadable(f"{path.name} wants an input '{unknown[0]}', which the request does not mention")
-        for each in self._inputs.values():
-            if each.type not in _NUMPY_TYPES:
-                raise unloadable(f"input '{each.name}' of {path.name} is of type {each.type}, which is not served")
-
-    def facts(self) -> dict[str, object]:
-        """What decides its output, for a fingerprint: its files and what runs them."""
-        files = {name: _digest(file) for name, file in self._files.items()}
-        return {"files": files, "output": self._output, "providers": self._session.get_providers()}
-
-    @property
-    def input_names(self) -> list[str]:
-        """In the order of the file."""
-        return list(self._inputs)
-
-    def __call__(self, values: Mapping[str, Array]) -> Array:
-        """The output for one batch: arrays of the same first dimension by input name."""
-        feed = {
-            name: np.ascontiguousarray(values[name], _NUMPY_TYPES[each.type]) for name, each in self._inputs.items()
-        }
-        fixed = {each.shape[0] for each in self._inputs.values() if each.shape and isinstance(each.shape[0], int)}
-        if not fixed:
-            return self._run(feed)
-        (size,) = fixed
-        count = len(next(iter(feed.values())))
-        parts = [self._padded(feed, start, size, count) for start in range(0, count, size)]
-        return np.concatenate(parts)[:count]
-
-    def _padded(self, feed: Mapping[str, Array], start: int, size: int, count: int) -> Array:
-        """One batch of a graph that was exported for a fixed size, filled up with its last row."""
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        return self._run({name: value[rows] for name, value in feed.items()})
-
-    def _run(self, feed: Mapping[str, Array]) -> Array:
-        output: Array = self._session.run([self._output], dict(feed))[0]
-        return output
-
-
-class _Descriptions(Weights):
-    """Configs and tokenizers as ever, but no checkpoints: the graphs hold the weights."""
+class _ConfigFilesOnly(Weights):
+    """Gets configs and tokenizers as usual, but no checkpoints: the graphs hold the weights."""
 
     def checkpoint(self, properties: Located, auth: Auth | None = None) -> Path:
         return Path()
@@ -127,9 +52,9 @@ class _Descriptions(Weights):
 
 
 class OnnxClip:
-    """An open_clip model as two graphs: tokens in, and normalised pixels in."""
+    """An open_clip model as two graphs, one that takes tokens and one that takes normalised pixels."""
 
-    def __init__(self, info: ModelInfo, text: Graph, image: Graph, tokenizer: Any) -> None:
+    def __init__(self, info: ModelInfo, text: OnnxGraph, image: OnnxGraph, tokenizer: Any) -> None:
         if len(text.input_names) != 1 or len(image.input_names) != 1:
             raise unloadable("each graph of an open_clip model must have one input")
         assert info.image is not None
@@ -141,8 +66,8 @@ class OnnxClip:
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
     @property
-    def tokenizing(self) -> Executor | None:
-        """See `Model.tokenizing`."""
+    def tokenize_executor(self) -> Executor | None:
+        """See `Model.tokenize_executor`."""
         return getattr(self._tokenizer, "thread", None)
 
     def tokenize(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -169,9 +94,9 @@ class OnnxClip:
 
 
 class OnnxText:
-    """A transformers text model as a graph from tokens to their vectors; pooled here."""
+    """A transformers text model as one graph, which computes the vectors of tokens; they are pooled here."""
 
-    def __init__(self, info: ModelInfo, graph: Graph, tokenizer: TextTokenizer, pooling: Pooling) -> None:
+    def __init__(self, info: ModelInfo, graph: OnnxGraph, tokenizer: TextTokenizer, pooling: Pooling) -> None:
         known = ("input_ids", "attention_mask", "token_type_ids")
         strange = [name for name in graph.input_names if name not in known]
         if strange:
@@ -182,8 +107,8 @@ class OnnxText:
         self._pooling: Pooling = pooling
 
     @property
-    def tokenizing(self) -> Executor:
-        """See `Model.tokenizing`."""
+    def tokenize_executor(self) -> Executor:
+        """See `Model.tokenize_executor`."""
         return self.tokenize.thread
 
     def encode_texts(self, tokens: Sequence[Tokens]) -> Rows:
@@ -203,12 +128,12 @@ class OnnxText:
         return fingerprint(torch.nn.Module(), facts)
 
     def encode_images(self, pixels: Sequence[Any]) -> Rows:
-        """Never called: contents of such a model are embedded as texts, whatever their modality."""
+        """Never called: for such a model all items are embedded as texts, whatever their modality."""
         raise RequestError(Fault.INTERNAL, "a text model takes no pictures")
 
 
 def wants_onnx(spec: ModelSpec, properties: OpenClipProperties | HfProperties, options: LoadOptions) -> bool:
-    """Whether the operator has this model run by ONNX Runtime: it is named, or has graphs and all such are meant."""
+    """Whether ONNX Runtime is to run this model: `backends` says so, or `backend` does and the request has graphs."""
     for name in (spec.name, properties.name):
         if name is not None and name in options.backends:
             return options.backends[name] == "onnx"
@@ -228,39 +153,37 @@ def load_onnx(
         RequestError: REFUSED, with the reason.
         Exception: whatever transformers or open_clip raise for files that they cannot use.
     """
-    auth = spec_auth(spec)
+    auth = spec.auth
     if isinstance(properties, HfProperties):
         return _load_text(spec, properties, device, options, weights)
-    recipe = find_recipe(properties, auth, _Descriptions(options))
+    recipe = find_recipe(properties, auth, _ConfigFilesOnly(options))
     image = recipe.image or _image_spec(recipe.config, recipe.preprocessing)
     paths, graphs = {}, {}
     for tower in ("text", "image"):
         encoder = properties.triton_encoder(tower)
         paths[tower] = _graph_files(encoder, weights, auth)
-        graphs[tower] = _graph(paths[tower], encoder, device, weights)
-    info = ModelInfo.of(spec, device, properties.dimensions, image, _nbytes([*paths["text"], *paths["image"]]))
+        graphs[tower] = load_graph(paths[tower], encoder, device, weights)
+    info = ModelInfo.of(spec, device, properties.dimensions, image, file_bytes([*paths["text"], *paths["image"]]))
     return OnnxClip(info, graphs["text"], graphs["image"], recipe.make_tokenizer(options))
 
 
 def fetch_onnx(
     spec: ModelSpec, properties: OpenClipProperties | HfProperties, options: LoadOptions, weights: Weights
 ) -> None:
-    """Brings the files of `load_onnx` to the disk. Raises RequestError, as it does."""
-    auth = spec_auth(spec)
+    """Downloads the files that `load_onnx` needs. Raises RequestError, as it does."""
+    auth = spec.auth
     if isinstance(properties, HfProperties):
         hf_folder(properties, options, weights, auth, with_weights=False)
     else:
-        find_recipe(properties, auth, _Descriptions(options))
+        find_recipe(properties, auth, _ConfigFilesOnly(options))
     estimate_onnx(spec, properties, weights)
 
 
 def estimate_onnx(spec: ModelSpec, properties: OpenClipProperties | HfProperties, weights: Weights) -> int:
     """Bytes of the model's graphs and their data, which are downloaded if need be."""
     towers: tuple[Tower, ...] = ("text",) if isinstance(properties, HfProperties) else ("text", "image")
-    files = [
-        path for tower in towers for path in _graph_files(properties.triton_encoder(tower), weights, spec_auth(spec))
-    ]
-    return _nbytes(files)
+    files = [path for tower in towers for path in _graph_files(properties.triton_encoder(tower), weights, spec.auth)]
+    return file_bytes(files)
 
 
 def _load_text(
@@ -268,73 +191,24 @@ def _load_text(
 ) -> OnnxText:
     if properties.type == "hf_stella":
         raise unloadable("hf_stella models are not served by ONNX Runtime: their projection is no part of the graph")
-    auth = spec_auth(spec)
+    auth = spec.auth
     encoder = properties.triton_encoder("text")
     folder = hf_folder(properties, options, weights, auth, with_weights=False)
     files = _graph_files(encoder, weights, auth)
-    graph = _graph(files, encoder, device, weights)
+    graph = load_graph(files, encoder, device, weights)
     tokenizer = load_tokenizer(folder, properties, options)
-    info = ModelInfo.of(spec, device, properties.dimensions, None, _nbytes(files))
-    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties, operators_folders(properties, options)))
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = blake3()
-    file.seek(0)
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest(16)
-
-
-def _nbytes(files: Sequence[Path]) -> int:
-    return sum(path.stat().st_size for path in files)
+    info = ModelInfo.of(spec, device, properties.dimensions, None, file_bytes(files))
+    return OnnxText(info, graph, tokenizer, pooling_of(folder, properties, link_roots(properties, options)))
 
 
 def _graph_files(encoder: TritonEncoder, weights: Weights, auth: Auth | None) -> list[Path]:
-    """Graph and data, the graph first."""
+    """The graph's file, then its data files."""
     folder = weights.folder(encoder.sources, auth)
-    return [folder / "model.onnx", *_data_files(folder)]
-
-
-def _data_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model.onnx.data*"))
-
-
-def _graph(files: Sequence[Path], encoder: TritonEncoder, device: torch.device, weights: Weights) -> Graph:
-    try:
-        if importlib.util.find_spec("onnxruntime") is not None:  # else the session says that it is missing
-            try_graph(files[0], _nbytes(files))
-        return Graph(files[0], encoder, device)
-    except RequestError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # ONNX Runtime has a type for each kind of bad file, under a module of its own that is not public.
-        raise weights.unusable(files, f"ONNX Runtime cannot use {files[0].name}: {described(error)}") from error
-
-
-def _session(path: Path, device: torch.device) -> Any:
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ImportError:
-        raise unloadable("backend is onnx, but this server lacks the Python package `onnxruntime`") from None
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    # Its threads would otherwise spin on the CPUs that decode pictures.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 3
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        if "CUDAExecutionProvider" in runtime.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-        else:
-            logger.warning(f"{path.name} runs on the CPU: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
-    return runtime.InferenceSession(str(path), settings, providers=providers)
+    return [folder / "model.onnx", *data_files(folder)]
 
 
 def _image_spec(model: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> ImageSpec:
-    """open_clip's own transform of an architecture and what its weights change in it."""
+    """Preprocessing as in open_clip: its defaults, the settings of the weights, and the architecture's size."""
     config = PreprocessCfg(
         **{
             name: value

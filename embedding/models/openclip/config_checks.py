@@ -1,4 +1,4 @@
-"""What a repository's `open_clip_config.json` may say: sizes within limits, and no names of files, models or code."""
+"""Checks a repository's `open_clip_config.json`: sizes within limits, and no names of files, other models or code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TOWER_KEYS = words_of(
     """
 )
 _KWARGS = frozenset({"approximate", "eps", "elementwise_affine", "bias"})
-_MOST = {
+_MAXIMA = {
     "attn_pooler_heads": 1024,
     "attn_pooler_queries": 4096,
     "context_length": 4096,
@@ -49,12 +49,12 @@ _MOST = {
     "embed_dim": 65_536,
 }
 _MAX_PATCHES = 4096
-"""Of a picture: attention takes memory by their square."""
+"""Of a picture: the memory of attention grows with their square."""
 _POSITIVE = frozenset({"head_width", "heads", "image_size", "patch_size", "width", "embed_dim", "context_length"})
 
 
 def checked_openclip(given: JsonMap, name: str = _NAME) -> JsonMap:
-    """An open_clip config, as it may be given to open_clip: {"model_cfg", "preprocess_cfg"?}.
+    """An open_clip config that may be given to open_clip: {"model_cfg", "preprocess_cfg"}.
 
     Raises:
         RequestError: REFUSED: a key or a value that is not served, or a size that no model has.
@@ -81,7 +81,7 @@ def _checked(given: JsonMap) -> JsonMap:
     for key in ("custom_text", "quick_gelu", "nonscalar_logit_scale", "init_logit_bias", "init_logit_scale"):
         _check_scalar(model.get(key), key)
     _check_picture(model["vision_cfg"])
-    _close_towers(model)
+    _forbid_downloads(model)
     preprocessing = given.get("preprocess_cfg")
     if preprocessing is not None and not isinstance(preprocessing, dict):
         raise _Unfit("preprocess_cfg is no map")
@@ -89,7 +89,11 @@ def _checked(given: JsonMap) -> JsonMap:
 
 
 def check_openclip_sizes(model: JsonMap, nbytes: int) -> None:
-    """Compares a config with the checkpoint's size, before anything is built: a weight takes a byte at least."""
+    """Compares a config with the checkpoint's size, before a model is built: a weight takes at least one byte.
+
+    Raises:
+        RequestError: REFUSED: the checkpoint cannot hold that many weights.
+    """
     least = 0
     for part in ("vision_cfg", "text_cfg"):
         tower = model[part]
@@ -105,7 +109,7 @@ def check_openclip_sizes(model: JsonMap, nbytes: int) -> None:
 
 @cache
 def _timm_names() -> frozenset[str]:
-    import timm  # slow, and only for models that use it
+    import timm  # imported late: slow, and needed by few models
 
     return frozenset(timm.list_models())
 
@@ -123,15 +127,15 @@ def _check_tower(tower: Any, part: str) -> None:
 
 
 def _check_sizes(tower: JsonMap) -> None:
-    for key, most in _MOST.items():
+    for key, maximum in _MAXIMA.items():
         if key not in tower or (key == "patch_size" and tower[key] is None and isinstance(tower.get("layers"), list)):
             continue  # a ResNet has no patches
         values = tower[key] if isinstance(tower[key], list) and key in ("layers", "image_size") else [tower[key]]
         least = 1 if key in _POSITIVE else 0
         kinds = (int, float) if key == "mlp_ratio" else (int,)
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-                raise _Unfit(f"{key} is {shown(str(value))}, and must be a number from {least} to {most}")
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= maximum:
+                raise _Unfit(f"{key} is {shown(str(value))}, and must be a number from {least} to {maximum}")
         if len(values) > 4 or not values:
             raise _Unfit(f"{key} has {len(values)} numbers")
 
@@ -144,9 +148,9 @@ def _check_picture(vision: JsonMap) -> None:
         raise _Unfit(f"a picture of {height} x {width} in patches of {patch} has more than {_MAX_PATCHES} of them")
 
 
-def _close_towers(model: JsonMap) -> None:
-    """Keeps timm and transformers from looking elsewhere: timm would follow `hf-hub:` and `local-dir:`, and both fetch
-    weights of their own, which the checkpoint's are about to replace."""
+def _forbid_downloads(model: JsonMap) -> None:
+    """Keeps timm and transformers from reading other sources: timm would resolve `hf-hub:` and `local-dir:`, and both
+    would download pretrained weights, which the checkpoint's weights replace anyway."""
     vision, text = model["vision_cfg"], model["text_cfg"]
     name = vision.get("timm_model_name")
     if name is not None:

@@ -1,7 +1,7 @@
-"""What Marqo's open_clip builds where the installed one builds something else.
+"""Pretrained tags for which the installed open_clip builds another model than Marqo's pinned release.
 
-An index must go on with the vectors that it holds, and those are of the release that Marqo 2.17 to 2.24 pins. The whole
-comparison: `python -m benchmarks.open_clip_versions`; its outcome is in docs/MODELS.md.
+Vectors must be comparable with those in existing indexes, which come from the release that Marqo 2.17 to 2.24 pins.
+`python -m benchmarks.run open_clip_versions` compares all tags; docs/models.md has the result.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from open_clip.pretrained import get_pretrained_cfg
 logger = logging.getLogger("ray.serve")
 
 VERSION = "2.24.0"
-"""Of open_clip_torch, in Marqo 2.17 to 2.24."""
+"""The release of open_clip_torch in Marqo 2.17 to 2.24."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One way in which the installed open_clip departs from Marqo's.
+    """One difference between the installed open_clip and Marqo's.
 
     Args:
-        tag: pretrained tag that it is about.
-        architecture: the only one that it is about; None is each that has the tag.
-        model: members of `model_cfg` as Marqo's release has them.
-        weights: members of the tag's entry as Marqo's release has them.
-        reason: why they differ.
+        tag: the pretrained tag that it affects.
+        architecture: the only architecture that it affects; None is all that have the tag.
+        model: members of `model_cfg` in Marqo's release.
+        weights: members of the tag's entry in Marqo's release.
+        reason: why the two differ.
     """
 
     tag: str
@@ -39,7 +39,7 @@ class Difference:
     weights: Mapping[str, Any] = field(default_factory=dict)
 
     def concerns(self, architecture: str, tag: str) -> bool:
-        """Whether it is about a pretrained tag, in open_clip's spelling of it."""
+        """Whether it affects a pretrained tag, in open_clip's spelling."""
         return tag == self.tag and self.architecture in (None, architecture)
 
 
@@ -58,14 +58,14 @@ DIFFERENCES = (
         "of laion400m_e31",
     ),
 )
-"""All of them; a pretrained tag that is not here is built and prepared alike by both."""
+"""All differences. For other pretrained tags both releases build the same model and preprocessing."""
 
 
 def pretrained(architecture: str, tag: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Marqo makes of a pretrained tag that open_clip knows.
+    """The config that Marqo's release has for a pretrained tag of open_clip.
 
     Returns:
-        open_clip's `model_cfg`, and the tag's entry in its table: where the weights are, and the preprocessing.
+        open_clip's `model_cfg`, and the tag's entry in its table, which has the weights' source and the preprocessing.
     """
     config: dict[str, Any] = open_clip.get_model_config(architecture)
     entry: dict[str, Any] = dict(get_pretrained_cfg(architecture, tag))

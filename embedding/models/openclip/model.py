@@ -1,4 +1,4 @@
-"""open_clip models: loaded by open_clip itself from what a recipe names, and the forward pass."""
+"""open_clip models: built by open_clip itself from the files that a recipe names, and the forward pass."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from embedding.image_spec import ImageSpec
 from embedding.models.files.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
 from embedding.models.files.failure import described, is_out_of_memory, named, unloadable
 from embedding.models.files.options import LoadOptions
-from embedding.models.files.weights import Auth, Weights
+from embedding.models.files.weights import Weights
 from embedding.models.fingerprint import fingerprint
-from embedding.models.hf.description import check_sizes
+from embedding.models.hf.config_checks import check_sizes
 from embedding.models.model import Pixels, Rows
 from embedding.models.openclip.buffers import gather
-from embedding.models.openclip.config import check_openclip_sizes
+from embedding.models.openclip.config_checks import check_openclip_sizes
 from embedding.models.openclip.recipe import PRESETS, Recipe, find_recipe
 from embedding.models.openclip.towers import Normalization, image_encoder, text_encoder
 from embedding.models.properties import OpenClipProperties
@@ -44,7 +44,7 @@ _architectures_lock = threading.Lock()
 
 
 def add_architectures(folder: Path) -> None:
-    """Makes the open_clip model configs (`ARCH.json`) of a folder known under their file names.
+    """Registers the model configs (`ARCH.json`) of a folder with open_clip, under their file names.
 
     Raises:
         ValueError: there is no such folder.
@@ -62,10 +62,10 @@ class OpenClipModel:
     """A loaded open_clip model on its device.
 
     Args:
-        info: what it says of itself.
-        module: of open_clip.
-        tokenizer: of open_clip.
-        precision: "fp32", "fp16" or "bf16", as the module was made for.
+        info: its description.
+        module: from open_clip.
+        tokenizer: from open_clip.
+        precision: "fp32", "fp16" or "bf16", that the module was built for.
     """
 
     def __init__(self, info: ModelInfo, module: torch.nn.Module, tokenizer: Any, precision: str) -> None:
@@ -80,12 +80,12 @@ class OpenClipModel:
             self._encode_image = image_encoder(module, normalization, _probe(info.image.size).to(self._device))
 
     @property
-    def tokenizing(self) -> Executor | None:
-        """See `Model.tokenizing`."""
+    def tokenize_executor(self) -> Executor | None:
+        """See `Model.tokenize_executor`."""
         return getattr(self._tokenizer, "thread", None)
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """int64 tokens, shape (n, context length); long texts are cut off, as open_clip does."""
+        """int64 tokens, shape (n, context length); long texts are cut off, as in open_clip."""
         tokens: torch.Tensor = self._tokenizer(list(texts))
         return tokens
 
@@ -96,21 +96,21 @@ class OpenClipModel:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Sequence[Pixels | torch.Tensor]) -> Rows:
-        """See `Model.encode_images`. Takes what `staged` made of an array in its place."""
+        """See `Model.encode_images`. Also takes arrays that `staged` has copied to the GPU."""
         return _rows(self._encode_image(self._one_batch(pixels)))
 
     def _one_batch(self, pixels: Sequence[Pixels | torch.Tensor]) -> torch.Tensor:
         arrays = [one for one in pixels if isinstance(one, np.ndarray)]
         if len(arrays) == len(pixels):
             return gather(arrays, pinned=self._device.type == "cuda").to(self._device, non_blocking=True)
-        # Copies of arrays: torch takes no read-only ones.
+        # `torch.tensor` copies: arrays may be read-only, which torch does not support.
         return torch.cat(
             [one if isinstance(one, torch.Tensor) else torch.tensor(one).to(self._device) for one in pixels]
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """What decides its vectors, as 32 hex digits; blocks for as long as all weights take to read."""
+        """See `Model.fingerprint`."""
         facts = {
             "image": None if self.info.image is None else asdict(self.info.image),
             "precision": self._precision,
@@ -124,34 +124,32 @@ def load_openclip(
     spec: ModelSpec,
     properties: OpenClipProperties,
     device: torch.device,
-    options: LoadOptions | None = None,
+    options: LoadOptions,
     weights: Weights | None = None,
 ) -> OpenClipModel:
-    """Loads a model by the first rule of docs/protocol.md, section 7.1, that fits: checkpoint, repository, tag.
+    """Loads a model by the first rule of docs/protocol.md, section 7.1, that applies: checkpoint, repository, tag.
 
     Args:
         spec: the request's model.
-        properties: its properties, checked.
-        device: where it goes.
-        options: the operator's settings. Without them any file of this machine may be loaded.
-        weights: where files come from; without it, one for `options`.
+        properties: its properties, validated.
+        device: that it is loaded onto.
+        options: the operator's settings.
+        weights: gets the files; None makes one from `options`.
 
     Raises:
         RequestError: REFUSED, with the reason.
     """
-    options = options or LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
     try:
         return _load(spec, properties, device, options, weights or Weights(options))
     except Exception as error:
-        # open_clip, torch, safetensors, transformers and the hub client raise some twenty types between them.
+        # open_clip, torch, safetensors, transformers and the hub's client raise about twenty types of errors.
         raise named(error, spec.name) from None
 
 
 def _load(
     spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> OpenClipModel:
-    auth: Auth | None = None if spec.auth_json is None else json.loads(spec.auth_json)
-    recipe = find_recipe(properties, auth, weights)
+    recipe = find_recipe(properties, spec.auth, weights)
     precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
     module = _create(recipe, precision, device, weights)
     try:
@@ -167,7 +165,7 @@ def _load(
 
 
 def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weights) -> torch.nn.Module:
-    """open_clip's own loading. When it fails, the file is read again to tell a bad file from one that does not fit."""
+    """Loads with open_clip. If that fails, reads the file again, to tell a damaged file from one that does not fit."""
     try:
         kind = checkpoint_kind(recipe.weights)
         _check_fits(recipe, kind)
@@ -187,7 +185,7 @@ def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weigh
 
 
 def _build(recipe: Recipe, kind: Kind, precision: str, device: torch.device) -> torch.nn.Module:
-    """Stages config and weights as a folder of open_clip's, so that it looks for nothing elsewhere."""
+    """Builds the model from a temporary folder with config and weights, so that open_clip reads no other files."""
     with tempfile.TemporaryDirectory() as staged, recipe.whole_config() as model_config:
         folder = Path(staged)
         config = {"model_cfg": model_config, "preprocess_cfg": recipe.preprocessing}
@@ -209,36 +207,36 @@ def _check_fits(recipe: Recipe, kind: Kind) -> None:
     try:
         check_fits(recipe)
     except RequestError:
-        check_readable(recipe.weights, kind)  # a bad file is the better reason
+        check_readable(recipe.weights, kind)  # a damaged file is the more helpful error
         raise
 
 
 def check_fits(recipe: Recipe) -> None:
-    """Compares what would be built with the checkpoint's size: a weight takes a byte at least.
+    """Compares the architecture with the checkpoint's size, before it is built: a weight takes at least one byte.
 
     Raises:
         RequestError: REFUSED: the checkpoint cannot hold that many weights.
     """
-    there = recipe.weights.stat().st_size
-    check_openclip_sizes(recipe.config, there)
+    checkpoint_bytes = recipe.weights.stat().st_size
+    check_openclip_sizes(recipe.config, checkpoint_bytes)
     if recipe.text_tower is not None:
-        check_sizes(recipe.text_tower, there, None)
+        check_sizes(recipe.text_tower, checkpoint_bytes, None)
     elif "timm_model_name" not in recipe.config["vision_cfg"]:
         return
     try:
-        module = without_memory(recipe)
+        module = meta_module(recipe)
     except Exception as error:
         raise unloadable(f"the architecture {recipe.architecture} cannot be built: {described(error)}") from None
     weights = sum(tensor.numel() for tensor in module.parameters())
-    if weights > there:
+    if weights > checkpoint_bytes:
         raise unloadable(
             f"the architecture {recipe.architecture} has {weights} weights, but the checkpoint "
-            f"'{recipe.weights.name}' has only {there} bytes"
+            f"'{recipe.weights.name}' has only {checkpoint_bytes} bytes"
         )
 
 
-def without_memory(recipe: Recipe) -> torch.nn.Module:
-    """The module of a recipe, on torch's device `meta`: shapes alone."""
+def meta_module(recipe: Recipe) -> torch.nn.Module:
+    """Builds a recipe's module on torch's device `meta`: it has shapes, but takes no memory."""
     with recipe.whole_config() as whole:
         config: dict[str, Any] = copy.deepcopy(whole)
         if "timm_model_name" in config["vision_cfg"]:
@@ -251,9 +249,9 @@ def without_memory(recipe: Recipe) -> torch.nn.Module:
 
 
 def _scripted(module: torch.nn.Module) -> torch.nn.Module:
-    """As open_clip's `jit`: a module that cannot be scripted is used as it is."""
+    """Does what open_clip's `jit` does; a module that cannot be scripted is returned unchanged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls scripting deprecated, at every call
+        warnings.simplefilter("ignore")  # each call warns that scripting is deprecated
         try:
             scripted: torch.nn.Module = torch.jit.script(module)
         except Exception:
@@ -278,7 +276,7 @@ def _own_preprocessing(module: torch.nn.Module) -> ImageSpec:
 
 
 def _probe(size: tuple[int, int]) -> torch.Tensor:
-    """Two pictures of noise, the same each time."""
+    """Two pictures of seeded noise."""
     return torch.randint(256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 

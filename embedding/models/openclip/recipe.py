@@ -1,8 +1,8 @@
-"""What an open_clip model is made of: its config, its weights' file, its tokenizer, its preprocessing.
+"""What an open_clip model is built from: config, file of weights, tokenizer and preprocessing.
 
-Source: docs/protocol.md, section 7.1. Three rules say how properties are read, and the first that fits counts:
-a checkpoint of the request's own, a hub repository, one of open_clip's pretrained tags. Only under the first do
-preprocessing, tokenizer, jit and precision of the properties have an effect. The demo model counts as a tag.
+Source: docs/protocol.md, section 7.1. The first of three rules that applies says how the properties are read: they name
+a checkpoint, a hub repository, or one of open_clip's pretrained tags. Only with a checkpoint do the properties for
+preprocessing, tokenizer, jit and precision have an effect. The demo model counts as a tag.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from embedding.models.files.failure import invalid, unloadable
 from embedding.models.files.json_file import read_map
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import OPENCLIP_FILES, Auth, Weights, hf_token
-from embedding.models.hf.staging import model_config, own_file
+from embedding.models.hf.staging import model_config, resolved_file
 from embedding.models.openclip.bpe import BpeTokenizer
-from embedding.models.openclip.config import checked_openclip
-from embedding.models.openclip.reference import pretrained
+from embedding.models.openclip.config_checks import checked_openclip
+from embedding.models.openclip.marqo_differences import pretrained
 from embedding.models.openclip.tokenizer import OpenClipHfTokenizer
 from embedding.models.properties import OpenClipProperties
 from embedding.registry import DEMO_MODEL
@@ -35,8 +35,8 @@ from embedding.registry import DEMO_MODEL
 HUB_PREFIX = "hf-hub:"
 _DEMO_ARCHITECTURE = "demo-clip"
 _CONFIG = "open_clip_config.json"
-# A repository says how its tokenizer is made. Of the other options of transformers some read any file of this machine,
-# and one, trust_remote_code, runs any program.
+# Options that a repository may set for its tokenizer. Some others of transformers would read any file of this machine,
+# and trust_remote_code would run any program.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 
@@ -51,18 +51,18 @@ PRESETS: dict[str, ImageSpec] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything on this machine's disk that open_clip needs.
+    """All that open_clip needs to build a model. Files are on this machine's disk.
 
     Args:
         architecture: its name, for messages.
         config: open_clip's `model_cfg`.
         weights: the checkpoint.
-        tokenizer: folder of a transformers tokenizer; None is the architecture's own, which comes with open_clip.
+        tokenizer: folder of a transformers tokenizer; None is open_clip's own tokenizer.
         tokenizer_options: further arguments of open_clip's tokenizer class.
-        text_tower: the transformers config of the text tower, checked; None is a tower of open_clip's own.
-        preprocessing: open_clip's `preprocess_cfg`, which its own defaults complete.
-        image: how pictures are prepared, if the properties say it; None leaves it to `preprocessing` and the model.
-        precision: "fp32" or "fp16" if the properties ask for it by name; None is the server's choice.
+        text_tower: the checked transformers config of the text tower; None is a tower of open_clip's own.
+        preprocessing: open_clip's `preprocess_cfg`; open_clip adds its defaults.
+        image: how pictures are preprocessed, if the properties say so; None leaves it to `preprocessing` and the model.
+        precision: "fp32" or "fp16" if the properties set it; None is the server's choice.
         jit: whether the module is scripted.
     """
 
@@ -79,7 +79,7 @@ class Recipe:
 
     @contextmanager
     def whole_config(self) -> Iterator[dict[str, Any]]:
-        """The config, with a transformers text tower's own in a folder for as long as the model is built from it."""
+        """The config. That of a transformers text tower is in a temporary folder, which exists within the context."""
         if self.text_tower is None:
             yield self.config
             return
@@ -100,15 +100,15 @@ class Recipe:
         return BpeTokenizer(open_clip.SimpleTokenizer(context_length=length, **options))
 
 
-# Not without end: a repository's config may give any length.
+# Bounded, since a repository's config may give any length.
 @lru_cache(4)
 def _clip_tokenizer(context_length: int) -> BpeTokenizer:
-    """Shared by all models that have it: making one takes half a second and megabytes."""
+    """Shared by models with the same context length: making one takes half a second and megabytes."""
     return BpeTokenizer(open_clip.SimpleTokenizer(context_length=context_length))
 
 
 def find_recipe(properties: OpenClipProperties, auth: Auth | None, weights: Weights) -> Recipe:
-    """Follows the first rule that fits, and downloads what is missing.
+    """Finds the recipe by the first rule that applies, and downloads what is missing.
 
     Raises:
         RequestError: REFUSED, with the reason.
@@ -156,7 +156,7 @@ def _from_checkpoint(properties: OpenClipProperties, auth: Auth | None, weights:
 
 
 def _from_assets(weights: Weights) -> Recipe:
-    """The demo model, as what it is to whoever asks for it: a pretrained tag, whose preprocessing is its own."""
+    """The demo model. It behaves like a pretrained tag: the preprocessing is the model's own."""
     config = _architecture(_DEMO_ARCHITECTURE, _DEMO_ARCHITECTURE)
     path = weights.asset(f"{_DEMO_ARCHITECTURE}.safetensors", DEMO_MODEL)
     side = config["vision_cfg"]["image_size"]
@@ -185,7 +185,7 @@ def _from_tag(name: str, token: str | None, weights: Weights) -> Recipe:
 
 
 def _architecture(name: str, given: str) -> dict[str, Any]:
-    # Checked first: `get_model_config` would also follow `local-dir:` and `hf-hub:`.
+    # Checked first, since `get_model_config` would also resolve `local-dir:` and `hf-hub:`.
     config: dict[str, Any] | None = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise invalid(f"name '{given}' is not an architecture that open_clip knows, such as ViT-B-32")
@@ -194,7 +194,7 @@ def _architecture(name: str, given: str) -> dict[str, Any]:
 
 def _pretrained_tag(name: str) -> tuple[str, str]:
     parts = name.split("/")
-    # The tag is checked against open_clip's table, since open_clip itself would also take a path of this machine.
+    # The tag is checked against open_clip's table, since open_clip would also accept a path of this machine.
     if len(parts) == 3 and parts[0] == "open_clip" and is_pretrained_cfg(parts[1], parts[2]):
         _architecture(parts[1], parts[1])
         return parts[1], parts[2]
@@ -205,9 +205,9 @@ def _pretrained_tag(name: str) -> tuple[str, str]:
 
 
 def _tagged_weights(entry: dict[str, Any], token: str | None, weights: Weights, name: str) -> Path:
-    """The file of a pretrained tag: from the hub where its entry has it there, else from its URL."""
-    if place := entry.get("hf_hub"):
-        repository, _, filename = place.rpartition("/")
+    """The file of a pretrained tag: from the hub if its entry names a repository, else from its URL."""
+    if hub_location := entry.get("hf_hub"):
+        repository, _, filename = hub_location.rpartition("/")
         stem = filename.rpartition(".")[0]
         names = (f"{stem}.safetensors", filename) if filename else OPENCLIP_FILES
         return weights.repository_file(repository, names, token, name)
@@ -216,7 +216,7 @@ def _tagged_weights(entry: dict[str, Any], token: str | None, weights: Weights, 
 
 
 def _hash_in(url: str) -> str:
-    """The sha256 (or its start) that two of the hosts in open_clip's table write into their URLs."""
+    """The sha256, or the start of it, which the URLs of two hosts in open_clip's table contain."""
     if "openaipublic" in url:
         return str(url.split("/")[-2])
     if "mlfoundations" in url:
@@ -227,13 +227,13 @@ def _hash_in(url: str) -> str:
 def _repository_config(name: str, token: str | None, weights: Weights) -> dict[str, Any]:
     repository = name.removeprefix(HUB_PREFIX)
     path = weights.repository_file(repository, (_CONFIG,), token, name)
-    return checked_openclip(read_map(own_file(path, path.parent)), f"{_CONFIG} of '{repository}'")
+    return checked_openclip(read_map(resolved_file(path, path.parent)), f"{_CONFIG} of '{repository}'")
 
 
 def _tokenizer(
     config: dict[str, Any], name: str, token: str | None, weights: Weights
 ) -> tuple[Path | None, dict[str, Any]]:
-    """The architecture's own tokenizer, as `open_clip.get_tokenizer` would choose it."""
+    """Folder and options of the architecture's tokenizer, as `open_clip.get_tokenizer` would choose it."""
     text = config["text_cfg"]
     repository = text.get("hf_tokenizer_name")
     if not repository:
@@ -253,8 +253,8 @@ def _tokenizer_options(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_tower(config: dict[str, Any], name: str, token: str | None, weights: Weights) -> dict[str, Any] | None:
-    """A transformers text tower is described by a config of its own, which transformers would fetch without our token,
-    limits and cache; given a folder, it fetches nothing."""
+    """The config of a transformers text tower; None for a tower of open_clip's own. It is downloaded here because
+    transformers would do so without the request's token, the limits and the cache."""
     repository = config["text_cfg"].get("hf_model_name")
     if not repository:
         return None

@@ -1,4 +1,4 @@
-"""open_clip's wrapper around a transformers tokenizer that is in a process of its own."""
+"""open_clip's wrapper around a transformers tokenizer that runs in a subprocess."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from embedding.models.tokenizers.process import Loading, TokenizerProcess
 
 
 class OpenClipHfTokenizer(HFTokenizer):  # type: ignore[misc]
-    """A callable from texts to int64 tokens, shape (n, context length). Safe in any thread.
+    """A callable from texts to int64 tokens, shape (n, context length). Thread-safe.
 
     Args:
         folder: of the tokenizer's repository.
         context_length: tokens of each text, cut off or padded.
-        settings: limits of the process.
-        tokenizer_mode, clean, strip_sep_token, language: as of open_clip's class.
+        settings: limits of the subprocess.
+        tokenizer_mode, clean, strip_sep_token, language: as in open_clip's class.
         options: for transformers.
     """
 
@@ -39,7 +39,7 @@ class OpenClipHfTokenizer(HFTokenizer):  # type: ignore[misc]
         language: str | None = None,
         **options: Any,
     ) -> None:
-        # Not the base class's own, which loads the tokenizer into this process.
+        # The base class's __init__ is not called, since it loads the tokenizer into this process.
         self.tokenizer_mode = tokenizer_mode or ""
         self.context_length = context_length
         self.clean_fn = get_clean_fn(clean)
@@ -50,13 +50,13 @@ class OpenClipHfTokenizer(HFTokenizer):  # type: ignore[misc]
 
     @property
     def thread(self) -> Executor:
-        """Where calls belong."""
+        """The executor in which calls must run."""
         thread: Executor = self.tokenizer.thread
         return thread
 
 
 class _Tokenizer:
-    """As much of a transformers tokenizer as open_clip's wrapper uses."""
+    """The part of a transformers tokenizer's interface that open_clip's wrapper uses."""
 
     def __init__(self, process: TokenizerProcess, length: int) -> None:
         self._process = process

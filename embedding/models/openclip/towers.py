@@ -1,13 +1,13 @@
-"""The two towers of an open_clip model, without what they compute and no vector depends on.
+"""The two towers of an open_clip model, without computations that no vector depends on.
 
-* A vision transformer's last block computes every token, and a picture's vector is made of the first. Its attention
-  needs all of them as keys and values, but that one alone as query, and the rest of the block needs no other.
-* Under a causal mask, what comes after the end of a text changes nothing before it: of the 77 tokens of a query most.
-  What torch's attention does around its products is left out too: for a few tokens, a seventh of the time.
-* (x/255 - mean)/std is linear, as is the layer that cuts a picture into patches: on a CPU one product does both.
+* The last block of a vision transformer computes every token, but a picture's vector depends only on the first. So the
+  last block needs all tokens as keys and values of its attention, but only the first one as query and afterwards.
+* Under a causal mask, tokens after the end of a text have no effect on it; in a short query, most of the 77 tokens
+  are such. Checks and reshapes of torch's attention module are left out too: for few tokens, a seventh of the time.
+* (x/255 - mean)/std is linear, as is the layer that embeds patches of a picture: on a CPU one product does both.
 
-A shortcut serves only models of exactly the classes that it was written for, and only if it gives, when the model is
-loaded, the vectors that open_clip gives. Then they differ by float rounding.
+Such a shortcut is used only for models of exactly the classes that it was written for, and only if, when the model is
+loaded, its vectors equal those of open_clip's own forward pass up to float rounding.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Trans
 from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
 
 from embedding.image_spec import ImageSpec
-from embedding.models.openclip.buffers import floats
+from embedding.models.openclip.buffers import float_buffer
 
 logger = logging.getLogger("ray.serve")
 
-Encode = Callable[[torch.Tensor], torch.Tensor]
-ALIKE = {torch.float32: 1 - 1e-6, torch.float16: 0.999, torch.bfloat16: 0.99}
-"""Least cosine between two ways of computing one vector, by the type of the weights."""
+TowerPass = Callable[[torch.Tensor], torch.Tensor]
+MIN_COSINE = {torch.float32: 1 - 1e-6, torch.float16: 0.999, torch.bfloat16: 0.99}
+"""Least cosine between the vectors of a shortcut and those of open_clip, by the type of the weights."""
 
 
 class Normalization:
-    """uint8 pixels to what a model takes: (x/255 - mean)/std, as one multiplication and one addition.
+    """Normalises uint8 pixels, (x/255 - mean)/std, by one multiplication and one addition.
 
     Args:
-        image: mean and std.
+        image: has mean and std.
         device: of the pixels.
         dtype: of the result.
     """
@@ -48,19 +48,19 @@ class Normalization:
         self._dtype = dtype
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, 3, height, width), on a CPU valid until the calling thread's next batch."""
-        images = floats(pixels.shape).copy_(pixels) if pixels.device.type == "cpu" else pixels.to(torch.float32)
+        """Pixels (n, 3, height, width) to the same shape; on a CPU valid until the calling thread's next batch."""
+        images = float_buffer(pixels.shape).copy_(pixels) if pixels.device.type == "cpu" else pixels.to(torch.float32)
         return images.mul_(self.scale).add_(self.shift).to(self._dtype)
 
 
 @torch.inference_mode()
-def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor) -> Encode:
-    """How a model's pictures are encoded.
+def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor) -> TowerPass:
+    """Chooses how a model's pictures are encoded.
 
     Args:
-        module: of open_clip.
+        module: from open_clip.
         normalization: of its pictures.
-        probe: a few pictures to compare vectors with.
+        probe: a few pictures, for which the vectors of a shortcut are compared with open_clip's.
 
     Returns:
         A function of uint8 pixels (n, 3, height, width) on the model's device: vectors (n, dimensions).
@@ -73,22 +73,22 @@ def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor
     visual: Any = module.visual if type(module) in (CLIP, CustomTextCLIP) else None
     if not _has_class_token(visual):
         return plain
-    embed = _folded(visual, normalization) or (lambda pixels: visual._embeds(normalization(pixels)))
-    return _if_alike("pictures", partial(_encode_images, visual, embed), plain, probe)
+    embed = _folded_embedding(visual, normalization) or (lambda pixels: visual._embeds(normalization(pixels)))
+    return _if_equivalent("pictures", partial(_encode_images, visual, embed), plain, probe)
 
 
 @torch.inference_mode()
-def text_encoder(module: Any, probe: torch.Tensor) -> Encode:
-    """How a model's texts are encoded.
+def text_encoder(module: Any, probe: torch.Tensor) -> TowerPass:
+    """Chooses how a model's texts are encoded.
 
     Args:
-        module: of open_clip.
-        probe: tokens of a few texts to compare vectors with.
+        module: from open_clip.
+        probe: tokens of a few texts, for which the vectors of a shortcut are compared with open_clip's.
 
     Returns:
         A function of tokens (n, context length) on the model's device: vectors (n, dimensions).
     """
-    plain: Encode = module.encode_text
+    plain: TowerPass = module.encode_text
     custom = type(module) is CustomTextCLIP and type(module.text) is TextTransformer
     if not custom and type(module) is not CLIP:
         return plain
@@ -98,18 +98,18 @@ def text_encoder(module: Any, probe: torch.Tensor) -> Encode:
     )
     if pool not in ("argmax", "eos") or not _is_causal(tower):
         return plain
-    return _if_alike("texts", partial(_encode_texts, tower, end if pool == "eos" else None), plain, probe)
+    return _if_equivalent("texts", partial(_encode_texts, tower, end if pool == "eos" else None), plain, probe)
 
 
-def _if_alike(what: str, short: Encode, plain: Encode, probe: torch.Tensor) -> Encode:
-    """The short way, if it gives the plain way's vectors. What does not run at all is for the trial run to report."""
+def _if_equivalent(what: str, shortcut: TowerPass, plain: TowerPass, probe: torch.Tensor) -> TowerPass:
+    """The shortcut if it gives the same vectors, else the plain way, whose errors the warm-up will report."""
     try:
-        expected, given = plain(probe), short(probe)
+        expected, given = plain(probe), shortcut(probe)
     except Exception:
         return plain
     cosine = cosine_similarity(given.float(), expected.float()).min()
-    if cosine >= ALIKE[expected.dtype]:
-        return short
+    if cosine >= MIN_COSINE[expected.dtype]:
+        return shortcut
     logger.warning("%s of this model are encoded by open_clip's own forward pass: cosine %.6f", what, float(cosine))
     return plain
 
@@ -130,8 +130,8 @@ def _is_plain(transformer: Any) -> bool:
     return len(blocks) > 0 and all(type(block) is ResidualAttentionBlock for block in blocks)
 
 
-def _encode_images(visual: Any, embed: Encode, pixels: torch.Tensor) -> torch.Tensor:
-    """`VisionTransformer.forward` for a class token. Source: open_clip/transformer.py."""
+def _encode_images(visual: Any, embed: TowerPass, pixels: torch.Tensor) -> torch.Tensor:
+    """`VisionTransformer.forward` for models with a class token. Source: open_clip/transformer.py."""
     x = embed(pixels)
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
@@ -143,8 +143,9 @@ def _encode_images(visual: Any, embed: Encode, pixels: torch.Tensor) -> torch.Te
     return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def _folded(visual: Any, normalization: Normalization) -> Encode | None:
-    """`VisionTransformer._embeds` of pixels, normalised by the weights; on a GPU the convolution is quicker."""
+def _folded_embedding(visual: Any, normalization: Normalization) -> TowerPass | None:
+    """`VisionTransformer._embeds` with the normalisation folded into its weights; None on a GPU, where the convolution
+    is faster, and for models that do not allow it."""
     layer = visual.conv1
     if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32 or layer.bias is not None:
         return None
@@ -157,7 +158,7 @@ def _folded(visual: Any, normalization: Normalization) -> Encode | None:
         count = len(pixels)
         whole = pixels[:, :, : rows * height, : columns * width]
         patches = whole.reshape(count, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        flat = floats(patches.shape).copy_(patches).view(count * rows * columns, -1)
+        flat = float_buffer(patches.shape).copy_(patches).view(count * rows * columns, -1)
         tokens = linear(flat, weight, bias).view(count, rows * columns, -1)
         start = visual.class_embedding.expand(count, 1, -1)
         x: torch.Tensor = visual.ln_pre(torch.cat([start, tokens], dim=1) + visual.positional_embedding)
@@ -166,8 +167,8 @@ def _folded(visual: Any, normalization: Normalization) -> Encode | None:
     return embed
 
 
-def _attended(attention: torch.nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
-    """Self-attention under a causal mask: (n, length, width) to the same."""
+def _causal_attention(attention: torch.nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
+    """Self-attention under a causal mask, for x of shape (n, length, width); returns the same shape."""
     projected = linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = projected.view(*x.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
@@ -175,7 +176,7 @@ def _attended(attention: torch.nn.MultiheadAttention, x: torch.Tensor) -> torch.
 
 
 def _encode_texts(tower: Any, end: int | None, tokens: torch.Tensor) -> torch.Tensor:
-    """`CLIP.encode_text` and `TextTransformer.forward`, as far as the end of the longest text.
+    """`CLIP.encode_text` and `TextTransformer.forward`, computed up to the end of the longest text only.
 
     Source: open_clip/model.py, open_clip/transformer.py.
     """
@@ -184,7 +185,7 @@ def _encode_texts(tower: Any, end: int | None, tokens: torch.Tensor) -> torch.Te
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens[:, :length]).to(dtype) + tower.positional_embedding[:length].to(dtype)
     for block in tower.transformer.resblocks:
-        x = x + block.ls_1(_attended(block.attn, block.ln_1(x)))
+        x = x + block.ls_1(_causal_attention(block.attn, block.ln_1(x)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     pooled: torch.Tensor = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection: Any = tower.text_projection

@@ -1,4 +1,4 @@
-"""A thread for what one model's requests may wait for, and no other model's."""
+"""A thread for slow calls of one model, which therefore delay no other model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from embedding.errors import Fault, RequestError
 
 MAX_WAIT_S = 1.0
-"""Of slow calls that may queue up. Whoever waits here holds a place in the encoder that others need."""
-_SHARE = 0.5
+"""Expected wait beyond which slow calls are refused: a waiting request holds a slot of the encoder that others need."""
+_SMOOTHING = 0.5
 
 
-class OwnThread(ThreadPoolExecutor):
-    """One thread, which takes no more calls than it gets done soon, if they take longer than they should."""
+class DedicatedThread(ThreadPoolExecutor):
+    """An executor with one thread. If calls exceed their expected time, it refuses those that would wait too long."""
 
     def __init__(self) -> None:
         super().__init__(1, thread_name_prefix="tokenize")
-        self._counting = threading.Lock()
+        self._waiting_lock = threading.Lock()
         self._waiting = 0
         self._excess_s = 0.0
 
@@ -27,9 +27,9 @@ class OwnThread(ThreadPoolExecutor):
         """See `Executor.submit`.
 
         Raises:
-            RequestError: OVERLOADED: those that wait already will take too long.
+            RequestError: OVERLOADED: the calls that wait already are expected to take too long.
         """
-        with self._counting:
+        with self._waiting_lock:
             if self._waiting * self._excess_s > MAX_WAIT_S:
                 raise RequestError(
                     Fault.OVERLOADED, "the model's tokenizer is slow, and others wait for it already; try again later"
@@ -38,15 +38,15 @@ class OwnThread(ThreadPoolExecutor):
         try:
             future = super().submit(fn, *args, **kwargs)
         except BaseException:
-            self._left(None)
+            self._finished(None)
             raise
-        future.add_done_callback(self._left)
+        future.add_done_callback(self._finished)
         return future
 
     def spent(self, excess_s: float) -> None:
-        """Says how much longer than it should a call has taken, in seconds."""
-        self._excess_s += _SHARE * (max(excess_s, 0.0) - self._excess_s)
+        """Reports by how many seconds a call has exceeded its expected time."""
+        self._excess_s += _SMOOTHING * (max(excess_s, 0.0) - self._excess_s)
 
-    def _left(self, _: object) -> None:
-        with self._counting:
+    def _finished(self, _: object) -> None:
+        with self._waiting_lock:
             self._waiting -= 1

@@ -1,10 +1,10 @@
-"""A process that has imported what tokenizers need, and forks one more for each tokenizer, or for a trial.
+"""A process that imports the libraries of tokenizers once, and forks a worker for each tokenizer or dry run of a graph.
 
-Importing takes seconds, forking some milliseconds. It is not multiprocessing's fork server, since each child of that
-imports the main module of its parent, which is all of Ray's worker; and it inherits what it is given, no more: no
-descriptors, no credentials, nothing to read from.
+Importing takes seconds, forking some milliseconds. multiprocessing's fork server does not do: its children import the
+main module of their parent, which is all of Ray's worker. The workers inherit nothing that they do not need: no
+descriptors but their socket, no credentials, no standard input.
 
-Whoever it forked ends with it, and it ends with whoever started it: at the end of their common socket.
+The workers end with the fork server, and it ends with the process that started it, when their common socket closes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import sys
 import threading
 from typing import Any
 
-WORKERS = {"tokenizer": "embedding.models.tokenizers.worker", "onnx": "embedding.models.onnx.trial"}
+WORKERS = {"tokenizer": "embedding.models.tokenizers.worker", "onnx": "embedding.models.onnx.dry_run"}
 _MAX_JOB_BYTES = 2**16
 _REAP_S = 5.0
 _START_S = 120.0
 _CREDENTIAL = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|_KEY", re.IGNORECASE)
 _PR_SET_PDEATHSIG = 1
 _SETTINGS = {
-    # Threads would not survive the fork.
+    # Single-threaded libraries: the threads of a process do not survive a fork.
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -41,8 +41,9 @@ _SETTINGS = {
 }
 
 
-class Within:
-    """The kernel ends this process when what is inside takes more CPU time: SIGPROF asks no library."""
+class CpuTimeLimit:
+    """Kills this process if the code within the context takes more CPU time. The signal SIGPROF also ends native code,
+    since nothing handles it."""
 
     def __init__(self, cpu_s: float) -> None:
         self._cpu_s = cpu_s
@@ -55,8 +56,8 @@ class Within:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-class Zygote:
-    """Started with the first fork, and again when it was found dead. Any thread may use it."""
+class ForkServer:
+    """Starts the fork server process with the first fork, and again when it has died. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,16 +65,16 @@ class Zygote:
         self._control: socket.socket | None = None
 
     def fork(self, job: dict[str, Any]) -> tuple[int, socket.socket]:
-        """A new process that does a job.
+        """Forks a worker for a job.
 
         Args:
-            job: its `kind`, of `WORKERS`, and what that module's `work` takes, as JSON.
+            job: its `kind`, a key of `WORKERS`, and what the `work` function of that module takes, as JSON values.
 
         Returns:
-            Its process id, for `kill`, and our end of the socket between us. It ends when that is closed.
+            The worker's process id, for `kill`, and the caller's end of its socket. The worker ends when it is closed.
 
         Raises:
-            OSError: it cannot be had.
+            OSError: no process can be started.
             ValueError: the job is too large.
         """
         if len(json.dumps(job)) > _MAX_JOB_BYTES:
@@ -84,29 +85,29 @@ class Zygote:
                 try:
                     return self._ask(job, theirs), ours
                 except OSError:
-                    self._end()
+                    self._stop()
                     if attempt:
                         ours.close()
                         raise
         raise AssertionError
 
     def kill(self, pid: int) -> None:
-        """Ends a process that it has forked, if it has not ended yet."""
+        """Kills a worker that has not ended yet."""
         with self._lock, contextlib.suppress(OSError):
             if self._control is not None:
                 self._control.send(json.dumps({"kill": pid}).encode())
 
     def _ask(self, job: dict[str, Any], theirs: socket.socket) -> int:
-        control = self._running()
+        control = self._ensure_running()
         socket.send_fds(control, [json.dumps(job).encode()], [theirs.fileno()])
         if not (answer := control.recv(64)):
             raise ConnectionError("the process that forks tokenizers has ended")
         return int(answer)
 
-    def _running(self) -> socket.socket:
+    def _ensure_running(self) -> socket.socket:
         if self._control is not None and self._process is not None and self._process.poll() is None:
             return self._control
-        self._end()
+        self._stop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(_START_S)
         environment = {name: value for name, value in os.environ.items() if not _CREDENTIAL.search(name)}
@@ -121,7 +122,7 @@ class Zygote:
         self._control = ours
         return ours
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
@@ -130,17 +131,17 @@ class Zygote:
         self._control = self._process = None
 
 
-zygote = Zygote()
-"""That of this process."""
+fork_server = ForkServer()
+"""The only one in this process."""
 
 
 def die_with_parent() -> None:
-    """The kernel kills this process when the one that forked it ends."""
+    """Has the kernel kill this process when the one that forked it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _serve(control: socket.socket) -> None:
-    """Forks for each job that comes, until the other end is closed."""
+    """Forks a worker for each job that arrives, until the other end is closed."""
     children: set[int] = set()
     while True:
         ready, _, _ = select.select([control], [], [], _REAP_S)
@@ -151,15 +152,15 @@ def _serve(control: socket.socket) -> None:
         if not message:
             return
         job = json.loads(message)
-        if (doomed := job.get("kill")) is not None:
-            if doomed in children:  # not reaped yet, so that the number is still its own
-                os.kill(doomed, signal.SIGKILL)
+        if (victim := job.get("kill")) is not None:
+            if victim in children:  # not reaped yet, so the process id cannot have been reused
+                os.kill(victim, signal.SIGKILL)
             continue
         (descriptor,) = descriptors
         pid = os.fork()
         if pid == 0:
             control.close()
-            _be_a_worker(descriptor, job)
+            _run_worker(descriptor, job)
         os.close(descriptor)
         children.add(pid)
         control.send(str(pid).encode())
@@ -171,14 +172,14 @@ def _reap(children: set[int]) -> None:
             children.discard(pid)
 
 
-def _be_a_worker(descriptor: int, job: dict[str, Any]) -> None:
-    """Never returns."""
+def _run_worker(descriptor: int, job: dict[str, Any]) -> None:
+    """Runs a job in a forked process. Never returns."""
     status = 1
     try:
         die_with_parent()
-        # What panics writes there what a stranger chose.
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 2)
+        # A panic writes text from an untrusted request to stderr, which must not reach the log.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
         work: Any = importlib.import_module(WORKERS[job["kind"]]).work
         work(socket.socket(fileno=descriptor), job)
         status = 0
@@ -187,8 +188,8 @@ def _be_a_worker(descriptor: int, job: dict[str, Any]) -> None:
 
 
 def main(descriptor: int) -> None:
-    """The process itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    """Runs the fork server process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it
     from embedding.models.tokenizers import worker as tokenizer_worker
 
     tokenizer_worker.preload()

@@ -1,4 +1,4 @@
-"""Tokens of transformers text models: made for each request alone, padded when requests share a batch."""
+"""Tokens of transformers text models: each request is tokenised separately, and padded when it joins a batch."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class TextTokenizer:
 
     @property
     def thread(self) -> Executor:
-        """Where calls belong."""
+        """The executor in which calls must run."""
         return self._process.thread
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """The tokens of each text. Safe in any thread.
+        """The tokens of each text. Thread-safe.
 
         Raises:
             RequestError: REFUSED, see `TokenizerProcess`.
@@ -57,7 +57,7 @@ class TextTokenizer:
         return [{name: values[i] for name, values in encoded.items()} for i in range(len(texts))]
 
     def merge(self, parts: Sequence[Tokens]) -> Padded:
-        """Several results as one batch, every text padded to the longest of all.
+        """Merges several results into one batch, every text padded to the longest.
 
         Raises:
             RequestError: REFUSED, for a token that the model has no embedding for.
@@ -74,11 +74,11 @@ class TextTokenizer:
         return merged
 
     def facts(self) -> dict[str, object]:
-        """What decides the tokens of a text, for a fingerprint."""
+        """What determines the tokens of a text, for a fingerprint."""
         return {"limit": self._limit, "tokens": self(["The quick brown fox, 42 °C – fingerprint"])}
 
     def _check(self, ids: npt.NDArray[np.int64]) -> None:
-        # On a GPU such a token would end the whole process, not only this request.
+        # On a GPU a token beyond the embedding table would crash the whole process, not only fail this request.
         if self._vocabulary and ids.size and int(ids.max()) >= self._vocabulary:
             raise RequestError(
                 Fault.REFUSED,

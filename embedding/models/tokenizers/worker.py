@@ -1,6 +1,6 @@
-"""The process of one tokenizer: loads it, tries it, and then tokenises until its socket is closed.
+"""The subprocess of one tokenizer: loads it, tests it, and then tokenises until its socket is closed.
 
-Whatever a stranger's tokenizer does, it does here: it may panic, hang, or fill the memory, and takes nobody with it.
+The tokenizer of an untrusted repository may panic, hang or fill the memory. Here that affects no other model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedding.models.tokenizers import frames
-from embedding.models.tokenizers.zygote import Within
+from embedding.models.tokenizers.fork_server import CpuTimeLimit
 from embedding.process_limits import confine
 
 Rows = Mapping[str, Sequence[Sequence[int]]]
@@ -36,28 +36,28 @@ PROBES = (
     "مرحبا بالعالم שלום עולם नमस्ते ไทย" * 20,
     "\x00\x01\x7f\ufeff\ufffd\ue000\U0010ffff",
 )
-"""What a tokenizer must get through before it is believed."""
+"""Texts of the test run, which a tokenizer must pass before it is used."""
 
 
 def preload() -> None:
-    """Imports what each worker needs, before the first of them is forked."""
+    """Imports what every worker needs, before the first one is forked."""
     import transformers.models.auto.tokenization_auto
     import transformers.tokenization_utils_tokenizers  # noqa: F401
 
 
 def work(connection: socket.socket, job: dict[str, Any]) -> None:
-    """Answers the loading with what the tokenizer says of itself, and each request with its tokens.
+    """Loads the tokenizer and sends its properties, or why it failed; then answers each request with tokens.
 
     Args:
-        connection: closed by whoever has no more requests.
+        connection: to the caller; the worker ends when the other end is closed.
         job: {"folder", "trusted", "options", "memory_bytes", "load_s", "limit", "language"}.
     """
     confine(job["memory_bytes"], _FOREVER_S, _TRUSTED_FILE_BYTES if job["trusted"] else 0)
     try:
-        with Within(job["load_s"]):
+        with CpuTimeLimit(job["load_s"]):
             tokenizer = _load(job)
             for probe in PROBES:
-                _tokenize(tokenizer, {"texts": [probe], "most": job["limit"], "mode": "text"})
+                _tokenize(tokenizer, {"texts": [probe], "max_tokens": job["limit"], "mode": "text"})
     except BaseException as error:
         frames.send(connection, FAILED + _described(error))
         return
@@ -76,7 +76,7 @@ def _load(job: dict[str, Any]) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(
         job["folder"], local_files_only=True, trust_remote_code=job["trusted"], **job["options"]
     )
-    # As open_clip's own wrapper: only some tokenizers have languages.
+    # As in open_clip's own wrapper: only some tokenizers support several languages.
     set_language = getattr(tokenizer, "set_src_lang_special_tokens", None)
     if job["language"] is not None and callable(set_language):
         set_language(job["language"])
@@ -89,10 +89,10 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def _answer(tokenizer: Any, request: dict[str, Any]) -> bytes:
-    """A status, the CPU time in microseconds (4 bytes), and the tokens or what went wrong."""
+    """A status (1 byte), the CPU time in microseconds (4 bytes), and the tokens or an error message."""
     start = time.process_time()
     try:
-        with Within(request["cpu_s"]):
+        with CpuTimeLimit(request["cpu_s"]):
             status, content = DONE, _packed(_tokenize(tokenizer, request))
     except Exception as error:
         status, content = FAILED, _described(error)
@@ -103,25 +103,25 @@ def _answer(tokenizer: Any, request: dict[str, Any]) -> bytes:
 
 
 def _tokenize(tokenizer: Any, request: dict[str, Any]) -> Rows:
-    """Rows of tokens by the name of the input they are for, none longer than allowed."""
-    texts, most = request["texts"], request["most"]
+    """Rows of tokens by the name of the model's input, none longer than allowed."""
+    texts, max_tokens = request["texts"], request["max_tokens"]
     match request["mode"]:
-        case "text":  # `embedding.models.tokenizers.tokens`
-            rows = tokenizer(texts, truncation=True, max_length=most, padding=False, return_attention_mask=True)
-        case "clip":  # open_clip's wrapper
-            rows = tokenizer(texts, truncation=True, max_length=most, padding="max_length")
+        case "text":  # for `embedding.models.tokenizers.tokens`
+            rows = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False, return_attention_mask=True)
+        case "clip":  # for open_clip's wrapper
+            rows = tokenizer(texts, truncation=True, max_length=max_tokens, padding="max_length")
             rows = {"input_ids": rows["input_ids"]}
-        case _:  # the same in its mode `clips`, which cuts off by itself
+        case _:  # for open_clip's wrapper in its mode `clips`, which truncates by itself
             rows = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False)
-            rows = {"input_ids": [row[:most] for row in rows["input_ids"]]}
+            rows = {"input_ids": [row[:max_tokens] for row in rows["input_ids"]]}
     longest = max((len(row) for row in rows["input_ids"]), default=0)
-    if longest > most:
-        raise ValueError(f"it gives {longest} tokens where it was to cut off at {most}")
+    if longest > max_tokens:
+        raise ValueError(f"it gives {longest} tokens where it was to cut off at {max_tokens}")
     return {name: rows[name] for name in rows}
 
 
 def _packed(rows: Rows) -> bytes:
-    """Names and lengths as JSON, then the numbers as int64, input after input, row after row."""
+    """Names and lengths as JSON, then the tokens as int64, input by input and row by row."""
     lengths = [len(row) for row in rows["input_ids"]]
     if any([len(row) for row in values] != lengths for values in rows.values()):
         raise ValueError("its inputs are of different lengths")
