@@ -1,7 +1,7 @@
-"""Every private name of Ray 2.60 that this project uses, in one place: whatever a new release of Ray may rename.
+"""Every private name of Ray 2.60 that this project uses, in one place: a new release of Ray may rename any of them.
 
-One function for each, with the reason why nothing public does. `tests/serve/test_ray_internals.py` holds each to what
-is expected of it. Ray is imported with this module: see `operations.environment.apply`.
+There is one function for each, with the reason why no public name serves. `tests/serve/test_ray_internals.py` checks
+each of them against a running Ray Serve. Importing this module imports Ray: see `operations.environment.apply`.
 """
 
 from __future__ import annotations
@@ -17,40 +17,50 @@ from ray.serve.request_router import PendingRequest, RunningReplica
 
 __all__ = ["PowerOfTwoChoicesRequestRouter", "ReplicaID", "RequestMetadata"]
 
+# Most of what follows is not annotated in Ray, or is an attribute of a subclass that its annotations do not name: hence
+# the `type: ignore` comments.
+
 
 def by_reference(handle: DeploymentHandle[Any], **options: Any) -> DeploymentHandle[Any]:
-    """The handle with options, whose calls go through Ray's actors and its object store instead of gRPC.
+    """The handle with `options`, whose calls go through Ray's actors and object store instead of gRPC.
 
-    With RAY_SERVE_THROUGHPUT_OPTIMIZED Serve sends arguments by value, which costs less for small ones; the public
+    With RAY_SERVE_THROUGHPUT_OPTIMIZED Serve sends arguments by value, which is cheaper for small ones; the public
     options cannot choose for a single call.
     """
     return handle.options(_by_reference=True, **options)
 
 
 def goes_by_reference(handle: DeploymentHandle[Any]) -> bool:
-    """Whether calls of a handle go by reference. The handle must have had `options`, or have been used."""
-    return bool(handle.handle_options._by_reference)
+    """Whether calls of a handle go by reference. `options` must have been called on the handle, or it must have been
+    used."""
+    return bool(handle.handle_options._by_reference)  # type: ignore[attr-defined]
 
 
 def for_this_thread(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """A handle that a thread without an event loop may use, in a process that has Serve's settings for throughput.
+    """A handle for a thread without an event loop, in a process that has Serve's settings for throughput.
 
-    With them a handle runs in its caller's event loop; callers from elsewhere get this by default. To be called before
-    the handle's first use.
+    With those settings a handle runs in the event loop of its caller; processes without them get the behaviour of this
+    function by default. Must be called before the first use of the handle.
     """
     handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
     return handle
 
 
+def request_router(handle: DeploymentHandle[Any]) -> PowerOfTwoChoicesRequestRouter | None:
+    """What chooses the replicas of a handle's calls; None until the handle has got its deployment's configuration."""
+    router: PowerOfTwoChoicesRequestRouter | None = handle._router._asyncio_router._request_router  # type: ignore[union-attr]
+    return router
+
+
 def known_replicas(handle: DeploymentHandle[Any]) -> list[RunningReplica]:
-    """The replicas to which a handle would send a call now. Serve shows them to request routers only."""
-    router = handle._router._asyncio_router._request_router
+    """The replicas to which the handle can send a call now. Serve's public API shows them to request routers only."""
+    router = request_router(handle)
     return [] if router is None else list(router.curr_replicas.values())
 
 
 def grpc_channel(replica: RunningReplica) -> grpc.aio.Channel:
     """The channel on which calls by value go to a replica."""
-    assert replica.stub is not None  # makes the channel
+    assert replica.stub is not None  # reading the property opens the channel
     return replica._channel
 
 
@@ -60,22 +70,22 @@ def pending_requests(router: PowerOfTwoChoicesRequestRouter) -> Iterable[Pending
 
 
 def start_serve(http_options: Mapping[str, Any], proxy_location: str) -> Any:
-    """Starts Serve and gives its client. `serve.start` gives none, and no public call waits for a config's deployment
-    and says why it failed."""
+    """Starts Serve and returns its client. `serve.start` returns none, and no public call waits until a config is
+    deployed and says why it failed."""
     from ray.serve._private.api import serve_start
 
     return serve_start(http_options=dict(http_options), proxy_location=proxy_location)
 
 
 def dead_processes() -> list[tuple[str, Any]]:
-    """Processes of the Ray that this process has started which have ended: kind, and `subprocess.Popen`."""
+    """Processes of the Ray that this process has started which have ended: (kind, `subprocess.Popen`) pairs."""
     from ray._private.worker import _global_node
 
     return list(_global_node.dead_processes()) if _global_node else []
 
 
 def serve_controller() -> Any:
-    """The actor that is Serve's controller; None if there is none, or only one that has ended for good."""
+    """The actor that is Serve's controller; None if there is none, or if it has ended and is not restarted."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -86,19 +96,19 @@ def serve_controller() -> Any:
 
 
 def close_handles() -> None:
-    """Ends what the handles of this process have running, before Serve is stopped."""
+    """Ends the background tasks of this process's handles, before Serve is stopped."""
     from ray.serve import context
 
     if context._global_client is not None:
-        context._global_client.shutdown_cached_handles()
+        context._global_client.shutdown_cached_handles()  # type: ignore[no-untyped-call]
 
 
 def disconnect_serve() -> None:
-    """Forgets the Serve that this process was connected to. `serve.shutdown` would wait for an answer that never comes,
+    """Forgets the Serve to which this process is connected. `serve.shutdown` would wait for an answer that never comes,
     since the controller ends first."""
     from ray.serve import context
 
-    context._disconnect()
+    context._disconnect()  # type: ignore[no-untyped-call]
 
 
 def serve_client() -> Any:
@@ -109,22 +119,27 @@ def serve_client() -> Any:
 
 
 def use_token_auth() -> None:
-    """Has this process's Ray use the machine's token, as `ray.init` does in a process that starts a Ray."""
+    """Makes this process's Ray use the machine's token, as `ray.init` does in a process that starts a Ray."""
     from ray._private.authentication.authentication_token_setup import _enable_token_auth
 
     _enable_token_auth()
 
 
 def store_stats(host: str, port: int) -> Any:
-    """What a node's object store holds: `num_local_objects`, `object_store_bytes_used`, …"""
+    """Figures of a node's object store: `num_local_objects`, `object_store_bytes_used`, …
+
+    Args:
+        host: address of the node.
+        port: of its node manager.
+    """
     from ray._private.internal_api import node_stats
 
-    return node_stats(host, port, include_memory_info=False).store_stats
+    return node_stats(host, port, include_memory_info=False).store_stats  # type: ignore[no-untyped-call]
 
 
 def start_worker_node(gcs_address: str, host: str, cpus: int, store_bytes: int) -> None:
-    """Joins a cluster with a node of this process's, which ends with it. `ray start` insists on the machine's own
-    address, where a Ray that keeps to loopback does not listen."""
+    """Adds a node to a cluster; it ends with this process. `ray start` always uses the machine's own address, at which
+    a Ray that is restricted to loopback does not listen."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -133,7 +148,7 @@ def start_worker_node(gcs_address: str, host: str, cpus: int, store_bytes: int) 
         node_ip_address=host,
         num_cpus=cpus,
         object_store_memory=store_bytes,
-        include_log_monitor=False,
+        include_log_monitor=False,  # type: ignore[arg-type]  # annotated as text, used as a truth value
     )
     Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=False)
 

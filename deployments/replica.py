@@ -1,4 +1,4 @@
-"""What every deployment's replica needs: closed settings, and its share of the machine."""
+"""What the replicas of all deployments have in common: settings with a closed set of keys, and their CPUs."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 LEAST_PRIORITY = 19
 METRICS_PERIOD_S = 10.0
-"""How often a replica tells Ray's metrics what it holds."""
+"""Between two reports of a replica's gauges to Ray's metrics."""
 
 
 class Settings(BaseModel):
@@ -17,18 +17,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def be_nice() -> None:
-    """Gives the calling thread the lowest priority: it takes what cores others leave, and the kernel hardly lets it run
-    on when another wakes up.
+def lower_priority() -> None:
+    """Gives the calling thread the lowest scheduling priority (nice 19): it uses idle cores, and the kernel soon
+    preempts it when another thread wakes up.
 
-    Ray starts its workers at 15 unless RAY_worker_niceness says otherwise, and only root may go back from there: any
-    number below 19 could be a higher priority than before, or an error. Not for threads of a replica that also serves
-    searches: one that holds Python's lock and gets no core holds up the others.
+    Ray starts its workers at 15 unless RAY_worker_niceness says otherwise, and only root may lower the number again:
+    any value below 19 could be a higher priority than before, or an error. Do not use it for threads of a replica that
+    also serves searches: a thread that holds Python's lock and gets no core delays all others.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
 
 
 def assigned_cpus() -> int:
-    """CPUs that Ray gave this replica, at least one; a fraction counts as one."""
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    """CPUs that Ray gave this replica, rounded down, at least one."""
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     return max(1, min(int(cpus), os.cpu_count() or 1))

@@ -1,13 +1,15 @@
-"""Which encoder gets a request: the one that has its model, until that one is busy with it.
+"""Which encoder replica gets a call: the model's preferred replica, until that is busy with the model.
 
-A model has a home, found by rendezvous hashing of its properties, so every ingress picks the same one without asking.
-A cold model is therefore loaded once in the cluster; a hot one overflows to further replicas, in an order of its own.
+Rendezvous hashing of a model's properties gives an order of the replicas, the same in every ingress without any
+communication. The first one is the preferred replica. A rarely used model is therefore loaded once in the cluster; a
+heavily used one overflows to further replicas in this order.
 """
 
 import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from blake3 import blake3
 from ray.serve.config import RequestRouterConfig
@@ -23,21 +25,21 @@ from deployments.ray_internals import (
 from embedding.models.spec import ModelSpec
 
 LONGEST_S = 300.0
-"""A call that has not ended by then never got to its replica: the ingress gives a request up before."""
+"""A call that has not ended after this time never reached its replica: the ingress ends every request earlier."""
 
 
 class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
-    """Serve's default router, except for calls that name a model (by session id).
+    """Serve's default router, except for calls whose session id names a model.
 
-    Not on top of Serve's own consistent hashing (experimental in 2.60): it leaves a replica only when that refuses, and
-    the one run that we made on top of it hung (cause not established).
+    Serve's own consistent hashing (experimental in 2.60) is not used: it leaves a replica only when that refuses a
+    call, and the one test run with it hung (cause not established).
     """
 
-    def initialize_state(self, busy_at: int = 4) -> None:
+    def initialize_state(self, busy_at: int = 4) -> None:  # type: ignore[override]  # Serve passes the kwargs by name
         """Takes the deployment's `request_router_kwargs`.
 
         Args:
-            busy_at: calls of one model in flight at a replica from which on the model's next one is tried.
+            busy_at: a replica with so many calls of one model in flight is busy with it: the next in order is tried.
         """
         self._busy_at = busy_at
         self._calls = CallsInFlight()
@@ -49,7 +51,7 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
         model = pending_request.metadata.session_id if pending_request is not None else ""
         if pending_request is None or not model:
             return await super().choose_replicas(candidate_replicas, pending_request)
-        # Serve asks again where a replica did not answer in time. What was chosen then does not count.
+        # Serve chooses again if a replica did not answer in time. The previous choice no longer counts.
         self._calls.forget(pending_request.metadata)
         order = sorted(
             candidate_replicas, key=lambda replica: blake3(f"{model} {replica.replica_id}".encode()).digest()
@@ -60,24 +62,24 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
         return [[replica]]
 
     def _in_flight(self, model: str, replica_id: ReplicaID) -> float:
-        """A model's calls at a replica, those of other ingresses included, whose mix is taken to be like ours."""
+        """A model's calls at a replica, from all ingresses: the others are assumed to send the same mix of models."""
         of_all = self.replica_queue_len_cache.get(replica_id) or 0
         return of_all * self._calls.share(model, replica_id)
 
     def _queue(self, replica: RunningReplica) -> tuple[bool, int]:
-        """By which the least busy is found; of one that is gone the length is not known."""
+        """Sort key for the least busy replica. The queue length of one that has ended is not known: it comes last."""
         length = self.replica_queue_len_cache.get(replica.replica_id)
         return length is None, length or 0
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """A call has ended, or was refused by its replica."""
+        """Called by Serve when a call has ended, or when its replica has refused it."""
         self._calls.ended(internal_request_id, replica_id)
 
     def _get_pending_request_matching_metadata(
         self, request_metadata: RequestMetadata | None = None
     ) -> PendingRequest | None:
-        # A replica that was chosen for one call's model is not handed to the call that happens to be first in line. Not
-        # by Serve's id, as Serve's other routers find it: that is the same for all calls that one request makes.
+        # A replica chosen for one call's model must not be given to the call that is first in the queue. The call is
+        # found by identity and not by Serve's id, as in Serve's own routers: all calls of one request share that id.
         return next(
             (
                 pending
@@ -96,11 +98,11 @@ class _Call:
 
 
 class CallsInFlight:
-    """Which model's calls this process has in flight, and where: from when a replica is chosen until the call ends.
+    """This process's calls in flight, by model and replica, counted from the choice of a replica until the call ends.
 
-    A call is known by the identity of its metadata, since the id that Serve gives it is that of the request that makes
-    it. When it ends, only that id is told, and which of a request's calls at a replica has ended makes no difference: a
-    refusal that is noted late may count one of them too few for as long as that one takes, and none too many.
+    Calls are identified by their metadata object, because Serve's id is that of the request, shared by all its calls.
+    When a call ends only that id is reported, and any of the request's calls at that replica is removed. After a
+    refusal that is reported late, the count may be one too low until that call ends; it is never too high.
     """
 
     def __init__(self) -> None:
@@ -109,13 +111,13 @@ class CallsInFlight:
         self._of_replica: Counter[ReplicaID] = Counter()
 
     def share(self, model: str, replica_id: ReplicaID) -> float:
-        """Of the calls at a replica, 0 to 1."""
+        """The model's part of this process's calls at a replica, 0 to 1."""
         of_all = self._of_replica[replica_id]
         return self._of_model[model, replica_id] / of_all if of_all else 0.0
 
     def chosen(self, metadata: RequestMetadata, replica_id: ReplicaID) -> None:
-        """Counts a call from now on, so that calls of the same moment do not all see an idle replica. One that never
-        gets there (its caller has gone) is forgotten after a while."""
+        """Counts a call from now on, so that calls of the same moment do not all see an idle replica. A call that never
+        reaches its replica (its caller has ended) is removed after `LONGEST_S`."""
         now = time.monotonic()
         for earlier in list(islice(self._calls.values(), 2)):
             if now - earlier.since > LONGEST_S:
@@ -125,14 +127,14 @@ class CallsInFlight:
         self._count(metadata.session_id, replica_id, 1)
 
     def ended(self, request: str, replica_id: ReplicaID) -> None:
-        """Forgets one of a request's calls at a replica. One that a replica refused may be on its way to another."""
+        """Removes one of a request's calls at a replica. Serve may send a refused call to another replica."""
         for call in self._calls.values():
             if call.metadata.internal_request_id == request and call.replica_id == replica_id:
                 self.forget(call.metadata)
                 return
 
     def forget(self, metadata: RequestMetadata) -> None:
-        """Does not count a call any more, if it was counted."""
+        """Removes a call, if it is counted."""
         call = self._calls.pop(id(metadata), None)
         if call is not None:
             self._count(metadata.session_id, call.replica_id, -1)
@@ -146,13 +148,16 @@ class CallsInFlight:
             del self._of_replica[replica_id]
 
 
-def _home_key(properties_json: str) -> str:
+def model_key(properties_json: str) -> str:
+    """The session id of a model's calls: a hash of its properties, 16 hex digits."""
     return blake3(properties_json.encode()).hexdigest(8)
 
 
-def to_home(handle: DeploymentHandle, spec: ModelSpec) -> DeploymentHandle:
-    """The handle, its next call steered to where the model is."""
-    return handle.options(session_id=_home_key(spec.properties_json))
+def to_preferred_replica(handle: DeploymentHandle[Any], spec: ModelSpec) -> DeploymentHandle[Any]:
+    """The handle, with calls routed to the model's preferred replica."""
+    return handle.options(session_id=model_key(spec.properties_json))
 
 
-MODEL_AFFINITY = RequestRouterConfig(request_router_class="deployments.routing.ModelAffinityRouter")
+MODEL_AFFINITY = RequestRouterConfig(
+    request_router_class="deployments.routing.ModelAffinityRouter"  # type: ignore[arg-type]  # Ray: all are dicts
+)

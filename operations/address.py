@@ -1,4 +1,4 @@
-"""Where the front door listens, and at which of its addresses it is asked."""
+"""The addresses at which HAProxy listens, and the URL at which a client on this machine reaches it."""
 
 import contextlib
 import errno
@@ -10,35 +10,36 @@ from typing import Any
 from operations.haproxy.config import LISTEN_VARIABLE, LOOPBACK
 
 DEFAULT_PORT = 8000
-"""Serve's own."""
+"""Serve's default."""
 EVERY_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "::1"}
-"""Who listens everywhere is asked on loopback."""
+"""Addresses that stand for every interface, each with the loopback address at which clients on this machine connect."""
 
 
 def host_of(http: Mapping[str, Any]) -> str | None:
-    """`http_options.host`: loopback unless something is said. None, as `null` in a config, means every interface."""
-    return http.get("host", LOOPBACK)
+    """`http_options.host`: loopback by default. None (`null` in a config) means every interface."""
+    host: str | None = http.get("host", LOOPBACK)
+    return host
 
 
 def addresses(host: str | None) -> list[str]:
-    """The IP addresses that a host stands for on this machine.
+    """The IP addresses of a host of this machine.
 
     Args:
-        host: an address of this machine, a name of it, `0.0.0.0` or `::`; None for every interface.
+        host: an address or a name of this machine, `0.0.0.0` or `::`; None for every interface.
 
     Raises:
-        OSError: no machine has this name.
+        OSError: the name cannot be resolved.
     """
     if host is None:
         return ["::"] if _can_listen("::", 0) else ["0.0.0.0"]
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     every = list(dict.fromkeys(str(address[0]) for *_, address in found))
-    # A name may stand for an address of the newer kind on a machine that has none.
+    # A name may have an IPv6 address although this machine has no IPv6.
     return [address for address in every if _can_listen(address, 0)] or every
 
 
 def asked_at(host: str | None) -> str:
-    """What stands for the host in the URL of a client on this machine."""
+    """The host in the URL of a client on this machine."""
     with contextlib.suppress(OSError):
         host = addresses(host)[0]
     host = EVERY_ADDRESS.get(host or "", host or LOOPBACK)
@@ -46,13 +47,13 @@ def asked_at(host: str | None) -> str:
 
 
 def url_of(http: Mapping[str, Any]) -> str:
-    """The front door's URL for a client on this machine, without a slash at its end."""
+    """The server's URL for a client on this machine, without a slash at its end."""
     return f"http://{asked_at(host_of(http))}:{http.get('port', DEFAULT_PORT)}"
 
 
-def trouble(host: str | None, port: int) -> str | None:
-    """What keeps a server from listening there, as one sentence, or None. Serve's own proxy would quietly share the
-    port with another one."""
+def problem(host: str | None, port: int) -> str | None:
+    """The reason why a server cannot listen there, as one sentence, or None. Without this check Serve's own proxy would
+    share the port with another program, without any message."""
     try:
         for address in addresses(host):
             _listen(address, port)
@@ -69,18 +70,18 @@ def _remedy(error: OSError) -> str:
     return {
         errno.EADDRINUSE: "stop what uses it, or set another http_options.port",
         errno.EADDRNOTAVAIL: "no such address on this machine; set http_options.host to one that it has, or 0.0.0.0",
-        errno.EACCES: "ports below 1024 are the administrator's; set http_options.port to a higher one",
+        errno.EACCES: "ports below 1024 are reserved for root; set http_options.port to a higher one",
     }.get(error.errno or 0, "set another http_options.host or http_options.port")
 
 
 def for_serve(http: Mapping[str, Any]) -> dict[str, Any]:
-    """Serve's own `http_options`, for a server that is this machine.
+    """The `http_options` that Serve itself gets, for a server on this machine alone.
 
-    With HAProxy in front, the ports of single replicas and of Serve's Python proxy stay on loopback, where nobody gets
-    past the front door's limits; HAProxy is told by its environment where to listen.
+    With HAProxy, the HTTP ports of replicas and of Serve's Python proxy stay on loopback, so that remote clients cannot
+    bypass HAProxy's limits; HAProxy gets its own addresses by `LISTEN_VARIABLE`.
 
     Raises:
-        OSError: no machine has this name.
+        OSError: the name cannot be resolved.
     """
     listen = addresses(host_of(http))
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
@@ -90,7 +91,7 @@ def for_serve(http: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_schema(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as Serve's schema wants it, which knows no `null` for every interface."""
+    """The config without a `null` host, which Serve's schema does not allow."""
     http = {name: value for name, value in config.get("http_options", {}).items() if (name, value) != ("host", None)}
     return dict(config) | {"http_options": http}
 
@@ -106,7 +107,7 @@ def _can_listen(address: str, port: int) -> bool:
 def _listen(address: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.closing(socket.socket(family)) as probe:
-        # Connections of a server that has ended do not count.
+        # Lingering connections of a server that has ended do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((address, port))
         probe.listen()

@@ -1,4 +1,4 @@
-"""A Serve config file, read and checked before anything is started: what Serve would find much later, or not at all."""
+"""Reads and checks a Serve config file before anything is started. Serve finds many errors late, or not at all."""
 
 import difflib
 import importlib
@@ -19,7 +19,7 @@ EXAMPLE = "config/serve.yaml shows the shape"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A Serve config file, with Serve's own keys and values checked, and our arguments.
+    """Reads a Serve config file and checks Serve's keys and values, and the arguments of the graph.
 
     Raises:
         StartError: the file cannot be read, or something in it is unknown, missing or wrong; the message names the line
@@ -28,7 +28,7 @@ def read_config(path: Path) -> dict[str, Any]:
     document = read_document(path)
     config = document.content
     _check(document, (), _shape(config))
-    _check(document, (), _doors(config))
+    _check(document, (), _ports(config))
 
     from ray.serve.schema import ServeDeploySchema
 
@@ -45,7 +45,7 @@ def _check(document: Document, place: Place, problem: Problem | None) -> None:
 
 
 def _shape(config: Any) -> Problem | None:
-    """What Serve's schema says less clearly, or allows."""
+    """Errors for which Serve's schema has less clear messages, or which it allows."""
     if not isinstance(config, dict):
         return (), f"not a Serve config: it has no list `applications`; {EXAMPLE}"
     applications = config.get("applications")
@@ -77,8 +77,8 @@ def _shape(config: Any) -> Problem | None:
     return None
 
 
-def _doors(config: Mapping[str, Any]) -> Problem | None:
-    """Serve takes true for port 1, and asks the system about others only when all else runs."""
+def _ports(config: Mapping[str, Any]) -> Problem | None:
+    """Serve takes true as port 1, and notices an impossible port only after everything else has been started."""
     for group in ("http_options", "grpc_options"):
         options = config.get(group, {})
         port = options.get("port", 1)
@@ -90,7 +90,7 @@ def _doors(config: Mapping[str, Any]) -> Problem | None:
 def _check_application(document: Document, place: Place, application: Mapping[str, Any]) -> None:
     environment = application.get("runtime_env") or {}
     if "working_dir" in environment or "py_modules" in environment:
-        return  # its code comes from elsewhere
+        return  # its code is not on this machine
     target = _imported(document, place, application["import_path"])
 
     import graph
@@ -124,7 +124,7 @@ def _imported(document: Document, place: Place, path: str) -> Any:
         raise document.error(place, f"the module `{module}` has no `{name}`; {advice}") from None
     except ModuleNotFoundError as error:
         raise document.error(place, f"there is no module `{error.name}`; {advice}") from None
-    except ValidationError as error:  # defaults that come from variables of the environment
+    except ValidationError as error:  # of defaults that come from environment variables
         raise document.error(place, f"importing `{module}` failed: {error.errors()[0]['msg']}") from None
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
@@ -132,7 +132,7 @@ def _imported(document: Document, place: Place, path: str) -> Any:
 
 
 def _check_encoder(document: Document, place: Place, settings: "EncoderSettings") -> None:
-    """What the machine or the registry does not have."""
+    """Folders that the machine does not have, and models that the registry does not have."""
     from embedding.registry import lookup, names
 
     for index, folder in enumerate(settings.architectures):

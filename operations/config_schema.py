@@ -1,4 +1,4 @@
-"""What a pydantic schema has against a value, said to the one who wrote it."""
+"""Checks a value against a pydantic schema, with messages for the author of a YAML file."""
 
 import copy
 import difflib
@@ -13,9 +13,11 @@ from pydantic_core import ErrorDetails
 from operations.config_yaml import Place
 
 Problem = tuple[Place, str]
-"""Where, and what is wrong there."""
+"""The place of an error, and its message."""
 SHOWN_CHARS = 60
+"""Characters of a value that a message shows."""
 FEW = 14
+"""If a schema has at most so many keys, the message about an unknown key lists them."""
 IN_WORDS = {
     "a valid integer": "a whole number",
     "a valid dictionary or instance of": "a mapping with the keys of",
@@ -24,21 +26,21 @@ IN_WORDS = {
     "a valid tuple": "a list",
     "a valid": "a",
 }
-"""What pydantic says, and what YAML calls it."""
+"""Words of pydantic's messages, and the words that YAML has for them."""
 
 
 def problems(schema: type[BaseModel], value: Any) -> list[Problem]:
-    """All that is wrong with a value, unknown keys first.
+    """The errors of a value: those that the schema itself does not report, if there are any, else the schema's.
 
-    Serve's schemas let unknown keys pass, take true for a number, and check some of their parts only when the value is
-    used: here they do not.
+    Serve's schemas allow unknown keys, take true as a number, and check some of their parts only when the value is
+    used. Here all of these are errors.
     """
     found = list(_unchecked(schema, value, ()))
     return found or list(_refused(schema, value))
 
 
 def _unchecked(schema: type[BaseModel], value: Any, place: Place) -> Iterator[Problem]:
-    """Unknown keys, truth values for numbers, and what is wrong with parts that may be any mapping too."""
+    """Unknown keys, booleans in place of numbers, and errors of parts for which the schema also allows any mapping."""
     if not isinstance(value, dict):
         return
     fields = schema.model_fields
@@ -67,7 +69,7 @@ def _inside(annotation: Any, value: Any, place: Place) -> Iterator[Problem]:
 
 
 def _leaves(annotation: Any, listed: bool = False) -> Iterator[tuple[Any, bool]]:
-    """The types that an annotation is made of, dict for `Dict[str, int]`, each with whether a list holds them."""
+    """The types in an annotation (dict for `Dict[str, int]`), each with a flag: whether they are items of a list."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType, list, tuple, typing.Annotated):
         for part in typing.get_args(annotation):
@@ -96,7 +98,7 @@ def _runtime_environment(value: Any, place: Place) -> Iterator[Problem]:
 
 def _refused(schema: type[BaseModel], value: Any) -> Iterator[Problem]:
     try:
-        # A copy: some of Serve's validators write into what they are given.
+        # A copy: some of Serve's validators change their input.
         schema.model_validate(copy.deepcopy(value))
     except ValidationError as error:
         said: dict[Place, list[str]] = {}
@@ -104,7 +106,7 @@ def _refused(schema: type[BaseModel], value: Any) -> Iterator[Problem]:
             place, problem = _in_words(schema, value, details)
             said.setdefault(place, []).append(problem)
         yield from ((place, " or ".join(dict.fromkeys(all_of_it))) for place, all_of_it in said.items())
-    except (TypeError, AttributeError) as error:  # from Serve's validators, about a value of another type
+    except (TypeError, AttributeError) as error:  # some of Serve's validators do not check types first
         yield (), f"a value has the wrong type ({' '.join(str(error).split())})"
 
 
@@ -124,7 +126,7 @@ def _in_words(schema: type[BaseModel], value: Any, details: ErrorDetails) -> Pro
 
 
 def _in_data(details: ErrorDetails, value: Any) -> Place:
-    """Without the names of types by which pydantic tells the members of a union apart."""
+    """The place without the type names that pydantic adds for the members of a union."""
     place: Place = ()
     last = details["loc"][-1] if details["loc"] else None
     for key in details["loc"]:
@@ -156,10 +158,11 @@ def _unknown(key: Any, known: Mapping[str, Any] | set[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As YAML has it, where Python has other words."""
-    text = (
-        {None: "empty", True: "true", False: "false"}.get(value)
-        if value is None or value is True or value is False
-        else repr(value)
-    )
+    """A value as YAML writes it, shortened."""
+    if value is None:
+        text = "empty"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = repr(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

@@ -1,4 +1,4 @@
-"""YAML as configs need it: every key once, of a bounded size, and with the lines in which things are."""
+"""Reads YAML with limits of its size, with an error for duplicate keys, and with the line of each value."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,26 +10,26 @@ from operations.errors import StartError
 
 MAX_BYTES = 2**20
 MAX_VALUES = 20_000
-"""Aliases count each time they are used: nine lines of YAML can stand for a thousand million values."""
+"""Each use of an alias is counted: nine lines of YAML can expand to a thousand million values."""
 MAX_DEPTH = 50
 Place = tuple[str | int, ...]
-"""Keys and positions that lead to a value."""
+"""The keys and list indices on the path to a value."""
 
 
 class Document(NamedTuple):
-    """What a file says, and its YAML nodes."""
+    """The content of a file, and its YAML nodes."""
 
     path: Path
     content: Any
     root: yaml.Node
 
     def error(self, place: Sequence[str | int], problem: str) -> StartError:
-        """With the file, the line and the keys that lead to the problem."""
+        """An error with the file, the line and the keys of a place."""
         keys = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
         return StartError(f"{self.path}:{self._line(place)}: {keys + ': ' if keys else ''}{problem}")
 
     def _line(self, place: Sequence[str | int]) -> int:
-        """Of the last of the keys that is there."""
+        """The line of the last key on the path that exists."""
         node, line = self.root, self.root.start_mark.line
         for key in place:
             found = _child(node, key)
@@ -59,7 +59,7 @@ def read_document(path: Path) -> Document:
         raise StartError(f"{path}:{line}: the config is not YAML: {said}") from None
     except RecursionError:
         raise StartError(f"the config {path} is not YAML that can be read: its brackets are nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # characters that YAML has not; a date that does not exist
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow; an impossible date
         raise StartError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from None
     finally:
         loader.dispose()
@@ -84,7 +84,7 @@ def _text(path: Path) -> str:
 
 
 def _check_size(path: Path, root: yaml.Node) -> None:
-    """Walks the tree as it will be, aliases followed."""
+    """Walks the tree with all aliases expanded."""
     for count, (node, depth) in enumerate(_walk(root, 0)):
         if count >= MAX_VALUES or depth > MAX_DEPTH:
             much = (

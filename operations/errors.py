@@ -1,4 +1,4 @@
-"""What keeps a server from starting."""
+"""The error for a server that cannot be started."""
 
 
 class StartError(Exception):

@@ -1,11 +1,11 @@
-"""Ends whatever a launch has started when its launcher has ended, in whatever way that was.
+"""Ends all processes of a launch when its launcher has ended, for whatever reason.
 
     python -I -S guardian.py LAUNCH LAUNCHER_PIDFD
 
-Ray's own processes end with their parents only after a while, HAProxy and decoders not always, and what holds the port
-or memory then keeps the next start from working. A guardian is started before all of them, in a session of its own so
-that no Ctrl-C reaches it. Processes are known by a variable in the environment that they were started with, which
-children inherit. The standard library alone: it is small and starts within some hundredths of a second. Linux.
+Ray's processes end some time after their parents, HAProxy and decoders not always; as long as they hold the port or
+memory, the server cannot be started again. A guardian is started before them, in a session of its own so that Ctrl-C
+does not reach it. The processes of a launch are identified by a variable in their initial environment, which children
+inherit. The module uses only the standard library, is small, and starts within some hundredths of a second. Linux only.
 """
 
 import contextlib
@@ -21,19 +21,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MARKER = "MARQO_LAUNCH"
-"""The variable: process id of the launcher, when that started, its namespace of process ids, and which launch of it."""
-CALM_LOOKS = 3
-"""What is between fork and exec has no marker yet: one look that finds nothing proves nothing."""
-BETWEEN_LOOKS_S = 0.05
-PATIENCE_S = 60.0
-"""The kernel can keep a killed process for as long as it writes a core or waits for a disk."""
+"""The variable. Its value: process id and start time of the launcher, its PID namespace, and an id of the launch."""
+EMPTY_SCANS = 3
+"""Scans without a process after which all have ended: one is not enough, since a process between fork and exec has no
+marker yet."""
+SCAN_PERIOD_S = 0.05
+TIMEOUT_S = 60.0
+"""A killed process can stay for as long as the kernel writes its core dump or waits for a disk."""
 
 
 class Guardian:
-    """The launcher's side: a launch and the process that watches over it. Another takes its place if it is killed.
+    """The launcher's side: starts the guardian process of a launch, and another one if that is killed.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(self) -> None:
@@ -45,8 +46,8 @@ class Guardian:
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[None]:
-        """What is started within the context belongs to the launch, with all its children."""
-        # Processes that give themselves a title, as Ray's do, write it over their environment, unless told not to.
+        """Processes that are started within the context belong to the launch, with all their children."""
+        # Processes that set a title, as Ray's do, write it over their environment unless SPT_NOENV is set.
         marks = {MARKER: self.launch, "SPT_NOENV": "1"}
         before = {name: os.environ.get(name) for name in marks}
         os.environ.update(marks)
@@ -59,14 +60,14 @@ class Guardian:
                     os.environ[name] = value
 
     def end_all(self) -> None:
-        """Ends all that belongs to the launch and still runs; returns when it has ended."""
+        """Ends all processes of the launch; returns when they have ended."""
         with self._lock:
             self._closed = True
             process = self._process
         assert process.stdin is not None
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE_S)
+            process.wait(TIMEOUT_S)
 
     def _replace(self) -> None:
         while True:
@@ -74,9 +75,9 @@ class Guardian:
             with self._lock:
                 if self._closed:
                     return
-                with contextlib.suppress(OSError):  # no memory, no process ids: tried again
+                with contextlib.suppress(OSError):  # no memory or no process ids: the next round tries again
                     self._process = self._started_process()
-            time.sleep(BETWEEN_LOOKS_S)
+            time.sleep(SCAN_PERIOD_S)
 
     def _started_process(self) -> subprocess.Popen[bytes]:
         launcher = os.pidfd_open(os.getpid())
@@ -93,19 +94,19 @@ class Guardian:
 
 
 def end_orphans() -> None:
-    """Ends what is left of launches whose launchers have ended; returns when it has ended. For a start that follows a
-    death at once, and for launchers that were killed together with their guardians."""
+    """Ends the processes of launches whose launchers have ended; returns when they have ended. Needed if a launcher was
+    killed together with its guardian, or if the guardian has not finished."""
     _end(lambda marker: marker is not None and _has_ended(marker))
 
 
 def _end(belongs: Callable[[str | None], bool]) -> None:
     """Kills processes by their markers, and all their descendants, until there are none."""
-    deadline, calm = time.monotonic() + PATIENCE_S, 0
-    while calm < CALM_LOOKS and time.monotonic() < deadline:
+    deadline, empty_scans = time.monotonic() + TIMEOUT_S, 0
+    while empty_scans < EMPTY_SCANS and time.monotonic() < deadline:
         killed = [pidfd for pid in _members(belongs) if (pidfd := _kill(pid)) is not None]
-        calm = 0 if killed else calm + 1
+        empty_scans = 0 if killed else empty_scans + 1
         _wait(killed, deadline)
-        time.sleep(BETWEEN_LOOKS_S)
+        time.sleep(SCAN_PERIOD_S)
 
 
 def _members(belongs: Callable[[str | None], bool]) -> set[int]:
@@ -126,7 +127,7 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on: its second is the name, which may hold anything."""
+    """The fields of /proc/PID/stat from the third on. The second is the name, which may contain any character."""
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
@@ -139,7 +140,7 @@ def _namespace() -> str:
 
 
 def _marker(pid: int) -> str | None:
-    """None also for the processes of others."""
+    """The value of the variable; None if there is none, or if the process belongs to another user."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -150,7 +151,7 @@ def _marker(pid: int) -> str | None:
 
 
 def _has_ended(marker: str) -> bool:
-    """Not known, and so False, of launchers in another namespace of process ids, such as a container's."""
+    """Whether a marker's launcher has ended; False if it is in another PID namespace (another container)."""
     pid, started, namespace, _ = f"{marker}...".split(".", 3)
     if namespace != _namespace() or not pid.isdecimal():
         return False
@@ -162,7 +163,7 @@ def _has_ended(marker: str) -> bool:
 
 
 def _kill(pid: int) -> int | None:
-    """A descriptor that is readable when the process has ended, its sockets closed."""
+    """Kills a process; returns a pidfd, which is readable when the process has ended and its sockets are closed."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -184,9 +185,9 @@ def _wait(pidfds: list[int], deadline: float) -> None:
 
 
 def main() -> None:
-    """Waits until the launcher has ended, or closes its end of the pipe; then ends the launch."""
+    """Waits until the launcher has ended, or has closed its end of the pipe; then ends the launch."""
     launch, launcher = sys.argv[1], int(sys.argv[2])
-    # Who stops a group of processes, as systemd does, means the launcher; this ends after it.
+    # Signals to a whole group of processes, as systemd sends them, are for the launcher; this process ends after it.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     poll = select.poll()

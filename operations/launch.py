@@ -1,11 +1,11 @@
-"""Runs a config on this machine, in the foreground: `serve run`, with a start that works or says why not.
+"""Runs a config on this machine, in the foreground, like `serve run`; a failed start ends with one sentence.
 
     python -m operations.launch config/demo.yaml
     eval "$(python -m operations.launch --environment)"; ray start …
 
-Against `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
+Unlike `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
 failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard. The
-second form is for the nodes of a cluster: the same settings, but for those of a single machine.
+second form is for the nodes of a cluster: it prints the same settings, without those for a single machine.
 """
 
 import argparse
@@ -29,19 +29,20 @@ from operations.guardian import Guardian, end_orphans
 
 START_TIMEOUT_S = 600.0
 WHY_CHARS = 1000
+"""Characters of a failure's reason that are shown."""
 
 
 @contextlib.contextmanager
 def running(
     config: Mapping[str, Any], on_loss: Callable[[str], None] | None = None, **ray_options: Any
 ) -> Iterator[Any]:
-    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context. Nothing
-    that was started outlives it, nor this process, whatever ends that.
+    """A local Ray and Serve with the applications of `config`, all ready; stopped at the end of the context. All
+    processes that it starts end with the context, or with this process, however that ends.
 
     Args:
-        config: as `read_config` gives it.
-        on_loss: called with a sentence, from a thread, when Ray or Serve has ended before that; the rest of what was
-            started has been ended then. It should not return: the context may be waiting for what is gone.
+        config: from `read_config`.
+        on_loss: called with a sentence, from a thread, if Ray or Serve ends before the context does; all processes that
+            were started have been ended then. It should not return: the context may wait for a process that has ended.
         ray_options: for `ray.init`.
 
     Yields:
@@ -56,7 +57,7 @@ def running(
     http = config.get("http_options", {})
     end_orphans()
     check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
-    # Before Ray's start, whose processes inherit what it says in the environment.
+    # Before Ray starts: it sets a variable that Ray's processes inherit.
     http_options = address.for_serve(http)
     guardian = Guardian()
 
@@ -77,13 +78,13 @@ def running(
 
 
 def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
-    """On this machine, whatever other Ray may run here or be named in the environment."""
+    """Starts a new Ray, even if another one runs on this machine or is named in the environment."""
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with guardian.marked():
-            ray.init(**({"address": "local", "include_dashboard": False, "namespace": "serve"} | options))
+            ray.init(**{"address": "local", "include_dashboard": False, "namespace": "serve", **options})
     except Exception as error:
         raise StartError(f"Ray did not start: {_in_one_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
@@ -100,7 +101,12 @@ def _start_serve(http_options: dict[str, Any], location: str) -> Any:
 
 
 def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> None:
-    """Deploys `config` and waits until all of it runs.
+    """Deploys `config` and waits until all its applications run.
+
+    Args:
+        client: of Serve.
+        config: from `read_config`.
+        timeout_s: until then they must run.
 
     Raises:
         StartError: a deployment failed, or was not ready in time.
@@ -108,7 +114,7 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
     from ray import serve
     from ray.serve.schema import ServeDeploySchema
 
-    client.deploy_apps(ServeDeploySchema.model_validate(address.for_schema(config)), _blocking=False)
+    client.deploy_apps(ServeDeploySchema.model_validate(address.for_schema(config)))
     names = {application["name"] for application in config["applications"]}
     deadline = time.monotonic() + timeout_s
     while True:
@@ -124,8 +130,8 @@ def deploy(client: Any, config: Mapping[str, Any], timeout_s: float = START_TIME
 
 
 def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
-    """Whether the front door knows the applications. It learns of them some moments after they run, and answers 404
-    until then."""
+    """Whether HAProxy (or Serve's proxy) has routes to the applications. It gets them some moments after they run, and
+    answers 404 until then."""
     import requests
 
     if config.get("proxy_location") == "Disabled":
@@ -133,7 +139,7 @@ def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
     url = address.url_of(config.get("http_options", {}))
     try:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy may not know this machine
+            session.trust_env = False  # an HTTP proxy may not reach this machine
             reply = session.get(f"{url}/-/routes", timeout=5, allow_redirects=False)
         return reply.ok and names <= set(reply.json().values())
     except requests.RequestException:
@@ -141,20 +147,28 @@ def _are_routed(names: set[str], config: Mapping[str, Any]) -> bool:
 
 
 def check_machine() -> None:
-    """Raises limits of this process as far as it may, and StartError if the machine lacks something."""
+    """Raises this process's limits as far as it is allowed to.
+
+    Raises:
+        StartError: the machine lacks something.
+    """
     machine.raise_limits()
-    if reason := machine.trouble():
+    if reason := machine.problem():
         raise StartError(reason)
 
 
 def check_port(host: str | None, port: int) -> None:
-    """Raises StartError if it cannot be listened at; Serve's own proxy would quietly share the port."""
-    if reason := address.trouble(host, port):
+    """Checks that a server can listen there. Serve's own proxy would share a busy port without any message.
+
+    Raises:
+        StartError: it cannot.
+    """
+    if reason := address.problem(host, port):
         raise StartError(reason)
 
 
 def _why(applications: Mapping[str, Any]) -> str:
-    """The first failure: Serve's messages end with the exception, after its traceback."""
+    """The reason of the first failure. In Serve's messages the exception is at the end, after its traceback."""
     messages = [d.message for a in applications.values() for d in a.deployments.values()]
     messages += [application.message for application in applications.values()]
     texts = [text for message in messages if message for text in [_exception(message)] if text]
@@ -167,19 +181,19 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _exception(message: str) -> str | None:
-    """The last exception of a traceback, in one line, with what pydantic writes below it; None if there is none."""
+    """The last exception of a traceback in one line, with the lines that pydantic adds; None if there is none."""
     lines = message.splitlines()
     starts = [i for i, line in enumerate(lines) if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:", line)]
     if not starts:
         return None
     text = " ".join(itertools.takewhile(str, (line.strip() for line in lines[starts[-1] :])))
     text = re.sub(r" (For further information visit \S+|\[type=[^\]]*\])", "", text)
-    # Where it was raised is for the logs.
+    # Without the prefix that names where it was raised.
     return text.rpartition("RuntimeError: ")[2]
 
 
 def main() -> int:
-    """Serves until SIGINT or SIGTERM, or tells what Ray's environment needs."""
+    """Serves until SIGINT or SIGTERM, or prints the environment of Ray's nodes; returns the exit status."""
     parser = argparse.ArgumentParser(description="Serve a config on this machine, in the foreground.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("config", nargs="?", type=Path)
@@ -216,13 +230,13 @@ def _serve(path: Path) -> int:
 def _import_serve() -> None:
     try:
         import ray.serve  # noqa: F401
-    except Exception as error:  # it reads its environment
+    except Exception as error:  # Ray reads its environment when it is imported
         advice = "look at variables of the environment named RAY_…"
         raise StartError(f"Ray cannot be used ({_in_one_line(error)}): {advice}") from None
 
 
 def _stop_by_signal(signum: int, _: Any) -> None:
-    """The first one unwinds what has been started so far; the next one leaves that to the guardian."""
+    """The first signal stops the server in order; the next one ends this process, and the guardian ends the others."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda signum, _: os._exit(128 + signum))
     print("stopping", flush=True)
@@ -230,7 +244,7 @@ def _stop_by_signal(signum: int, _: Any) -> None:
 
 
 def give_up(reason: str) -> None:
-    """Ends this process with an error, at once: it waits for something that will not happen, or Ray would end it."""
+    """Ends this process at once, with an error: it may wait for a process that has ended, or Ray would end it."""
     print(f"error: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -239,4 +253,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # Ray's own end waits for a Ray that hangs
+    os._exit(status)  # without Ray's exit handlers, which would wait for a Ray that hangs

@@ -1,4 +1,4 @@
-"""What the server needs of its machine, looked at before the start: Ray would fail with pages of text, or silently."""
+"""Checks the machine before the start, with clear messages: Ray would fail with pages of text, or silently."""
 
 import os
 import resource
@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MIN_FILES = 1024
-"""Open files of a process: Ray's own, sockets of replicas, and some two hundred connections of HAProxy."""
+"""Least limit of open files: those of Ray, sockets of replicas, and about two hundred connections of HAProxy."""
 MANY_FILES = 2**20
-"""More are of no use; some programs close each number that they might have open."""
+"""The limit is not raised above this: some programs close every possible file descriptor when they start."""
 MIN_SHARED_BYTES = 75 * 2**20
-"""Ray's smallest store of objects. It would turn to the disk without a word on what that costs."""
+"""The least size of Ray's object store. With less shared memory Ray would use the disk, which is slow, without a
+message."""
 SHARED = Path("/dev/shm")
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def raise_limits() -> None:
-    """Raises this process's limits of open files and of processes, which its children inherit, to what it may have."""
+    """Raises this process's limits of open files and processes, which its children inherit, as far as it is allowed."""
     _, most = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -26,12 +27,12 @@ def raise_limits() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def trouble() -> str | None:
-    """What keeps a server from running on this machine, as one sentence, or None."""
-    return next(_troubles(), None)
+def problem() -> str | None:
+    """The reason why a server cannot run on this machine, as one sentence, or None."""
+    return next(_problems(), None)
 
 
-def _troubles() -> Iterator[str]:
+def _problems() -> Iterator[str]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if files != resource.RLIM_INFINITY and files < MIN_FILES:
         yield (
@@ -63,7 +64,7 @@ def _shared_memory() -> Iterator[str]:
 
 
 def _folders() -> dict[str, Path]:
-    """What must be written to, by what people know it by."""
+    """Folders that must be writable, by their names in messages."""
     temporary = os.environ.get("TMPDIR") or "/tmp"
     haproxy = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC") or "/tmp/haproxy-serve/haproxy.cfg"
     return {
@@ -74,7 +75,7 @@ def _folders() -> dict[str, Path]:
 
 
 def _token() -> Iterator[str]:
-    """Ray keeps the token by which its processes know each other in the home folder, unless told otherwise."""
+    """Ray keeps the token that authenticates its processes in the home folder, unless a variable says otherwise."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled" or any(os.environ.get(name) for name in TOKEN_VARIABLES):
         return
     remedy = "make it writable, or set RAY_AUTH_TOKEN"
@@ -88,7 +89,7 @@ def _token() -> Iterator[str]:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether files can be made in the folder; in the nearest one above it that is there, if it is to be made."""
+    """Whether files can be created in the folder, or, if it does not exist, in its nearest existing parent."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():

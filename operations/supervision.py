@@ -1,4 +1,4 @@
-"""Ray and Serve under a running launcher: noticing that they have ended, and ending them within a bounded time."""
+"""Watches the Ray and Serve of a launcher, notices when they have ended, and stops them within a limited time."""
 
 import contextlib
 import threading
@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 
 CHECK_S = 0.5
 STOP_TIMEOUT_S = 40.0
-"""Serve gives the requests of a replica twenty seconds to finish."""
+"""More than the twenty seconds that Serve gives the requests of a replica to finish."""
 SHUTDOWN_S = 5.0
-VITAL = {"gcs_server": "Ray's control service (gcs_server)", "raylet": "Ray's node (raylet)"}
+"""For the rest of a stop after Ray has ended."""
+VITAL_PROCESSES = {"gcs_server": "Ray's control service (gcs_server)", "raylet": "Ray's node (raylet)"}
 
 
 @contextlib.contextmanager
 def watched(on_loss: Callable[[str], None]) -> Iterator[None]:
-    """Within the context `on_loss` is called, from a thread, with a sentence, when Ray or Serve is gone for good.
+    """Within the context `on_loss` is called with a sentence, from a thread, when Ray or Serve has ended.
 
-    Ray must be connected. Serve may start later: its controller is missed only after it has been seen. One that Ray
-    restarts keeps its name all the while.
+    This process must be connected to Ray. Serve may start later: its controller counts as ended only after it has been
+    seen. A controller that Ray restarts keeps its name and does not count as ended.
     """
     done = threading.Event()
     lock = threading.Lock()
@@ -28,9 +29,9 @@ def watched(on_loss: Callable[[str], None]) -> Iterator[None]:
                 done.set()
                 on_loss(reason)
 
-    # Two threads: where Ray's control service is gone, asking it for the controller never returns.
-    for look in (_ended_process, _ControllerLooks().missing):
-        threading.Thread(target=_look, args=(look, report, done), name="watch", daemon=True).start()
+    # Two threads: without Ray's control service the check of the controller never returns.
+    for check in (_ended_process, _ControllerCheck().missing):
+        threading.Thread(target=_repeat, args=(check, report, done), name="watch", daemon=True).start()
     try:
         yield
     finally:
@@ -38,9 +39,9 @@ def watched(on_loss: Callable[[str], None]) -> Iterator[None]:
             done.set()
 
 
-def _look(look: Callable[[], str | None], report: Callable[[str], None], done: threading.Event) -> None:
+def _repeat(check: Callable[[], str | None], report: Callable[[str], None], done: threading.Event) -> None:
     while not done.wait(CHECK_S):
-        if (reason := look()) is not None:
+        if (reason := check()) is not None:
             report(reason)
 
 
@@ -48,8 +49,9 @@ def _ended_process() -> str | None:
     from deployments.ray_internals import dead_processes
 
     for kind, process in dead_processes():
-        if kind in VITAL:
-            return f"{VITAL[kind]} has ended under the running server ({_how(process.returncode)}); start it again"
+        if kind in VITAL_PROCESSES:
+            what, how = VITAL_PROCESSES[kind], _how(process.returncode)
+            return f"{what} has ended under the running server ({how}); start it again"
     return None
 
 
@@ -57,7 +59,7 @@ def _how(status: int) -> str:
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
-class _ControllerLooks:
+class _ControllerCheck:
     def __init__(self) -> None:
         self._seen = False
 
@@ -66,23 +68,23 @@ class _ControllerLooks:
 
         try:
             there = serve_controller() is not None
-        except Exception:  # Ray's own trouble, which is for the other look to judge
+        except Exception:  # a failure of Ray itself, which the other check reports
             return None
         if self._seen and not there:
-            return "Serve's controller is gone: somebody has shut Serve down or killed it; start the server again"
+            return "Serve's controller has ended: Serve was shut down or killed; start the server again"
         self._seen = self._seen or there
         return None
 
 
 def stop(timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stops Serve and then Ray, with requests in flight answered; whether that was done in time."""
+    """Stops Serve and then Ray; requests in flight are answered. Returns whether it was done in time."""
     deadline = time.monotonic() + timeout_s
     stopping = threading.Thread(target=_stop, args=(deadline,), name="stop", daemon=True)
     stopping.start()
     while stopping.is_alive() and time.monotonic() < deadline:
         stopping.join(CHECK_S)
         if _ended_process() is not None:
-            # Ray is being shut down, or somebody has ended it, as systemd does with a group: then Serve never answers.
+            # Ray is being shut down, or was killed (systemd ends all processes of a group): then Serve never answers.
             stopping.join(SHUTDOWN_S)
             break
     return not stopping.is_alive()
@@ -92,14 +94,14 @@ def _stop(deadline: float) -> None:
     import ray
 
     if ray.is_initialized():
-        with contextlib.suppress(Exception):  # what cannot be stopped is ended by whoever called
+        with contextlib.suppress(Exception):  # the caller ends the processes that remain
             _stop_serve(deadline)
         ray.shutdown()
 
 
 def _stop_serve(deadline: float) -> None:
-    """Not `serve.shutdown`: it waits for an answer that never comes, since the controller ends first, and Ray reports
-    that as a failed task that it will try again for ever."""
+    """Stops Serve without `serve.shutdown`: that waits for an answer that never comes, since the controller ends first,
+    and Ray reports a failed task that it repeats for ever."""
     import ray
 
     from deployments.ray_internals import close_handles, disconnect_serve, serve_controller

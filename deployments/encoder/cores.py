@@ -1,4 +1,4 @@
-"""The cores of a CPU that encodes: all of them for bulk work, but one fewer while there are searches."""
+"""Divides CPU cores between forward passes: bulk work gets all of them, or one fewer while there are searches."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +13,19 @@ import torch
 from embedding.models.model import Pixels, Rows
 
 SEARCHES_LAST_S = 10.0
-"""After a search, others are expected for so long."""
+"""How long after a search one core stays free for the next one."""
 PART = 8
-"""Pictures that are worth a core of their own: fewer cost more for each."""
+"""Least number of pictures for each core: with fewer, each picture costs more."""
 
 
 class Cores:
-    """Divides them between bulk work and searches, each of which runs in a thread of its own.
+    """Divides the cores between bulk work and searches, each of which runs in a thread of its own.
 
-    Where bulk work took all of two cores, the p95 of searches beside it was 196 ms, otherwise 84 to 113 ms. Where a
-    search alone took both, its own p95 was 34 ms instead of 19: a forward pass waits for its slowest core.
+    If bulk work takes both of two cores, the p95 of concurrent searches is 196 ms, otherwise 84 to 113 ms. If a search
+    takes both, its own p95 is 34 ms instead of 19: a forward pass waits for its slowest core.
 
     Args:
-        count: threads of a forward pass that has them to itself.
+        count: threads of a forward pass that runs alone.
     """
 
     def __init__(self, count: int) -> None:
@@ -36,10 +36,13 @@ class Cores:
 
     @contextmanager
     def taken(self, urgent: bool) -> Iterator[int]:
-        """Sets the calling thread's share for one forward pass.
+        """Sets the number of torch threads of the calling thread for one forward pass.
+
+        Args:
+            urgent: whether the pass is a search.
 
         Yields:
-            How many threads that is.
+            The number of threads.
         """
         now = time.monotonic()
         if urgent:
@@ -58,15 +61,15 @@ class Cores:
             self._bulk_runs = False
 
     def encode(self, encode: Callable[[Sequence[Pixels]], Rows], threads: int, pixels: Sequence[Pixels]) -> Rows:
-        """Has each core encode a part of the pictures.
+        """Encodes a part of the pictures on each core.
 
-        Cores that share every matrix product of a small model wait for each other at each of them. With parts, they
-        wait once.
+        If cores share every matrix product of a small model, they wait for each other at each product. With a part of
+        the pictures for each, they wait once.
 
         Args:
             encode: one forward pass; safe to run in several threads.
-            threads: as `taken` yields it.
-            pixels: arrays of pictures.
+            threads: as yielded by `taken`.
+            pixels: arrays of shape (n, 3, height, width).
 
         Returns:
             One row for each picture, in order.
@@ -75,14 +78,14 @@ class Cores:
         if parts < 2:
             return encode(pixels)
         torch.set_num_threads(1)
-        own, *others = shares(pixels, parts)
-        pending = [self._others.submit(encode, share) for share in others]
+        own, *others = split_rows(pixels, parts)
+        pending = [self._others.submit(encode, part) for part in others]
         return np.concatenate([encode(own), *(rows.result() for rows in pending)])
 
 
-def shares(payloads: Sequence[Any], parts: int) -> list[list[Any]]:
-    """The rows of several arrays or lists, in order, in `parts` shares of the same size but for one row; arrays are not
-    copied."""
+def split_rows(payloads: Sequence[Any], parts: int) -> list[list[Any]]:
+    """The rows of several arrays or lists, in order, in `parts` parts whose sizes differ by at most one row; arrays are
+    not copied."""
     total = sum(map(len, payloads))
     bounds = [total * part // parts for part in range(parts + 1)]
     return [list(_between(payloads, start, end)) for start, end in pairwise(bounds)]

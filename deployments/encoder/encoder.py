@@ -1,4 +1,4 @@
-"""GPU (or CPU): prepared pictures and texts in, vectors out."""
+"""The GPU (or CPU) deployment: takes prepared pictures and texts, returns vectors."""
 
 import asyncio
 import functools
@@ -27,7 +27,7 @@ from embedding.models.files.origin import needs_files, origin_of
 from embedding.models.files.transfers import Transfers
 from embedding.models.files.weights import Weights
 from embedding.models.loader import device_bytes, estimate_bytes, fetch_files, load_model, release_memory
-from embedding.models.model import Model, Rows, normalize
+from embedding.models.model import Model, Pixels, Rows, normalize
 from embedding.models.openclip.buffers import staged
 from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
@@ -36,23 +36,23 @@ from embedding.protocol import ModelConfig
 from embedding.shown import shown
 
 Lane = Literal["image", "text"]
-Encode = Callable[[Sequence[Any]], Rows]
+ForwardPass = Callable[[Sequence[Any]], Rows]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A text request of this few is somebody's search, whatever its flags say, and costs the device next to nothing.
 URGENT_TEXTS = 4
-# Tokenising this much takes less than handing it to a thread and back.
+"""A call with at most so many texts is treated as a search, whatever its flags say: it costs the device very little."""
 INLINE_CHARS = 500
+"""Tokenising at most so many characters takes less time than a call in another thread."""
 
 
 def _refusals_as_values(
     method: Callable[Concatenate["Encoder", P], Awaitable[R]],
 ) -> Callable[Concatenate["Encoder", P], Awaitable[R | RequestError]]:
-    """A refusal is an answer: raised through Serve it would be logged as a failure, with a traceback."""
+    """Makes a method return its RequestErrors: Serve would log raised ones as failures, with tracebacks."""
 
     @functools.wraps(method)
-    async def wrapper(self: "Encoder", *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
+    async def wrapper(self: "Encoder", /, *args: P.args, **kwargs: P.kwargs) -> R | RequestError:
         try:
             return await method(self, *args, **kwargs)
         except RequestError as error:
@@ -62,10 +62,10 @@ def _refusals_as_values(
 
 
 def _items(jobs: Sequence[Job]) -> int:
-    """How many pictures or texts a batch holds.
+    """The size of a batch for Serve: its pictures or texts, or 1 for a single job.
 
-    Serve refuses an item larger than the maximum, and an exception here would stop its queue for good; our own queue
-    keeps to the maximum anyway.
+    Serve would refuse a job larger than the maximum, and an exception here would end its batch queue for good;
+    `DeviceQueue` enforces the maximum in any case.
     """
     return sum(job.count for job in jobs) if len(jobs) > 1 else 1
 
@@ -76,11 +76,11 @@ def _items(jobs: Sequence[Job]) -> int:
     health_check_period_s=10,
     logging_config={"enable_access_log": False},
     request_router_config=MODEL_AFFINITY,
-    # Without one Serve does not call `reconfigure`, and nothing would be preloaded.
+    # Without a `user_config` Serve does not call `reconfigure`, which preloads the models.
     user_config=BatchSettings().model_dump(),
 )
 class Encoder:
-    """Holds models on one device and runs them, work of many requests together.
+    """Holds models on one device and runs them on batches of work from many requests.
 
     Args:
         settings: device, threads, memory and preloaded models.
@@ -95,7 +95,7 @@ class Encoder:
         self._loaders = ThreadPoolExecutor(8, thread_name_prefix="load")
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        # Two, so that one copies into its buffer while the bus is busy with the other's.
+        # Two: one thread copies into its buffer while the bus transfers the buffer of the other.
         self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
         self._options = settings.models
         self._weights = Weights(settings.models)
@@ -115,22 +115,22 @@ class Encoder:
         self._metrics = EncoderMetrics()
         self._maxima = _maxima(BatchSettings())
         self._bulk = self._device_queue("device", urgent=False)
-        # A GPU runs one batch at a time. CPU cores can be shared: there a search starts while a batch of pictures runs,
-        # and the kernel gives it the core.
+        # A GPU runs one batch at a time. CPU cores can be shared: a search starts while a batch of pictures runs, and
+        # the kernel gives it a core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search", urgent=True)
-        self._exporter: asyncio.Task | None = None
-        # `no_model` has nothing to load, and Marqo's own servers skip it (section 8.4).
+        self._exporter: asyncio.Task[None] | None = None
+        # `no_model` has nothing to load, and Marqo's own servers skip it (docs/protocol.md, section 8.4).
         wanted = [ModelSpec.from_config(_config(model)) for model in settings.preload]
         self._preload = [spec for spec in wanted if spec.properties.get("type") != "no_model"]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the batch maxima of a new `user_config`; unknown keys are errors. Also loads what is to be preloaded,
-        since Serve calls it before the replica takes traffic."""
+        """Applies the batch maxima of a new `user_config`; unknown keys are errors. The first call also preloads the
+        models, since Serve makes it before the replica takes traffic."""
         batches = BatchSettings.model_validate(user_config)
-        # In place: the queues hold the same map.
+        # In place: the queues hold the same dict.
         self._maxima.update(_maxima(batches))
-        self._image_lane.set_max_batch_size(batches.max_image_batch)
-        self._text_lane.set_max_batch_size(batches.max_text_batch)
+        _set_max_batch_size(self._image_lane, batches.max_image_batch)
+        _set_max_batch_size(self._text_lane, batches.max_text_batch)
         while self._preload:
             loaded = await self.describe(self._preload.pop())
             if isinstance(loaded, RequestError):
@@ -140,45 +140,45 @@ class Encoder:
 
     @_refusals_as_values
     async def describe(self, spec: ModelSpec) -> ModelInfo:
-        """Loads a model if need be and says how to prepare contents for it."""
+        """Loads a model, unless it is loaded, and returns how its items are prepared."""
         async with self._models.use(self._on_device(spec)) as model:
             return model.info
 
     @_refusals_as_values
     async def fingerprint(self, spec: ModelSpec) -> str:
-        """Hash of all that decides a model's vectors: weights, preprocessing, precision, library versions."""
+        """Hash of everything that determines a model's vectors: weights, preprocessing, precision, library versions."""
         async with self._models.use(self._on_device(spec)) as model:
-            # Reads all weights: not where others wait for their models.
+            # Reads all weights: in another pool than the one that loads models.
             return await _in_thread(self._readers, lambda: model.fingerprint)
 
     @_refusals_as_values
-    async def encode_images(self, spec: ModelSpec, pixels: np.ndarray, normalized: bool, urgent: bool) -> np.ndarray:
+    async def encode_images(self, spec: ModelSpec, pixels: Pixels, normalized: bool, urgent: bool) -> Rows:
         """Vectors of prepared pictures.
 
         Args:
             spec: the model.
             pixels: uint8 (n, 3, height, width), as a preprocessor made them for this model.
             normalized: whether vectors are divided by their L2 norm.
-            urgent: whether somebody waits for the answer of a search.
+            urgent: whether the call belongs to a search; it goes before those that do not.
 
         Returns:
-            float32 (n, dimensions), in order; a RequestError if the model cannot be had.
+            float32 (n, dimensions), in order; a RequestError if the model cannot be loaded.
         """
         async with self._models.use(self._on_device(spec)) as model:
             job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent)
             return _finished(await self._rows(job, self._image_lane), normalized)
 
     @_refusals_as_values
-    async def encode_texts(self, spec: ModelSpec, texts: Sequence[str], normalized: bool, urgent: bool) -> np.ndarray:
+    async def encode_texts(self, spec: ModelSpec, texts: Sequence[str], normalized: bool, urgent: bool) -> Rows:
         """Vectors of texts: float32 (n, dimensions), in order. See `encode_images`."""
         async with self._models.use(self._on_device(spec)) as model:
             tokens = await self._tokenized(model, texts)
             job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
             return _finished(await self._rows(job, self._text_lane), normalized)
 
-    async def _staged(self, model: Model, pixels: np.ndarray) -> np.ndarray | torch.Tensor:
-        """On a GPU: the pixels, brought there while it computes something else. Where they find no room they stay, and
-        go there with their batch."""
+    async def _staged(self, model: Model, pixels: Pixels) -> Pixels | torch.Tensor:
+        """Copies pixels to the GPU while it computes something else. If its memory does not suffice they stay here, and
+        are copied with their batch."""
         if not isinstance(model, OpenClipModel) or model.info.device == "cpu":
             return pixels
         stage = functools.partial(staged, pixels, torch.device(model.info.device))
@@ -188,35 +188,36 @@ class Encoder:
             return pixels
 
     async def _tokenized(self, model: Model, texts: Sequence[str]) -> Any:
-        if model.tokenizing is None and sum(map(len, texts)) <= INLINE_CHARS:
+        if model.tokenize_executor is None and sum(map(len, texts)) <= INLINE_CHARS:
             return contained(model.tokenize, texts)
-        executor = model.tokenizing or self._tokenizers
+        executor = model.tokenize_executor or self._tokenizers
         return await _in_thread(executor, functools.partial(model.tokenize, texts))
 
-    async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future]]) -> Rows:
-        """A job's rows. What is urgent has no company to wait for, and Serve's gathering costs half a millisecond.
+    async def _rows(self, job: Job, lane: Callable[[Job], Awaitable[asyncio.Future[Any]]]) -> Rows:
+        """The rows of a job. An urgent job does not go through Serve's batching, which costs half a millisecond.
 
         Raises:
             RequestError: OVERLOADED; the device's memory does not suffice for a single item.
         """
         try:
-            return await (self._put(job) if job.urgent else await lane(job))
+            rows: Rows = await (self._put(job) if job.urgent else await lane(job))
+            return rows
         except torch.OutOfMemoryError:
             raise RequestError(
-                Fault.OVERLOADED, "the device has not enough free memory for this content; try again later"
+                Fault.OVERLOADED, "the device has not enough free memory for this item; try again later"
             ) from None
 
-    # Serve's batching gathers what arrives together and hands it over at once; merging goes on in the device queue for
-    # as long as the device is busy. Awaiting vectors in here instead would seal each batch before it had to be.
+    # Serve's batching collects the jobs that arrive together and passes them on at once; the device queue goes on
+    # merging jobs while the device is busy. If these methods awaited the vectors, a batch could no longer grow.
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0, batch_size_fn=_items)
-    async def _image_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
+    async def _image_lane(self, jobs: list[Job]) -> list[asyncio.Future[Any]]:
         return [self._put(job) for job in jobs]
 
     @serve.batch(max_batch_size=128, batch_wait_timeout_s=0, batch_size_fn=_items)
-    async def _text_lane(self, jobs: list[Job]) -> list[asyncio.Future]:
+    async def _text_lane(self, jobs: list[Job]) -> list[asyncio.Future[Any]]:
         return [self._put(job) for job in jobs]
 
-    def _put(self, job: Job) -> asyncio.Future:
+    def _put(self, job: Job) -> asyncio.Future[Any]:
         return (self._urgent if job.urgent else self._bulk).put(job)
 
     def _device_queue(self, name: str, urgent: bool) -> DeviceQueue:
@@ -230,12 +231,12 @@ class Encoder:
             release_memory=release_memory,
         )
 
-    def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[np.ndarray]:
-        """One forward pass over several jobs, cut apart again."""
+    def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[Rows]:
+        """One forward pass over several jobs; returns the rows of each job."""
         lane, model = group
         with self._cores.taken(urgent) as threads:
             if lane == "text":
-                encode: Encode = model.encode_texts
+                encode: ForwardPass = model.encode_texts
             elif model.info.device == "cpu":
                 encode = functools.partial(self._cores.encode, model.encode_images, threads)
             else:
@@ -251,20 +252,20 @@ class Encoder:
             await asyncio.sleep(METRICS_PERIOD_S)
 
     async def loaded(self) -> Loaded:
-        """What this replica has loaded, as far as a message holds it."""
+        """The models that this replica has loaded, as many as one message takes."""
         replica = serve.get_replica_context().replica_id.unique_id
         models = in_one_message(self._models.infos())
         return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.stats(), models)
 
     async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
-        """Forgets models: by label and device (the older generation's way), or by label or key alone."""
+        """Unloads models: by label and device, as older versions of Marqo ask for it, or by label or key alone."""
         return in_one_message(self._models.eject(lambda info: _is_called(info, name, device)))
 
-    async def touch(self, pixels: np.ndarray) -> None:
-        """Takes pixels and does nothing with them: an ingress opens its connections with it."""
+    async def touch(self, pixels: Pixels) -> None:
+        """Takes pixels and does nothing with them: an ingress opens its connections with this call."""
 
     async def check_health(self) -> None:
-        """Raises what keeps the device from being used. Serve asks now and then, and replaces a replica that raises."""
+        """Raises an error if the device cannot be used. Serve calls it regularly, and replaces the replica."""
         if self._device.type == "cuda":
             torch.empty(20 * 2**20, dtype=torch.uint8, device=self._device)
 
@@ -283,7 +284,7 @@ class Encoder:
         return estimate_bytes(spec, torch.device(spec.device or "cpu"), self._options, self._weights)
 
     def _on_device(self, spec: ModelSpec) -> ModelSpec:
-        """The spec with the device that it means here, so that `cuda` and null are one model and not two."""
+        """The spec with the device of this replica, so that `cuda` and null are the same model."""
         valid = ["cpu"] + ["cuda", "cuda:0"] * (self._device.type == "cuda")
         if spec.device is not None and spec.device not in valid:
             raise RequestError(
@@ -300,6 +301,11 @@ async def _in_thread(executor: Executor, call: Callable[[], R]) -> R:
     return await asyncio.get_running_loop().run_in_executor(executor, contained, call)
 
 
+def _set_max_batch_size(lane: Any, count: int) -> None:
+    """`lane` is a method with Serve's `batch`, whose annotations do not name the functions that it adds."""
+    lane.set_max_batch_size(count)
+
+
 def _maxima(batches: BatchSettings) -> dict[str, int]:
     return {"image": batches.max_image_batch, "text": batches.max_text_batch}
 
@@ -310,7 +316,7 @@ def _config(model: str | PreloadedModel) -> ModelConfig:
     return ModelConfig(model_name=model.model, model_properties=model.modelProperties)
 
 
-def _finished(rows: np.ndarray, normalized: bool) -> np.ndarray:
+def _finished(rows: Rows, normalized: bool) -> Rows:
     if not np.isfinite(rows).all():
         raise RequestError(Fault.INTERNAL, "the model gave a vector that is not finite")
     return normalize(rows) if normalized else rows

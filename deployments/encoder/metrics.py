@@ -1,12 +1,12 @@
-"""What an encoder tells Ray's metrics (Prometheus): its models and its batches."""
+"""Metrics of an encoder for Ray and Prometheus: its models and its batches."""
 
 from dataclasses import asdict, fields
 
 from ray.serve.metrics import Gauge, Histogram
 
-from embedding.models.cache import CacheStats
+from embedding.models.cache_entry import CacheStats
 
-BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
 
 
 class EncoderMetrics:
@@ -22,10 +22,15 @@ class EncoderMetrics:
         )
 
     def models(self, stats: CacheStats) -> None:
-        """Writes the counters of the model cache down."""
+        """Records the counters of the model cache."""
         for name, value in asdict(stats).items():
             self._models[name].set(value)
 
     def batch(self, lane: str, items: int) -> None:
-        """Notes a forward pass."""
+        """Records a forward pass.
+
+        Args:
+            lane: "image" or "text".
+            items: pictures or texts in it.
+        """
         self._batch.observe(items, tags={"lane": lane})

@@ -33,25 +33,26 @@ def _preload_from_environment() -> Any:
 
 
 class EncoderSettings(Settings):
-    """Models and their device.
+    """Settings for models and their device.
 
     Args:
         device: "cpu", "cuda" for one GPU for each replica, or "auto": cuda if the cluster has a GPU.
-        threads: cores that encode, on a CPU; null is all of the machine's, whatever Ray was asked for: a large model
-            would leave some idle otherwise. Say less where several encoders share a machine.
-        model_budget_bytes: what the weights of all loaded models together may take, for each replica; 0 is no limit.
-        max_models: how many models are kept, for each replica, whatever they take; `random` ones count for themselves.
+        threads: cores that encode, on a CPU; null is all cores of the machine, however many CPUs Ray was asked for: a
+            large model would leave some idle otherwise. Set it lower if several encoders share a machine.
+        model_budget_bytes: limit of the weights of all loaded models together, for each replica; 0 is no limit.
+        max_models: number of models that are kept, for each replica, whatever their size; `random` models are counted
+            separately.
         preload: models to load before a replica takes traffic, as registry names or with their properties; those of
-            MARQO_MODELS_TO_PRELOAD come on top.
-        architectures: folders of open_clip model configs (`ARCH.json`), beside those that open_clip brings.
-        models: what may be loaded, from where and how.
+            MARQO_MODELS_TO_PRELOAD are added.
+        architectures: folders of open_clip model configs (`ARCH.json`), in addition to those of open_clip.
+        models: which models may be loaded, from where and how. The default allows no files of this machine.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     model_budget_bytes: NonNegativeInt = 0
     max_models: PositiveInt = MAX_MODELS
-    preload: Preload = Field((), validate_default=True)
+    preload: Preload = Field(default=(), validate_default=True)
     architectures: tuple[Path, ...] = ()
     models: LoadOptions = LoadOptions()
 
@@ -67,11 +68,11 @@ class EncoderSettings(Settings):
 
 
 class BatchSettings(Settings):
-    """The encoder's `user_config`: may be changed while it runs.
+    """The encoder's `user_config`, which can be changed while it runs.
 
     Args:
-        max_image_batch: most pictures in one forward pass.
-        max_text_batch: most texts in one forward pass.
+        max_image_batch: maximum of pictures in one forward pass.
+        max_text_batch: maximum of texts in one forward pass.
     """
 
     max_image_batch: PositiveInt = 32

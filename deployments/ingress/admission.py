@@ -1,6 +1,8 @@
-"""How much work one ingress holds at a time. Beyond that it refuses, at once: a queue without end helps nobody.
+"""Limits the work that one ingress holds at a time. Requests beyond the limit are refused at once instead of queued
+without end.
 
-Waiting for a stranger's server is not work: what does nothing else counts in an admission of its own, a far larger one.
+An item that only waits for its download is not work: such items are counted in an `Admission` of their own, with a far
+higher limit.
 """
 
 from collections.abc import Iterator
@@ -10,17 +12,17 @@ from dataclasses import dataclass
 from embedding.errors import Fault, RequestError
 
 SPARE_PART = 8
-"""Of all that may be in flight, one in so many is kept for small requests."""
+"""One part in so many of each limit is reserved for small requests."""
 
 
 class Admission:
-    """Counts one kind of thing that is in flight.
+    """Counts one kind of thing that is in flight, such as items or bytes.
 
     Args:
-        most: how much of it may be, over all requests.
-        what: its name, for people.
-        spare: of `most`, kept for small requests, so that few large ones cannot keep them out.
-        small: what a small request holds at most; a 64th of what is spare unless given.
+        most: the limit over all requests.
+        what: name of the thing in error messages and metrics.
+        spare: part of `most` that is reserved for small requests, so that a few large ones cannot exclude them.
+        small: the most that a small request holds; by default a 64th of `spare`.
     """
 
     def __init__(self, most: int, what: str, spare: int = 0, small: int | None = None) -> None:
@@ -31,29 +33,29 @@ class Admission:
         self.held = 0
 
     @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """One request's share, of nothing yet, held for as long as the context lasts."""
-        share = Share(self)
+    def share(self) -> Iterator["AdmissionShare"]:
+        """The share of one request: zero at first, given back when the context ends."""
+        share = AdmissionShare(self)
         try:
             yield share
         finally:
             share.clear()
 
-    def room(self, held: int) -> int:
-        """What all may hold together, for a request that is to hold so much."""
+    def limit(self, held: int) -> int:
+        """What all requests may hold together when a request wants to hold `held`."""
         return self.most if held <= self.small else self.most - self.spare
 
 
-def of_contents(most: int, what: str, small: int) -> Admission:
-    """Counts contents; see `Admission`. A limit of a few has nothing to spare."""
+def of_items(most: int, what: str, small: int) -> Admission:
+    """An `Admission` that counts items. A limit below 64 has no reserve for small requests."""
     return Admission(most, what, most // 64 * (64 // SPARE_PART), small)
 
 
-class Share:
-    """What one request holds.
+class AdmissionShare:
+    """What one request holds of an `Admission`.
 
     Args:
-        admission: where it counts.
+        admission: where it is counted.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -63,13 +65,13 @@ class Share:
     def add(self, count: int) -> None:
         """Holds `count` more.
 
-        A request that is larger than all that may be held is taken when nothing else is in flight.
+        A request that is larger than the limit is accepted when nothing else is in flight.
 
         Raises:
             RequestError: OVERLOADED.
         """
         held, most, what = self.admission.held, self.admission.most, self.admission.what
-        if held + count > self.admission.room(self.held + count) and held > self.held:
+        if held + count > self.admission.limit(self.held + count) and held > self.held:
             raise RequestError(
                 Fault.OVERLOADED,
                 f"The server is busy with {held} {what} and takes no more than {most} at a time; try again in a moment",
@@ -77,49 +79,52 @@ class Share:
         self.change(self.held + count)
 
     def change(self, held: int) -> None:
-        """Holds so much from now on, limit or not: it is there already."""
+        """Holds `held` from now on, even beyond the limit: what is counted exists already."""
         self.admission.held += held - self.held
         self.held = held
 
     def change_up_to(self, held: int) -> int:
-        """Holds so much from now on, or what there is room for; tells how much that is."""
+        """Holds `held` from now on, or as much of it as the limit allows; returns what is held."""
         others = self.admission.held - self.held
-        self.change(max(0, min(held, self.admission.room(held) - others)))
+        self.change(max(0, min(held, self.admission.limit(held) - others)))
         return self.held
 
     def clear(self) -> None:
-        """Gives back what is held before its context ends."""
+        """Gives everything back, before the context ends."""
         self.change(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one request is to the ingress that answers it.
+    """What one request holds in the ingress that answers it.
 
     Args:
-        work: its contents that are worked on, or will be at once.
-        downloads: those that wait for downloads.
-        expanded: bytes that it becomes.
+        work: its items that are worked on, or will be at once.
+        downloads: its items that wait for downloads.
+        expanded: bytes of its texts, vectors, pixels and reply.
     """
 
-    work: Share
-    downloads: Share
-    expanded: Share
+    work: AdmissionShare
+    downloads: AdmissionShare
+    expanded: AdmissionShare
 
-    def admit(self, contents: int) -> None:
-        """All of a request's contents are work at first.
+    def admit(self, items: int) -> None:
+        """Counts all items of a new request as work.
 
         Raises:
             RequestError: OVERLOADED.
         """
-        self.work.add(self._counted(contents))
+        self.work.add(self._counted(items))
 
     def change(self, working: int, waiting: int) -> None:
-        """So many contents are worked on now, and so many wait. What arrives is work again and cannot be refused any
-        more: over the limit it only keeps newcomers out. What finds no room to wait stays work."""
+        """Sets how many items are worked on, and how many wait for downloads.
+
+        A downloaded item is work again and is not refused, even beyond the limit: then only new requests are. Waiting
+        items beyond the limit of `downloads` are counted as work.
+        """
         self.work.change(self._counted(working + waiting - self.downloads.change_up_to(waiting)))
 
-    def _counted(self, contents: int) -> int:
-        """However large a request is, it leaves small ones what is spare."""
+    def _counted(self, items: int) -> int:
+        """A large request is counted only up to the limit without the reserve, which stays for small ones."""
         admission = self.work.admission
-        return min(contents, max(admission.small, admission.most - admission.spare))
+        return min(items, max(admission.small, admission.most - admission.spare))

@@ -1,24 +1,25 @@
-"""Request bodies as they arrive: counted byte by byte, at a least rate, and none at the cost of the others."""
+"""Reads request bodies: counts their bytes as they arrive, requires a minimum rate, and evicts incomplete bodies when
+others need memory."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from deployments.ingress.admission import Share
+from deployments.ingress.admission import AdmissionShare
 from embedding.errors import Fault, RequestError
 
 SILENT_S = 1.0
-"""Who has sent nothing for so long is the first to give way."""
+"""A client that has sent nothing for this long is the first whose body is evicted."""
 Receive = Callable[[], Awaitable[Any]]
 
 
 class Pace:
-    """Whether bytes keep coming: again and again, so much in so many seconds. A good start does not count later on.
+    """Checks the rate of a body, in one period of `grace_s` seconds after the other, each on its own.
 
     Args:
-        least_bytes_per_s: that there must be.
-        grace_s: seconds over which they are counted.
+        least_bytes_per_s: the minimum rate.
+        grace_s: seconds over which it is measured.
     """
 
     def __init__(self, least_bytes_per_s: float, grace_s: float) -> None:
@@ -29,11 +30,11 @@ class Pace:
 
     @property
     def left_s(self) -> float:
-        """Until bytes are counted anew."""
+        """Seconds until the current period ends."""
         return self._since + self._grace_s - time.monotonic()
 
     def note(self, nbytes: int) -> None:
-        """Counts bytes that have come.
+        """Counts bytes that have arrived.
 
         Raises:
             RequestError: TOO_SLOW.
@@ -52,21 +53,21 @@ class Pace:
 
 
 class _Arrival:
-    """A body of which more is to come."""
+    """A body that is being received."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: AdmissionShare) -> None:
         self.share = share
         self.data = bytearray()
         self.last = time.monotonic()
-        self.gave_way = False
+        self.evicted = False
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """The greatest gives way first."""
+        """Sort key of eviction: the greatest is evicted first."""
         return time.monotonic() - self.last > SILENT_S, len(self.data)
 
-    def give_way(self) -> None:
-        self.gave_way = True
+    def evict(self) -> None:
+        self.evicted = True
         self.data = bytearray()
         self.share.clear()
 
@@ -74,12 +75,12 @@ class _Arrival:
 class Arrivals:
     """The bodies that one ingress reads.
 
-    Those that are not complete may hold only a part of what all bodies may. Where another one needs room there, the one
-    that has been silent, or else the largest, gives way to it: nobody keeps others out by not finishing.
+    Incomplete bodies have a memory budget of their own. If it is exceeded, one that has been silent for `SILENT_S` is
+    evicted, or else the largest: a client cannot block others by never completing its body.
 
     Args:
-        most_bytes: of one body.
-        most_incomplete: bytes of all that are not complete; a single one may have more.
+        most_bytes: limit of one body.
+        most_incomplete: bytes of all incomplete bodies; a single one may have more.
         least_bytes_per_s, grace_s: see `Pace`.
     """
 
@@ -89,16 +90,16 @@ class Arrivals:
         self._pace = (least_bytes_per_s, grace_s)
         self._arriving: set[_Arrival] = set()
 
-    async def read(self, receive: Receive, share: Share) -> bytearray:
-        """One body, counted as it arrives, whatever its Content-Length says.
+    async def read(self, receive: Receive, share: AdmissionShare) -> bytearray:
+        """Reads one body, whose bytes are counted as they arrive, whatever its Content-Length says.
 
         Args:
-            receive: gives ASGI's messages.
-            share: where its bytes count.
+            receive: ASGI's `receive`.
+            share: where its bytes are counted.
 
         Raises:
-            RequestError: TOO_LARGE, TOO_SLOW, OVERLOADED, or MALFORMED if the client hung up. Nothing is held then, and
-                what has not been received is not.
+            RequestError: TOO_LARGE, TOO_SLOW, OVERLOADED, or MALFORMED if the client hung up. The share is empty then,
+                and the rest of the body is not received.
         """
         arrival = _Arrival(share)
         pace = Pace(*self._pace)
@@ -118,14 +119,14 @@ class Arrivals:
                 async with asyncio.timeout(max(0.0, pace.left_s)):
                     return await receive()
             except TimeoutError:
-                self._must_stay(arrival)
+                self._check_evicted(arrival)
                 pace.note(0)
 
     async def _take(self, arrival: _Arrival, message: Any, pace: Pace) -> bool:
-        """Adds a part; whether more is to come."""
+        """Adds one message of the body; returns whether more are to come."""
         if message["type"] == "http.disconnect":
             raise RequestError(Fault.MALFORMED, "The client hung up before the request body was complete")
-        self._must_stay(arrival)
+        self._check_evicted(arrival)
         part, more = message.get("body", b""), message.get("more_body", False)
         if len(arrival.data) + len(part) > self._most_bytes:
             raise RequestError(
@@ -135,24 +136,25 @@ class Arrivals:
             pace.note(len(part))
             arrival.last = time.monotonic()
             self._arriving.add(arrival)
-            self._make_room(arrival, len(part))
+            self._evict_others(arrival, len(part))
         arrival.share.add(len(part))
         arrival.data += part
         return bool(more)
 
-    def _must_stay(self, arrival: _Arrival) -> None:
-        if arrival.gave_way:
+    def _check_evicted(self, arrival: _Arrival) -> None:
+        if arrival.evicted:
             raise RequestError(
                 Fault.OVERLOADED,
                 f"The server is busy with bytes of requests that are not complete, and takes {self._most_incomplete} "
                 "of them at a time; try again in a moment",
             )
 
-    def _make_room(self, arrival: _Arrival, nbytes: int) -> None:
+    def _evict_others(self, arrival: _Arrival, nbytes: int) -> None:
+        """Makes `nbytes` of the budget available for a body, which may be the one that is evicted."""
         held = nbytes + sum(len(one.data) for one in self._arriving)
         while held > self._most_incomplete and len(self._arriving) > 1:
             first = max(self._arriving, key=lambda one: (one.rank[0], len(one.data) + nbytes * (one is arrival)))
             held -= len(first.data)
             self._arriving.discard(first)
-            first.give_way()
-            self._must_stay(arrival)
+            first.evict()
+            self._check_evicted(arrival)

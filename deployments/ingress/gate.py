@@ -1,4 +1,4 @@
-"""What holds for every HTTP request: who may come in, and that each gets an answer that it can read."""
+"""ASGI middleware for every HTTP request: checks the token, and answers every error in the format of the client."""
 
 import asyncio
 import hmac
@@ -22,26 +22,26 @@ from embedding.errors import Fault, RequestError
 logger = logging.getLogger("ray.serve")
 
 TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
-"""If set, requests must bring this bearer token. Marqo sends none."""
+"""If set, requests must carry this bearer token. Marqo sends none."""
 OPEN_PATHS = frozenset(("/", "/healthz"))
-"""What anybody may GET: what a load balancer asks for."""
+"""Paths that need no token for GET: load balancers ask for them."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-READ_ON_S = 5.0
-"""For so long the body of a refused request is read on: most clients look for an answer when they have sent it all."""
-HELD = "marqo.held"
-"""Key of a request's scope: an ExitStack that is closed when its answer has been sent, or will not be."""
+DRAIN_TIMEOUT_S = 5.0
+"""How long the rest of a refused request's body is read: most clients read the answer only after sending all of it."""
+CLEANUP_KEY = "marqo.cleanup"
+"""Key in a request's ASGI scope: an ExitStack that is closed when the answer has been sent, or cannot be sent."""
 
 
 class Gate:
-    """The outermost layer of the application: the token, HEAD, and errors that nobody expected.
+    """The outermost middleware of the application: handles the token, HEAD, and unexpected errors.
 
     Args:
-        app: what is within.
+        app: the application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # A secret: in the environment of the replicas, not in a config that dashboards show.
+        # A secret: taken from the environment of the replica, because dashboards show configs.
         self._expected = f"Bearer {token}".encode() if (token := os.environ.get(TOKEN_VARIABLE)) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,16 +51,16 @@ class Gate:
             return
         headers = Headers(scope=scope)
         exchange = _Exchange(headers, receive, send)
-        with ExitStack() as held:
-            # The server leaves the body of an answer to HEAD out.
+        with ExitStack() as cleanup:
+            # The server itself omits the body of an answer to HEAD.
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            inner = {**scope, "method": method, HELD: held}
+            inner = {**scope, "method": method, CLEANUP_KEY: cleanup}
             try:
                 self._check_token(inner, headers)
                 await self._app(inner, exchange.receive, exchange.send)
             except Exception as error:
                 if exchange.answered:
-                    raise  # nothing can be said any more: the server closes the connection
+                    raise  # part of an answer has been sent: the server closes the connection
                 _log(error, scope)
                 answer = error_response(as_request_error(error), headers.get("accept"))
                 await answer(inner, exchange.receive, exchange.send)
@@ -74,7 +74,7 @@ class Gate:
 
 
 class _Exchange:
-    """A request's messages and those of its answer."""
+    """Wraps ASGI's `receive` and `send` of one request: notes whether its body is read and its answer begun."""
 
     def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -91,14 +91,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             if message["status"] >= 400 and not self._read:
-                message = await self._after_the_body(message)
+                message = await self._after_body(message)
             self.answered = True
         await self._send(message)
 
-    async def _after_the_body(self, refusal: Message) -> Message:
-        """A refusal, when its request's body has been read, or else with word that the connection ends here."""
+    async def _after_body(self, refusal: Message) -> Message:
+        """Reads the rest of the body before a refusal is sent; on timeout adds `connection: close` to the refusal."""
         try:
-            async with asyncio.timeout(READ_ON_S):
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 while not self._read:
                     await self.receive()
         except TimeoutError:
@@ -107,8 +107,9 @@ class _Exchange:
 
 
 def _path(scope: Scope) -> str:
-    """Below the application's prefix."""
-    path, prefix = scope["path"], scope.get("root_path", "")
+    """The path without the application's prefix."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
     return path[len(prefix) :] if path.startswith(prefix) else path
 
 
@@ -134,7 +135,7 @@ async def _bad_query(request: Request, error: Any) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that a path has. Starlette names those of its first route only."""
+    """The methods that a path has. Starlette lists those of its first route only."""
     fit = [
         method
         for method in METHODS
@@ -145,8 +146,8 @@ def _allowed(request: Request) -> list[str]:
     return [*fit, "HEAD"] if "GET" in fit else fit
 
 
-def guard(app: FastAPI) -> None:
-    """Puts an application behind the gate, and its own errors into the form of all others."""
+def add_gate(app: FastAPI) -> None:
+    """Puts an application behind `Gate`, and formats the errors of FastAPI like all others."""
     app.add_middleware(Gate)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_query)

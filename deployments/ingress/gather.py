@@ -1,24 +1,29 @@
-"""Small tools of the fan-out: cutting, running side by side, reading answers."""
+"""Helpers of the fan-out: splitting work into calls, running them concurrently, reading their answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from ray.serve.handle import DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.protocol import InferenceRequest, Vectors
 
 T = TypeVar("T")
 Answers = list[Vectors | ItemError]
-"""One answer for each content, in order."""
+"""One answer for each item, in order."""
 
 
-def cut(sizes: Iterable[int], most_items: int, most_bytes: int) -> Iterator[tuple[slice, int]]:
-    """Contiguous parts of at most so many items, and at most so many bytes unless a single item has more.
+def split_by_size(sizes: Iterable[int], most_items: int, most_bytes: int) -> Iterator[tuple[slice, int]]:
+    """Splits a sequence into contiguous parts.
+
+    Args:
+        sizes: bytes of each item.
+        most_items: limit of the items in a part.
+        most_bytes: limit of the bytes in a part; a single item may have more.
 
     Yields:
-        Each part's place and bytes.
+        The slice of each part, and its bytes.
     """
     start, end, held = 0, 0, 0
     for size in sizes:
@@ -31,12 +36,15 @@ def cut(sizes: Iterable[int], most_items: int, most_bytes: int) -> Iterator[tupl
         yield slice(start, end), held
 
 
-async def together(work: Iterable[tuple[int, Callable[[], Awaitable[T]]]], most_bytes: int) -> list[T]:
-    """All results in order; the first failure cancels the rest.
+async def run_concurrently(work: Iterable[tuple[int, Callable[[], Awaitable[T]]]], most_bytes: int) -> list[T]:
+    """Runs coroutines concurrently, within a limit of bytes; the first failure cancels the rest.
 
     Args:
-        work: bytes that each takes while it runs, and what begins it.
-        most_bytes: that those which run side by side may take, unless one alone takes more.
+        work: for each coroutine the bytes that it takes while it runs, and a function that makes it.
+        most_bytes: limit of the bytes at any time; a single coroutine may take more.
+
+    Returns:
+        All results, in order.
     """
     tasks: list[asyncio.Task[T]] = []
     held = 0
@@ -63,35 +71,46 @@ async def together(work: Iterable[tuple[int, Callable[[], Awaitable[T]]]], most_
     return [task.result() for task in tasks]
 
 
-async def reply_to(call: DeploymentResponse) -> Any:
-    """The answer to a call, which is cancelled together with its caller.
+async def call_replica(handle: DeploymentHandle[Any], *args: Any) -> Any:
+    """Calls a replica and returns its answer; the call is cancelled when its caller is.
 
-    Serve does so itself when a client hangs up, but not when a time limit or the failure of another chunk ends the
-    wait: calls by reference would go on then.
+    Serve itself cancels calls when a client hangs up, but not when a time limit or the failure of another chunk ends
+    the wait: calls by reference would go on then.
     """
+    call = handle.remote(*args)
     try:
         return await call
     except asyncio.CancelledError:
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]
         raise
 
 
-def answered(answer: Any) -> Any:
-    """A replica's answer; a refusal, which replicas send as a value, is raised here."""
+def stream_from_replica(handle: DeploymentHandle[Any], *args: Any) -> DeploymentResponseGenerator[Any]:
+    """Calls a replica with a handle that has the option `stream`; returns the stream of its answers."""
+    # What `remote` returns depends on the handle's options, which Ray's annotation does not express.
+    return cast(DeploymentResponseGenerator[Any], handle.remote(*args))
+
+
+def unwrapped(answer: Any) -> Any:
+    """A replica's answer. Replicas return RequestErrors as values; they are raised here."""
     if isinstance(answer, RequestError):
         raise answer
     return answer
 
 
-def strict(request: InferenceRequest, items: Answers) -> Answers:
-    """The items, unless one failed and the request wants no individual errors: then the whole request is refused."""
+def check_answers(request: InferenceRequest, answers: Iterable[Vectors | ItemError]) -> None:
+    """Refuses the whole request if an item failed and the request wants no individual errors.
+
+    Raises:
+        RequestError: REFUSED.
+    """
     if not request.return_individual_error:
-        for item in items:
-            if isinstance(item, ItemError):
-                raise RequestError(Fault.REFUSED, item.message)
-    return items
+        for answer in answers:
+            if isinstance(answer, ItemError):
+                raise RequestError(Fault.REFUSED, answer.message)
 
 
-def flags(request: InferenceRequest) -> tuple[bool, bool]:
-    """Normalised or not; urgent or not: Marqo sends `useInferenceCache` with searches, and never when it indexes."""
+def encode_flags(request: InferenceRequest) -> tuple[bool, bool]:
+    """The arguments `normalized` and `urgent` of an encoder's methods. Marqo sends `useInferenceCache` with searches,
+    and never when it indexes."""
     return request.model_settings.normalize_embeddings, request.use_inference_cache

@@ -1,14 +1,15 @@
-"""Whether the graph can embed now: at least one encoder and one preprocessor live and answer.
+"""Health check of the graph: at least one encoder and one preprocessor are alive and answer.
 
-Each is asked by the ways that calls take to it: as Ray's actor, Serve's own question of a replica's load, and where
-calls go by value, on the gRPC channel that carries them. Both pass by calls that wait: a busy replica, even one that
-takes no more calls, is healthy and says so at once. A killed one is noticed when it is asked, seconds before Serve's
-controller looks. What a replica needs for its work (an encoder its device) is its `check_health`, by which Serve
-replaces it.
+A replica is asked over the same connections as its calls: as a Ray actor, with the request for its queue length that
+Serve's routers send, and if calls go by value, also on their gRPC channel. Neither request waits behind other calls: a
+busy replica, even one that accepts no more calls, is healthy and answers at once. A killed replica is noticed when it
+is asked, seconds before Serve's controller notices. Whether a replica can work (an encoder needs its device) is for its
+`check_health`, after whose failure Serve replaces the replica.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import Any
 
 import grpc
 from ray.serve.handle import DeploymentHandle
@@ -19,21 +20,21 @@ from deployments.ray_internals import goes_by_reference, grpc_channel, known_rep
 UNKNOWN_METHOD = "/ray.serve.ASGIService/Answer"
 
 
-async def trouble(handles: Mapping[str, DeploymentHandle], timeout_s: float) -> str | None:
-    """What keeps the graph from embedding, or None.
+async def problem(handles: Mapping[str, DeploymentHandle[Any]], timeout_s: float) -> str | None:
+    """The reason why the graph cannot embed, or None if it can.
 
     Args:
-        handles: what is needed, by the name that people know it by. Each has been used, or had `options`, before; its
-            calls go by value unless `ray_internals.by_reference` has made it.
-        timeout_s: how long silence counts as life; all are asked side by side.
+        handles: of the deployments, by their names in the message. `options` has been called on each, or it has been
+            used; its calls go by value unless it was made by `ray_internals.by_reference`.
+        timeout_s: a deployment none of whose replicas answers in this time is not healthy; all are asked concurrently.
     """
     alive = await asyncio.gather(*(_any_answers(handle, timeout_s) for handle in handles.values()))
     missing = [name for name, lives in zip(handles, alive, strict=True) if not lives]
     return f"no {' and no '.join(missing)} answers" if missing else None
 
 
-async def _any_answers(handle: DeploymentHandle, timeout_s: float) -> bool:
-    """Whether a replica answers; the first one is enough, the others are not waited for."""
+async def _any_answers(handle: DeploymentHandle[Any], timeout_s: float) -> bool:
+    """Whether any replica answers; the others are not waited for."""
     by_value = not goes_by_reference(handle)
     asked = {asyncio.ensure_future(_answers(replica, by_value, timeout_s)) for replica in known_replicas(handle)}
     try:
@@ -51,15 +52,15 @@ async def _any_answers(handle: DeploymentHandle, timeout_s: float) -> bool:
 
 
 async def _answers(replica: RunningReplica, by_value: bool, timeout_s: float) -> None:
-    """Raises whatever keeps calls from it."""
-    ways = [replica.get_queue_len(deadline_s=timeout_s)]
+    """Raises an error if calls cannot reach the replica."""
+    requests: list[Awaitable[object]] = [replica.get_queue_len(deadline_s=timeout_s)]
     if by_value:
-        ways.append(_answers_by_value(replica, timeout_s))
-    await asyncio.gather(*ways)
+        requests.append(_answers_by_value(replica, timeout_s))
+    await asyncio.gather(*requests)
 
 
 async def _answers_by_value(replica: RunningReplica, timeout_s: float) -> None:
-    """Calls a method that no replica has: to say so it must have been reached, and no work is counted for it."""
+    """Calls a method that no replica has: the replica must be reached to say so, and no request is counted for it."""
     call = grpc_channel(replica).unary_unary(UNKNOWN_METHOD)
     try:
         await call(b"", timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Some of a request's pictures on their way: to a preprocessor, and each part that is ready on to an encoder."""
+"""A chunk of a request's pictures: sent to a preprocessor, and each part that is ready on to an encoder."""
 
 from __future__ import annotations
 
@@ -6,147 +6,161 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.gather import Answers, answered, flags, reply_to, strict
+from deployments.ingress.gather import (
+    Answers,
+    call_replica,
+    check_answers,
+    encode_flags,
+    stream_from_replica,
+    unwrapped,
+)
 from deployments.ingress.image_task import ImageTask, Tally
 from deployments.ingress.poison import Poison
 from deployments.ingress.retry import is_lost, retried
 from deployments.ingress.transfer_share import NO_THREADS, ThreadShares
 from deployments.preprocessor.parts import Part
-from deployments.routing import to_home
+from deployments.routing import to_preferred_replica
 from embedding.errors import ItemError
-from embedding.fetch.data_uri import DATA_URI
+from embedding.fetch.data_uri import DATA_URI_PREFIX
 from embedding.protocol import Vectors
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What all chunks of one request pass.
+class ChunkContext:
+    """What all chunks of one request use.
 
     Args:
         task: the request.
-        prepare: handle of what preprocessors do.
-        encode: handle of what encoders do.
-        poison: what is not sent to preprocessors again.
-        tally: where contents count.
-        threads: of the request's transfers.
+        prepare: handle of the preprocessors' method.
+        encode: handle of the encoders' method.
+        poison: items that are not sent to preprocessors again.
+        tally: where the progress of items is counted.
+        threads: divides the request's transfers among its chunks.
     """
 
     task: ImageTask
-    prepare: DeploymentHandle
-    encode: DeploymentHandle
+    prepare: DeploymentHandle[Any]
+    encode: DeploymentHandle[Any]
     poison: Poison
     tally: Tally
     threads: ThreadShares
 
 
 class ImageChunk:
-    """What has been encoded stays, whatever is lost later; the rest is done again.
+    """One chunk. If a replica is lost, answers that exist are kept and the rest is done again.
 
     Args:
-        contents: URLs and data URIs.
+        items: URLs and data URIs.
     """
 
-    def __init__(self, contents: Sequence[str]) -> None:
-        self._contents = contents
-        self._answers: list[Vectors | ItemError | None] = [None] * len(contents)
+    def __init__(self, items: Sequence[str]) -> None:
+        self._items = items
+        self._answers: list[Vectors | ItemError | None] = [None] * len(items)
         self._encoding: set[int] = set()
         self._waiting = 0
         self._sent = False
-        self._apart = False
+        self._in_subprocess = False
 
     @property
     def downloads(self) -> bool:
         """Whether there is anything to download."""
-        return _downloads(self._contents)
+        return _downloads(self._items)
 
     @property
     def answers(self) -> Answers:
-        """One for each content, once there are all of them."""
+        """One for each item, after `answer` has returned."""
         return [answer for answer in self._answers if answer is not None]
 
-    async def answer(self, way: Way) -> None:
-        """Finds all answers."""
-        # What lately killed decoders, or kept them for too long, is not sent to them again.
-        refused = {i: error for i, content in enumerate(self._contents) if (error := way.poison.error(content))}
-        self._note(way, refused)
-        await retried("image chunk", lambda: self._go(way))
+    async def answer(self, context: ChunkContext) -> None:
+        """Finds all answers.
 
-    async def _go(self, way: Way) -> None:
-        """A chunk's way, from the start for what has no answer yet. If it costs a preprocessor, any picture that was
-        there may have done it: each of this chunk's is decoded in another process then, which shows a culprit and harms
-        nobody else."""
+        Raises:
+            RequestError: replicas were lost too often; or an item failed and the request wants no individual errors.
+        """
+        # Items that crashed their decoder or took too long in the last minutes are not sent to a preprocessor.
+        refused = {i: error for i, item in enumerate(self._items) if (error := context.poison.error(item))}
+        self._note(context, refused)
+        await retried("image chunk", lambda: self._prepare_and_encode(context))
+
+    async def _prepare_and_encode(self, context: ChunkContext) -> None:
+        """Processes all items without an answer. If a preprocessor dies meanwhile, any picture there may be the cause:
+        from then on the pictures of this chunk are decoded in subprocesses, where a crash identifies the picture and
+        harms no other request."""
         self._encoding.clear()
         try:
             async with asyncio.TaskGroup() as encodings:
-                if not self._apart:
+                if not self._in_subprocess:
                     try:
-                        return await self._prepare(way, encodings)
+                        return await self._prepare(context, encodings)
                     except Exception as error:
                         if not is_lost(error):
                             raise
-                        self._apart = True
-                await retried("pictures apart", lambda: self._prepare(way, encodings))
+                        self._in_subprocess = True
+                await retried("image chunk in subprocesses", lambda: self._prepare(context, encodings))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
-    async def _prepare(self, way: Way, encodings: asyncio.TaskGroup) -> None:
-        """Has the rest prepared, and each part encoded when it comes."""
+    async def _prepare(self, context: ChunkContext, encodings: asyncio.TaskGroup) -> None:
+        """Sends the items without an answer to a preprocessor, and starts to encode each part that comes back."""
+        task = context.task
         rest = [i for i, answer in enumerate(self._answers) if answer is None and i not in self._encoding]
-        contents = [self._contents[i] for i in rest]
-        if not contents:
+        items = [self._items[i] for i in rest]
+        if not items:
             return
         async with AsyncExitStack() as stack:
             threads = NO_THREADS
-            if _downloads(contents):
-                threads = await stack.enter_async_context(way.threads.share(self._sent))
-            way.tally.change(sent=0 if self._sent else len(self._contents))
+            if _downloads(items):
+                threads = await stack.enter_async_context(context.threads.share(self._sent))
+            context.tally.change(sent=0 if self._sent else len(self._items))
             self._sent = True
-            stack.callback(self._wait, way, 0)
-            parts = way.prepare.remote(contents, way.task.image, way.task.terms(threads), self._apart)
+            stack.callback(self._set_waiting, context, 0)
+            options = task.download_options(threads)
+            parts = stream_from_replica(context.prepare, items, task.image, options, self._in_subprocess)
             try:
                 async for part in parts:
-                    self._take(way, part, rest, encodings)
+                    self._take(context, part, rest, encodings)
             except BaseException:
-                # Calls by reference go on otherwise.
-                parts.cancel()
+                # Otherwise calls by reference go on.
+                parts.cancel()  # type: ignore[no-untyped-call]
                 raise
 
-    def _take(self, way: Way, part: Part, rest: Sequence[int], encodings: asyncio.TaskGroup) -> None:
-        self._wait(way, part.waiting)
-        self._note(way, {rest[i]: error for i, error in part.errors.items()})
+    def _take(self, context: ChunkContext, part: Part, rest: Sequence[int], encodings: asyncio.TaskGroup) -> None:
+        self._set_waiting(context, part.waiting)
+        self._note(context, {rest[i]: error for i, error in part.errors.items()})
         if part.pixels is not None:
-            places = [rest[i] for i in part.places]
-            self._encoding.update(places)
-            encodings.create_task(self._encode(way, places, part.pixels))
+            indices = [rest[i] for i in part.indices]
+            self._encoding.update(indices)
+            encodings.create_task(self._encode(context, indices, part.pixels))
 
-    async def _encode(self, way: Way, places: Sequence[int], pixels: ObjectRef) -> None:
-        task = way.task
+    async def _encode(self, context: ChunkContext, indices: Sequence[int], pixels: ObjectRef[Any]) -> None:
+        task = context.task
+        encode = to_preferred_replica(context.encode, task.spec)
         try:
-            encoding = to_home(way.encode, task.spec).remote(task.spec, pixels, *flags(task.request))
-            rows = answered(await reply_to(encoding))
+            rows = unwrapped(await call_replica(encode, task.spec, pixels, *encode_flags(task.request)))
         except Exception as error:
-            # Perhaps it was the preprocessor that was lost, and the pixels with it.
-            self._apart = self._apart or is_lost(error)
+            # It may be the preprocessor that was lost, and its pixels with it.
+            self._in_subprocess = self._in_subprocess or is_lost(error)
             raise
-        self._note(way, {i: [(self._contents[i], row)] for i, row in zip(places, rows, strict=True)})
+        self._note(context, {i: [(self._items[i], row)] for i, row in zip(indices, rows, strict=True)})
 
-    def _note(self, way: Way, answers: Mapping[int, Vectors | ItemError]) -> None:
+    def _note(self, context: ChunkContext, answers: Mapping[int, Vectors | ItemError]) -> None:
         for i, answer in answers.items():
             if isinstance(answer, ItemError):
-                way.poison.remember(self._contents[i], answer)
+                context.poison.remember(self._items[i], answer)
             self._answers[i] = answer
-        strict(way.task.request, list(answers.values()))
-        way.tally.change(done=len(answers))
+        check_answers(context.task.request, answers.values())
+        context.tally.change(done=len(answers))
 
-    def _wait(self, way: Way, contents: int) -> None:
-        """So many wait for downloads now."""
-        way.tally.change(waiting=contents - self._waiting)
-        self._waiting = contents
+    def _set_waiting(self, context: ChunkContext, items: int) -> None:
+        """Sets how many items of the chunk wait for downloads."""
+        context.tally.change(waiting=items - self._waiting)
+        self._waiting = items
 
 
-def _downloads(contents: Sequence[str]) -> bool:
-    return not all(content.startswith(DATA_URI) for content in contents)
+def _downloads(items: Sequence[str]) -> bool:
+    return not all(item.startswith(DATA_URI_PREFIX) for item in items)

@@ -1,4 +1,4 @@
-"""A request for vectors of pictures, and what its contents do."""
+"""A request for vectors of pictures, and the progress of its items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 
 from deployments.ingress.admission import Load
 from deployments.ingress.transfer_share import DEFAULT_THREADS, Threads
-from deployments.preprocessor.parts import DownloadTerms
+from deployments.preprocessor.parts import DownloadOptions
 from embedding.expansion import Expansion
 from embedding.image_spec import ImageSpec
 from embedding.models.spec import ModelSpec
@@ -17,19 +17,19 @@ from embedding.protocol import ImageConfig, InferenceRequest
 from embedding.text.chunks import chunks_cost
 
 IN_FLIGHT_BYTES = 64 * 2**20
-"""Of the contents and pixels of one request's calls that are on their way at a time, with what each call carries."""
+"""Limit of the items, pixels and arguments of one request's concurrent calls."""
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """What all chunks of one request share.
+    """What all chunks of one request have in common.
 
     Args:
-        request: what is asked for.
-        config: of its pictures.
+        request: the request.
+        config: its preprocessing of pictures.
         spec: the model.
-        image: how it wants its pictures.
-        deadline: by the event loop's clock, when downloads that are not complete are given up.
+        image: how the model wants its pictures.
+        deadline: when incomplete downloads are given up, by the event loop's clock.
     """
 
     request: InferenceRequest
@@ -40,24 +40,24 @@ class ImageTask:
 
     @cached_property
     def name(self) -> str:
-        """One that no other request has."""
+        """A unique name of the request."""
         return uuid.uuid4().hex
 
     @cached_property
     def threads(self) -> int:
-        """Transfers at a time, at most."""
+        """Limit of the request's concurrent transfers."""
         threads = self.config.download_thread_count or 0
         return threads if threads > 0 else DEFAULT_THREADS
 
     @cached_property
     def picture_bytes(self) -> int:
-        """Of one picture's pixels."""
+        """Bytes of the pixels of one picture."""
         height, width = self.image.size
         return 3 * height * width
 
     @cached_property
     def call_bytes(self) -> int:
-        """What goes along with each call."""
+        """Bytes of the arguments of each call, without its items."""
         headers = self.config.download_header or {}
         return self.spec.characters + sum(len(name) + len(value) for name, value in headers.items())
 
@@ -66,22 +66,28 @@ class ImageTask:
         return chunks_cost(self.request.contents, Expansion("", self.spec.dimensions))
 
     def expanded_bytes(self, working: int) -> int:
-        """What the request becomes: vectors, the reply, and the pixels that there are at a time of so many pictures."""
+        """Bytes that the request needs: its vectors, its reply, and the pixels of its concurrent calls.
+
+        Args:
+            working: its items that are being worked on.
+        """
         return self._vector_bytes + min(IN_FLIGHT_BYTES, working * self.picture_bytes)
 
-    def terms(self, threads: Threads) -> DownloadTerms:
-        """Of the downloads of a chunk that is sent now."""
+    def download_options(self, threads: Threads) -> DownloadOptions:
+        """The options for a chunk that is sent now."""
         config = self.config
         left = max(0.0, self.deadline - asyncio.get_running_loop().time())
-        return DownloadTerms(config.download_timeout_ms, config.download_header, self.name, *threads, left)
+        return DownloadOptions(
+            config.download_timeout_ms, config.download_header, self.name, threads.count, threads.kept, left
+        )
 
 
 class Tally:
-    """How many contents of one request are not sent yet, are worked on, wait for downloads, or are done.
+    """Counts the items of one request that are not sent yet, are worked on, wait for downloads, or are done.
 
     Args:
         task: the request.
-        load: where that counts.
+        load: where the request is counted.
     """
 
     def __init__(self, task: ImageTask, load: Load) -> None:
@@ -91,7 +97,7 @@ class Tally:
         self._waiting = 0
 
     def change(self, sent: int = 0, waiting: int = 0, done: int = 0) -> None:
-        """So many more are sent, wait, or are done. While some wait, what is not sent waits for them."""
+        """Adds to the numbers of items. While some wait for downloads, those that are not sent count as waiting too."""
         self._unsent -= sent
         self._waiting += waiting
         self._unfinished -= done

@@ -1,4 +1,4 @@
-"""The front door: Marqo's HTTP protocol, and the same in Python through a deployment handle."""
+"""The HTTP ingress: Marqo's protocol over HTTP, and the same in Python through a deployment handle."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.admission import SPARE_PART, Admission, Load, Share, of_contents
+from deployments.ingress.admission import SPARE_PART, Admission, AdmissionShare, Load, of_items
 from deployments.ingress.bodies import Arrivals
-from deployments.ingress.gate import HELD, guard
-from deployments.ingress.health import trouble
+from deployments.ingress.gate import CLEANUP_KEY, add_gate
+from deployments.ingress.health import problem
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
 from deployments.ingress.metrics import IngressMetrics
@@ -37,53 +37,54 @@ from embedding.protocol import (
     parse_request,
 )
 from embedding.shown import shown
-from embedding.text.chunks import MOST_EXPANDED_BYTES
+from embedding.text.chunks import MAX_EXPANDED_BYTES
 from embedding.version import VERSION
 
 logger = logging.getLogger("ray.serve")
 
 FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
-"""A request that brings it, with any value, gets it back with the hash of all that decides its model's vectors."""
+"""A request with this header, whatever its value, gets it back with the fingerprint of its model."""
 WARM_UP_TIMEOUT_S = 20.0
-"""Below Serve's limit for one health check. While encoders are still loading, the next check tries again."""
+"""Less than Serve's limit for one health check. While encoders are still loading, the next check tries again."""
 INCOMPLETE_PART = 2
-"""Of the bytes of bodies, those that are not complete may hold one in so many."""
+"""Incomplete bodies may hold one part in so many of `max_bytes_in_flight`."""
 SMALL_REQUEST, SMALL_SEARCH = 128, 32
-"""Contents of a small one: a batch of documents as Marqo sends it, and more than any search of its has."""
+"""Items of a small request: a batch of documents as Marqo sends it, and more than any search of Marqo has."""
 DOWNLOADS_END_S = 10.0
-"""So long before a request's time is up its downloads end, or when a quarter is left: what came is encoded yet."""
+"""Downloads end so long before their request's timeout, or when a quarter of it is left, to leave time to encode."""
 
 api = FastAPI(title="Marqo Inference", version=VERSION)
-guard(api)
+add_gate(api)
 
 
 class IngressSettings(Settings):
-    """How a request is cut into chunks, which preprocessors and encoders take one at a time.
+    """Chunk sizes, limits and timeouts of the HTTP ingress.
 
     Args:
         image_chunk: pictures in one chunk; small chunks spread over more replicas, large ones cost fewer calls.
         text_chunk: texts in one chunk.
-        max_contents: contents of one request.
+        max_contents: items in one request.
         max_body_bytes: bytes of one request's body.
-        max_text_chars: characters of one text; a longer one is its own error.
-        max_items_in_flight: contents that one replica works on at a time; beyond, requests get a 503 at once. Divided
-            by the contents that the graph embeds in a second, it is the longest that anybody waits. An eighth is kept
-            for small requests.
-        max_searches_in_flight: contents of searches likewise; they have a count of their own, so that indexing does
-            not keep them out.
-        max_downloads_in_flight: contents of either kind that only wait for downloads: those are not worked on. Beyond,
-            waiting is work like any other.
-        max_bytes_in_flight: bytes of request bodies likewise, counted as they arrive. Bodies that are not complete may
-            hold half of it, and an eighth is kept for small ones.
-        max_expanded_bytes: what one request may become: keys, prefixed texts, chunks, vectors and reply, counted before
-            they are made. Beyond it is a 413, or the content's own error if it is cut into chunks.
-        max_expanded_bytes_in_flight: of all requests together; an eighth is kept for small ones.
-        min_body_bytes_per_s: a body that arrives more slowly is given up with a 408, a reply that is read more slowly
-            with the end of the connection.
-        body_grace_s: over so many seconds that is counted, again and again.
-        request_timeout_s: after which a request is given up with a 503. Downloads that are not complete are given up a
-            little earlier, each with an error of its own.
-        health_timeout_s: how long `/healthz` waits for a silent replica before it says that the graph cannot embed.
+        max_text_chars: characters of one text; a longer one gets an error of its own.
+        max_items_in_flight: items that one replica works on at a time; requests beyond that get a 503 at once. Divided
+            by the items that the graph embeds in a second, it is the longest time that a request waits. An eighth is
+            reserved for small requests.
+        max_searches_in_flight: the same for the items of searches, which are counted separately, so that indexing does
+            not block them.
+        max_downloads_in_flight: items of either kind that only wait for downloads and are not worked on. Waiting items
+            beyond that are counted as work.
+        max_bytes_in_flight: bytes of all request bodies, counted as they arrive. Incomplete bodies may hold half of it,
+            and an eighth is reserved for small ones.
+        max_expanded_bytes: bytes that one request needs: keys, prefixed texts, chunks, vectors and reply, counted
+            before they are made. Beyond that it gets a 413, or an item that is split into chunks an error of its own.
+        max_expanded_bytes_in_flight: the same for all requests together; an eighth is reserved for small ones.
+        min_body_bytes_per_s: a body that arrives more slowly is given up with a 408; if a reply is read more slowly its
+            connection is closed.
+        body_grace_s: seconds over which that rate is measured, in one period after the other.
+        request_timeout_s: after this time a request is given up with a 503. Incomplete downloads are given up a little
+            earlier, each with an error of its own.
+        health_timeout_s: how long `/healthz` waits for an answer of a replica before it says that the graph cannot
+            embed.
     """
 
     image_chunk: PositiveInt = 32
@@ -91,14 +92,14 @@ class IngressSettings(Settings):
     max_contents: PositiveInt = 16_384
     max_body_bytes: PositiveInt = 256 * 2**20
     max_text_chars: PositiveInt = 1_000_000
-    # One Marqo container sends eight requests of 128 contents at a time, and gives a refused one up: two of them fit.
-    # On two CPU cores that is ten seconds of work.
+    # One Marqo container sends eight requests of 128 items at a time, and does not repeat a refused one: two containers
+    # fit. On two CPU cores that is ten seconds of work.
     max_items_in_flight: PositiveInt = 2048
     max_searches_in_flight: PositiveInt = 512
     max_downloads_in_flight: NonNegativeInt = 16_384
     max_bytes_in_flight: PositiveInt = 512 * 2**20
-    # 16,384 contents of 1024 dimensions become 134 MiB.
-    max_expanded_bytes: PositiveInt = MOST_EXPANDED_BYTES
+    # 16,384 items of 1024 dimensions need 134 MiB.
+    max_expanded_bytes: PositiveInt = MAX_EXPANDED_BYTES
     max_expanded_bytes_in_flight: PositiveInt = 2**30
     min_body_bytes_per_s: PositiveFloat = 10_000.0
     body_grace_s: PositiveFloat = 5.0
@@ -106,7 +107,7 @@ class IngressSettings(Settings):
     health_timeout_s: PositiveFloat = 5.0
 
 
-# Defined before the class: `serve.ingress` copies the routes, and the globals that they use, at that very moment.
+# Defined before the class: its decorator `serve.ingress` copies the routes, and the globals that they use.
 def _check_headers(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "").strip()
     if encoding.lower() not in ("", "identity"):
@@ -126,33 +127,35 @@ def _ejected(message: str) -> Response:
 
 
 def _size(request: InferenceRequest) -> int:
-    """Bytes of the texts that a request holds: what its body would have, at least."""
+    """Bytes of the texts in a request: the least size of its body."""
     config = request.preprocessing_config
     texts = [config.text_prefix or ""] if isinstance(config, TextConfig) else []
     headers = (config.download_header or {}) if isinstance(config, ImageConfig) else {}
     return sum(map(text_bytes, (*request.contents, *texts, *headers, *headers.values())))
 
 
-# It asks Ray for no CPU: it waits most of the time, and the bare graph must come up on two cores. Serve lets requests
-# beyond `max_ongoing_requests` wait without end, so the number is out of reach: ours refuse before.
+# It asks Ray for no CPU: it waits most of the time, and the graph must start on two cores. Serve would let requests
+# beyond `max_ongoing_requests` wait without end. The number is too high to be reached: `Admission` refuses before.
 @serve.deployment(max_ongoing_requests=100_000, health_check_period_s=10, ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Ingress:
-    """Validates requests, has them vectorised, and writes replies.
+    """Validates requests, embeds their items with the other deployments, and writes replies.
 
     Args:
         preprocessor: handle of the preprocessors.
         encoder: handle of the encoders.
-        settings: chunk sizes and timeouts.
+        settings: chunk sizes, limits and timeouts.
     """
 
-    def __init__(self, preprocessor: DeploymentHandle, encoder: DeploymentHandle, settings: IngressSettings) -> None:
+    def __init__(
+        self, preprocessor: DeploymentHandle[Any], encoder: DeploymentHandle[Any], settings: IngressSettings
+    ) -> None:
         self._encoder = encoder
         self._preprocessor = preprocessor
         self._settings = settings
-        self._bulk = of_contents(settings.max_items_in_flight, "contents", SMALL_REQUEST)
-        self._searches = of_contents(settings.max_searches_in_flight, "contents of searches", SMALL_SEARCH)
-        self._downloads = of_contents(settings.max_downloads_in_flight, "waiting contents", SMALL_REQUEST)
+        self._bulk = of_items(settings.max_items_in_flight, "contents", SMALL_REQUEST)
+        self._searches = of_items(settings.max_searches_in_flight, "contents of searches", SMALL_SEARCH)
+        self._downloads = of_items(settings.max_downloads_in_flight, "waiting contents", SMALL_REQUEST)
         most = settings.max_bytes_in_flight
         self._bytes = Admission(most, "bytes of requests", most // SPARE_PART)
         self._arrivals = Arrivals(
@@ -171,11 +174,12 @@ class Ingress:
         )
         self._cold = True
         self._metrics = IngressMetrics()
-        self._exporter: asyncio.Task | None = None
+        self._exporter: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:
-        """Serve's own check, which comes for the first time before the replica takes traffic: then the connections are
-        opened for which the first request would wait. Never fails: a graph that cannot be reached is for `/healthz`."""
+        """Serve's health check. Serve makes the first one before the replica takes traffic: it opens the connections
+        for which the first request would wait otherwise. Never fails: `/healthz` reports a graph that does not answer.
+        """
         if self._exporter is None:
             self._exporter = asyncio.create_task(self._export_metrics())
         if self._cold:
@@ -194,16 +198,16 @@ class Ingress:
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest
     ) -> list[list[tuple[str, np.ndarray]] | ItemError]:
-        """What `POST /vectorise` does, for handle calls.
+        """The same as `POST /vectorise`, for calls through a handle.
 
         Args:
             request: an `InferenceRequest`, or a map with its fields in either spelling.
 
         Returns:
-            For each content, in order, (key, float32 vector of shape (dimensions,)) pairs, or an `ItemError`.
+            For each item, in order, (key, float32 vector of shape (dimensions,)) pairs, or an `ItemError`.
 
         Raises:
-            RequestError: the request is invalid, or its model cannot be had.
+            RequestError: the request is invalid, or its model cannot be loaded.
         """
         parsed = parse_request(request)
         size = _size(parsed)
@@ -217,7 +221,7 @@ class Ingress:
             share.add(size)
             return await self._answers(parsed, expanded)
 
-    async def _answers(self, request: InferenceRequest, expanded: Share) -> list[Vectors | ItemError]:
+    async def _answers(self, request: InferenceRequest, expanded: AdmissionShare) -> list[Vectors | ItemError]:
         if len(request.contents) > self._settings.max_contents:
             raise RequestError(
                 Fault.TOO_LARGE,
@@ -232,7 +236,7 @@ class Ingress:
             load.admit(max(1, len(request.contents)))
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._pipeline.vectorise(request, load, deadline)
+                    return await self._pipeline.embed(request, load, deadline)
             except TimeoutError:
                 raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
 
@@ -257,7 +261,7 @@ class Ingress:
             For each URL, in order, a float32 vector of shape (dimensions,), or an `ItemError`.
 
         Raises:
-            RequestError: an argument is invalid, or the model cannot be had.
+            RequestError: an argument is invalid, or the model cannot be loaded.
         """
         settings = {"modality": "image", "downloadHeader": headers}
         return await self._embed(urls, "image", model, properties, normalize, settings)
@@ -274,7 +278,7 @@ class Ingress:
 
     async def _embed(
         self,
-        contents: Sequence[str],
+        items: Sequence[str],
         modality: str,
         model: str,
         properties: Mapping[str, Any] | None,
@@ -285,19 +289,19 @@ class Ingress:
         results = await self.vectorise(
             {
                 "modality": modality,
-                "contents": contents,
+                "contents": items,
                 "modelConfig": config,
                 "preprocessingConfig": preprocessing,
             }
         )
-        return [item if isinstance(item, ItemError) else item[0][1] for item in results]
+        return [result if isinstance(result, ItemError) else result[0][1] for result in results]
 
     @api.post("/vectorise", include_in_schema=False)
     async def post_vectorise(self, request: Request) -> Response:
-        """docs/protocol.md, section 1.2: MessagePack in and out, whatever `Accept` says of errors."""
+        """docs/protocol.md, section 1.2: MessagePack in and out; `Accept` only chooses the format of errors."""
         _check_headers(request)
-        # Until the reply has been sent: some of it is kept for as long as its client does not read.
-        expanded = request.scope[HELD].enter_context(self._expanded.share())
+        # Held until the reply has been sent: its parts stay in memory until the client reads them.
+        expanded = request.scope[CLEANUP_KEY].enter_context(self._expanded.share())
         with self._bytes.share() as share:
             decoded = decode_request(await self._arrivals.read(request.receive, share))
             results = await self._answers(decoded, expanded)
@@ -309,19 +313,20 @@ class Ingress:
 
     @api.get("/")
     async def get_root(self) -> dict[str, str]:
-        """Who is there."""
+        """Name and version of the server."""
         return {"message": "Welcome to Marqo Inference", "version": VERSION}
 
     @api.get("/healthz")
     async def get_healthz(self) -> Response:
-        """Whether the graph can embed now: a busy one can. See deployments/ingress/health.py."""
+        """Whether the graph can embed now; a busy graph can. See deployments/ingress/health.py."""
         needed = {"encoder": self._encoder, "preprocessor": by_reference(self._preprocessor)}
-        reason = await trouble(needed, self._settings.health_timeout_s)
+        reason = await problem(needed, self._settings.health_timeout_s)
         return JSONResponse({"status": "ok"} if reason is None else {"detail": reason}, 200 if reason is None else 503)
 
     @api.get("/models")
     async def get_models(self, detailed: bool | None = None, replicas: bool = False) -> dict[str, list[dict[str, Any]]]:
-        """What is loaded on any encoder. Only the newer generation's client sends `detailed`; `replicas` is ours."""
+        """The models that any encoder has loaded. Only clients of newer Marqo versions send `detailed`; `replicas` is
+        not part of Marqo's protocol."""
         encoders = await self._encoder.broadcast("loaded").results_async()
         return {"models": listed(encoders, detailed, replicas)}
 
@@ -332,7 +337,7 @@ class Ingress:
         model_name: str = Query(),
         model_device: str | None = None,
     ) -> Response:
-        """Ejects a model from every encoder; the next request loads it again."""
+        """Unloads a model from every encoder; the next request loads it again."""
         replicas = await self._encoder.broadcast("eject", model_name, model_device).results_async()
         if model_device is None:
             return _ejected(f"Model {model_name} ejected successfully.")

@@ -1,4 +1,4 @@
-"""What `GET /models` shows of what encoders have loaded."""
+"""The entries of `GET /models`, from what the encoders have loaded."""
 
 import json
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ def listed(encoders: Iterable[Loaded], detailed: bool | None, replicas: bool) ->
 
     Args:
         encoders: what each has loaded.
-        detailed: None for entries that suit both generations, who do not look at each other's members; else the newer
-            one's, with or without properties.
-        replicas: whether each entry also tells which replicas hold the model, on which node, and the bytes of its
-            weights there. Not in Marqo's protocol.
+        detailed: None for entries with the members of both generations of Marqo, each of which ignores those of the
+            other; else the members of the newer one, with or without properties.
+        replicas: whether each entry also names the replicas that hold the model, their nodes, and the bytes of its
+            weights there. Not part of Marqo's protocol.
     """
     entries: dict[tuple[str, str], Entry] = {}
     for encoder in encoders:
@@ -43,7 +43,7 @@ def _entry(info: ModelInfo, detailed: bool | None) -> Entry:
 
 
 def _without_secrets(value: Any) -> Any:
-    """Model properties whose URLs have lost password and query: a presigned one carries its credentials there."""
+    """Model properties with passwords and queries removed from URLs: a presigned URL has its credentials there."""
     if isinstance(value, dict):
         return {without_credentials(key): _without_secrets(one) for key, one in value.items()}
     if isinstance(value, list):

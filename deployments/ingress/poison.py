@@ -1,4 +1,4 @@
-"""Contents that kill the process which decodes them, or take too long: remembered, and refused for a while."""
+"""Remembers items that crash their decoder or take too long to decode, and refuses them for ten minutes."""
 
 import time
 from collections import OrderedDict
@@ -11,31 +11,31 @@ MOST_REMEMBERED = 10_000
 
 
 class Poison:
-    """The contents that were seen to crash a decoder with nothing else in its hands, or to keep it for too long."""
+    """The items that crashed a decoder which was decoding nothing else, or that took too long."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[int, tuple[float, str]] = OrderedDict()
 
-    def remember(self, content: str, error: ItemError) -> None:
-        """Refuses a content from now on, if its error is one that it would have again, at the same price."""
+    def remember(self, item: str, error: ItemError) -> None:
+        """Refuses an item from now on, if its error would cost as much to find again."""
         if isinstance(error, CrashError):
-            self._remember(content, "crashed its decoder")
+            self._remember(item, "crashed its decoder")
         elif isinstance(error, CostlyError):
-            self._remember(content, "took too long to decode")
+            self._remember(item, "took too long to decode")
 
-    def _remember(self, content: str, what: str) -> None:
-        self._seen.pop(hash(content), None)
-        self._seen[hash(content)] = time.monotonic(), what
+    def _remember(self, item: str, what: str) -> None:
+        self._seen.pop(hash(item), None)
+        self._seen[hash(item)] = time.monotonic(), what
         if len(self._seen) > MOST_REMEMBERED:
             self._seen.popitem(last=False)
 
-    def error(self, content: str) -> ItemError | None:
-        """Why a content is refused, if it is."""
-        seen = self._seen.get(hash(content))
+    def error(self, item: str) -> ItemError | None:
+        """The error of an item that is refused, else None."""
+        seen = self._seen.get(hash(item))
         if seen is None:
             return None
         since, what = seen
         if time.monotonic() - since > REMEMBERED_S:
-            del self._seen[hash(content)]
+            del self._seen[hash(item)]
             return None
-        return ItemError(f"{shown(content)} {what} and is refused for {REMEMBERED_S / 60:.0f} minutes")
+        return ItemError(f"{shown(item)} {what} and is refused for {REMEMBERED_S / 60:.0f} minutes")

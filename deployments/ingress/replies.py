@@ -1,4 +1,4 @@
-"""What goes back over HTTP: errors in the form that the client asked for, and results part by part."""
+"""HTTP replies: errors in the format that the client accepts, and results that are sent in parts."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -30,26 +30,26 @@ HEADERS: dict[Fault, dict[str, str]] = {
 
 
 def error_response(error: RequestError, accept: str | None) -> Response:
-    """A fault, with its status and headers."""
+    """The reply for a RequestError, with the status and headers of its fault."""
     status, preamble = STATUS[error.fault]
     return detail_response(status, preamble + error.message, accept, HEADERS.get(error.fault))
 
 
 def detail_response(status: int, detail: str, accept: str | None, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"detail": …}`: MessagePack for whoever accepts exactly that, JSON for all others."""
+    """`{"detail": …}`: in MessagePack if `accept` is exactly its media type, else in JSON."""
     if accept == MSGPACK:
         return Response(encode_error(detail), status, headers, MSGPACK)
     return JSONResponse({"detail": detail}, status, headers)
 
 
 class PartsResponse(Response):
-    """A MessagePack reply that is sent part by part, each of which is forgotten when it is on its way.
+    """A MessagePack reply that is sent in parts; the memory of each part is freed as soon as it has been sent.
 
     Args:
-        parts: the body. Emptied.
-        headers: beside its type and length.
-        least_bytes_per_s: a client that reads a part more slowly is hung up on: it would keep the rest in memory.
-        grace_s: seconds that each part may take beside.
+        parts: the body; the list is emptied.
+        headers: in addition to content type and length.
+        least_bytes_per_s: if the client reads a part more slowly the connection is closed: it keeps the rest in memory.
+        grace_s: seconds that each part may take in addition.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class PartsResponse(Response):
         self._grace_s = grace_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it.
+        """Sends the reply.
 
         Raises:
-            TimeoutError: the client reads too slowly. The server closes its connection.
+            TimeoutError: the client reads too slowly; the server closes the connection.
         """
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._parts.reverse()
@@ -77,5 +77,5 @@ class PartsResponse(Response):
 
 
 def problems(errors: Sequence[Any]) -> str:
-    """What FastAPI found wrong with a query, for people; never the values."""
+    """FastAPI's validation errors of a query as one line of text, without the values."""
     return "; ".join(f"{'.'.join(map(str, error['loc']))[:200]}: {str(error['msg'])[:200]}" for error in errors[:10])

@@ -1,4 +1,4 @@
-"""What is safe to do again when a replica dies: everything here, since downloading and encoding change nothing."""
+"""Repeats calls whose replica died. That is safe for every call here: downloading and encoding change no state."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 ATTEMPTS = 4
 PAUSE_S = 0.1
-# Every way in which Ray 2.60 tells that a process, a node, or an object there is gone, or cannot be reached.
+# All errors by which Ray 2.60 reports that a process, a node, or an object is lost, or cannot be reached.
 _LOST = (
     exceptions.RayActorError,  # died, unavailable, unschedulable
     exceptions.WorkerCrashedError,
     exceptions.LocalRayletDiedError,
     exceptions.NodeDiedError,
     exceptions.OutOfMemoryError,  # the memory monitor has killed it
-    exceptions.ObjectLostError,  # its owner or its node died, or its references were miscounted
+    exceptions.ObjectLostError,  # its owner or its node died, or Ray lost count of its references
     exceptions.ObjectStoreFullError,
     exceptions.OutOfDiskError,
     exceptions.PlasmaObjectNotAvailable,
@@ -36,8 +36,8 @@ _LOST = (
     DeploymentUnavailableError,
     ReplicaUnavailableError,
 )
-# By value, calls go over gRPC. What Serve takes for a dead replica there is UNAVAILABLE; a process that ends in the
-# middle of an answer shows as one of these.
+# Calls by value go over gRPC. Serve itself treats UNAVAILABLE as a dead replica; a process that ends while it answers
+# can also appear as one of the others.
 _LOST_CODES = frozenset(
     (
         grpc.StatusCode.UNAVAILABLE,
@@ -48,17 +48,17 @@ _LOST_CODES = frozenset(
         grpc.StatusCode.DATA_LOSS,
     )
 )
-# Serve's own words for a connection that ends before the replica has taken the call; it has no type for them.
+# Serve's message for a connection that ends before the replica has accepted the call; it raises a plain RuntimeError.
 _NO_CONNECTION = "Unexpected error (StatusCode."
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the work itself did not fail, but the replica or the pixels it needed were lost."""
+    """Whether an error means that a replica, or the pixels of a call, were lost; not that the work itself failed."""
     cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
-    return any(_tells_of_a_loss(one) for one in (error, cause))
+    return any(_is_loss(one) for one in (error, cause))
 
 
-def _tells_of_a_loss(error: object) -> bool:
+def _is_loss(error: object) -> bool:
     if isinstance(error, grpc.RpcError):
         code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
         return code is None or code in _LOST_CODES
@@ -68,7 +68,7 @@ def _tells_of_a_loss(error: object) -> bool:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """What a client is told of an error that nobody expected: OVERLOADED where a replica was lost, else INTERNAL."""
+    """The client's error for an unexpected exception: OVERLOADED if a replica was lost, else INTERNAL."""
     if isinstance(error, RequestError):
         return error
     if is_lost(error):
@@ -78,7 +78,11 @@ def as_request_error(error: Exception) -> RequestError:
 
 
 async def retried(what: str, work: Callable[[], Awaitable[T]]) -> T:
-    """The result of `work`, tried again while replicas are lost.
+    """The result of `work`, which is repeated while replicas are lost.
+
+    Args:
+        what: name of the work in log lines and in the error message.
+        work: starts it.
 
     Raises:
         RequestError: OVERLOADED, if replicas are still being lost after the last attempt.

@@ -1,32 +1,33 @@
-"""`downloadThreadCount`: transfers that one request may have at a time, wherever its chunks are sent."""
+"""Divides a request's concurrent transfers (`downloadThreadCount`, at all preprocessors together) among its chunks."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 DEFAULT_THREADS = 20
-"""What Marqo asks for when it indexes."""
+"""What Marqo sends when it indexes."""
 
 
-class Threads(NamedTuple):
-    """Of one call; see `DownloadTerms`."""
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The transfers of one call: `threads` and `keeps_threads` of `DownloadOptions`."""
 
     count: int
     kept: bool
 
 
 NO_THREADS = Threads(0, False)
-"""Of a call that has nothing to download."""
+"""For a call that has nothing to download."""
 
 
 class ThreadShares:
-    """Divides a request's transfers among those of its calls that run at a time, each at least one.
+    """Divides a request's concurrent transfers among its concurrent calls, at least one for each.
 
     Args:
-        threads: transfers of the request at a time.
-        calls: of the request, all together.
-        at_once: calls that may run at a time, whatever the threads.
+        threads: concurrent transfers of the request.
+        calls: all calls of the request that download something.
+        at_once: limit of its concurrent calls, whatever `threads` is.
     """
 
     def __init__(self, threads: int, calls: int, at_once: int) -> None:
@@ -38,10 +39,10 @@ class ThreadShares:
 
     @asynccontextmanager
     async def share(self, again: bool = False) -> AsyncIterator[Threads]:
-        """One call's, for as long as the context lasts; waits until there are some.
+        """The transfers of one call, until the context ends; waits until some are free.
 
         Args:
-            again: the call has been made before, and is repeated.
+            again: whether the call repeats an earlier one.
         """
         count = await self._free.get()
         try:

@@ -1,8 +1,8 @@
-"""What ingresses ask preprocessors for, and the parts in which it comes back."""
+"""What an ingress sends to a preprocessor with a chunk, and the parts in which the answer comes back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray import ObjectRef
 
@@ -10,17 +10,17 @@ from embedding.errors import ItemError
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadTerms:
-    """How the URLs of one chunk are to be downloaded.
+class DownloadOptions:
+    """How the URLs of one chunk are downloaded.
 
     Args:
-        timeout_ms: for each whole download.
+        timeout_ms: of each download, from start to end.
         headers: sent with each download.
-        request: names the request that the chunk belongs to.
-        threads: of the request's transfers at a time, those that this chunk may have.
-        keeps_threads: no other chunk takes these transfers over when this one is done: those that are at the same
-            preprocessor may.
-        within_s: seconds that are left, after which a content that still waits is an error; None = no end.
+        request: name of the request to which the chunk belongs.
+        threads: how many of the request's concurrent transfers this chunk may use.
+        keeps_threads: True if no chunk that is still to be sent takes over these transfers when this chunk is done:
+            the request's other chunks at the same preprocessor may use them then.
+        within_s: seconds after which an item that still waits becomes an error; None = no limit.
     """
 
     timeout_ms: int
@@ -32,13 +32,13 @@ class DownloadTerms:
 
 
 class Part(NamedTuple):
-    """What became ready together."""
+    """Items of a chunk that became ready at the same time."""
 
-    places: list[int]
-    """In the chunk, of the pictures in `pixels`."""
-    pixels: ObjectRef | None
+    indices: list[int]
+    """Positions in the chunk of the pictures in `pixels`, in the same order."""
+    pixels: ObjectRef[Any] | None
     """Reference to uint8 (n, 3, height, width); None if there are no pictures."""
     errors: dict[int, ItemError]
-    """By place in the chunk."""
+    """By position in the chunk."""
     waiting: int
-    """Contents of the chunk that still wait for their downloads."""
+    """Items of the chunk that still wait for their downloads."""

@@ -1,11 +1,12 @@
-"""CPU: contents in, pictures ready for a model out."""
+"""The CPU deployment: takes URLs and data URIs, returns pictures that are ready for a model."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
@@ -14,98 +15,101 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
 from deployments.preprocessor.deadlines import Deadlines
-from deployments.preprocessor.parts import DownloadTerms, Part
+from deployments.preprocessor.parts import DownloadOptions, Part
 from deployments.preprocessor.progress import Progress
-from deployments.preprocessor.transfer_pools import Pools
-from deployments.replica import Settings, assigned_cpus, be_nice
+from deployments.preprocessor.transfer_pools import TransferPools
+from deployments.replica import Settings, assigned_cpus, lower_priority
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.expansion import Expansion
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.image.fair_queue import Call
 from embedding.image.lanes import Lanes
-from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, limit_pillow
+from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, limit_pillow
 from embedding.image.subprocess_decoder import DecoderCrashed
 from embedding.image_spec import ImageSpec
 from embedding.text.chunks import SplitMethod, chunk_texts
 
 HAND_OVER_S = 5.0
 HAND_OVER_BYTES = 256 * 2**20
+"""How long, and up to how many bytes, pixels are kept in the object store after their reference was sent."""
 
 
 class PreprocessorSettings(Settings):
-    """Fetching and decoding.
+    """Settings for downloading and decoding.
 
     Args:
-        decode_threads: pictures that are decoded and resized at a time, plain JPEGs in threads and others in processes:
-            so many that are quick to decode, as many of medium cost, half as many slow ones; null is one for each CPU
-            that the replica was given.
-        max_pixels: a picture with more pixels (width times height) is refused before it is decoded. It also bounds the
-            memory of a decoder: 16 bytes for each, and 256 MiB.
-        max_decode_s: seconds of CPU that decoding and resizing one picture may take.
+        decode_threads: pictures that are decoded and resized at a time, plain JPEGs in threads and others in
+            subprocesses: this many that are quick to decode, as many of medium cost, and half as many slow ones; null
+            is one for each CPU that Ray gave to the replica.
+        max_pixels: a picture with more pixels (width times height) is refused before it is decoded. It also limits the
+            memory of a decoder: 16 bytes for each pixel, plus 256 MiB.
+        max_decode_s: seconds of CPU time that decoding and resizing one picture may take.
         fetch: limits on downloads.
     """
 
     decode_threads: PositiveInt | None = None
-    max_pixels: PositiveInt = Field(PILLOW_MAX_PIXELS, le=PILLOW_MAX_PIXELS)
-    max_decode_s: PositiveFloat = Field(5.0, allow_inf_nan=False)
+    max_pixels: PositiveInt = Field(default=PILLOW_MAX_PIXELS, le=PILLOW_MAX_PIXELS)
+    max_decode_s: PositiveFloat = Field(default=5.0, allow_inf_nan=False)
     fetch: FetchSettings = FetchSettings()
 
 
-# No access log: the ingress writes one line for each request, and chunks are not requests. Chunks beyond
-# `max_ongoing_requests` would wait behind others whatever they cost, so it is out of reach: ingresses bound what
-# there is to do, and the lanes say what is done first.
+# No access log: the ingress writes one line for each request, and chunks are not requests. Beyond
+# `max_ongoing_requests` Serve would queue chunks in their order of arrival, whatever they cost. The number is too high
+# to be reached: the ingresses limit the work in flight, and the lanes decide its order.
 @serve.deployment(max_ongoing_requests=100_000, health_check_period_s=10, logging_config={"enable_access_log": False})
 class Preprocessor:
-    """Fetches, decodes and resizes chunks of pictures: downloads on the event loop, decoding in threads.
+    """Downloads, decodes and resizes pictures: downloads on the event loop, decoding in threads and subprocesses.
 
     Args:
         settings: threads and limits.
     """
 
     def __init__(self, settings: PreprocessorSettings) -> None:
-        # Decoders run side by side, one picture each: torch's own threads would only get in each other's way.
+        # Decoders run in parallel, one picture each: threads of torch within one of them would only compete for cores.
         torch.set_num_threads(1)
         limits = ImageLimits(settings.max_pixels, settings.max_decode_s)
         limit_pillow(limits)
-        # Behind searches, and behind the event loop, whose downloads have deadlines.
-        self._lanes = Lanes(settings.decode_threads or assigned_cpus(), limits, be_nice)
-        # Not a decoder's work: a document made to be slow must not keep pictures waiting.
-        self._splitters = ThreadPoolExecutor(1, "split", initializer=be_nice)
+        # Of a lower priority than searches, and than the event loop, whose downloads have deadlines.
+        self._lanes = Lanes(settings.decode_threads or assigned_cpus(), limits, lower_priority)
+        # Texts are not split in a decoder's thread: a document made to be slow must not delay pictures.
+        self._splitters = ThreadPoolExecutor(1, "split", initializer=lower_priority)
         self._fetcher = Fetcher(settings.fetch)
-        self._pools = Pools()
+        self._transfer_pools = TransferPools()
         self._deadlines = Deadlines()
         self._undecoded_bytes = 0
         self._many_bytes = settings.fetch.max_bytes_in_flight // 2
-        self._handed_over: deque[tuple[float, int, ObjectRef]] = deque()
+        self._handed_over: deque[tuple[float, int, ObjectRef[Any]]] = deque()
         self._handed_over_bytes = 0
 
     async def prepare(
-        self, contents: Sequence[str], spec: ImageSpec, terms: DownloadTerms, apart: bool = False
+        self, items: Sequence[str], spec: ImageSpec, downloads: DownloadOptions, in_subprocess: bool = False
     ) -> AsyncIterator[Part]:
-        """One chunk of pictures, fetched side by side, each decoded as soon as it is there. Unless some wait for long
-        it comes in one part; otherwise in several, what is ready first, so that nothing waits for a slow download.
+        """One chunk of pictures: downloaded concurrently, each decoded as soon as its download is complete. The answer
+        is one part, unless some downloads take long: then several, so that no picture waits for a slow download.
 
-        The pixels go into the object store and only their reference comes back, so the caller learns of errors at once
-        and nothing waits at an encoder.
+        Pixels go into the object store and only their reference is returned: the caller learns of errors at once, and
+        does not wait for the transfer of pixels.
 
         Args:
-            contents: URLs and data URIs.
+            items: URLs and data URIs.
             spec: how the model wants its pictures.
-            terms: of the downloads.
-            apart: one of them may kill whatever decodes it: none is decoded in this process. The error of one that
-                does kill its decoder is a CrashError, of one that takes too long a CostlyError.
+            downloads: how URLs are downloaded.
+            in_subprocess: one of the pictures may crash its decoder, so none is decoded in this process. The error of
+                a picture that crashes its decoder is a CrashError, of one that takes too long a CostlyError.
+
+        Yields:
+            Each item in exactly one part, by its index in `items`.
         """
-        progress = Progress[np.ndarray | ItemError](len(contents))
-        with self._pools.joined(terms) as threads:
-            left_s = self._deadlines.left_s(terms.request, terms.within_s)
-            options = FetchOptions(terms.timeout_ms, terms.headers, terms.request, threads, left_s)
+        progress = Progress[Pixels | ItemError](len(items))
+        with self._transfer_pools.joined(downloads) as threads:
+            left_s = self._deadlines.left_s(downloads.request, downloads.within_s)
+            options = FetchOptions(downloads.timeout_ms, downloads.headers, downloads.request, threads, left_s)
             call = Call()
-            tasks = [
-                asyncio.create_task(
-                    progress.follow(i, self._picture(content, spec, options, call, apart, partial(progress.arrived, i)))
-                )
-                for i, content in enumerate(contents)
-            ]
+
+            def picture(index: int, item: str) -> Coroutine[Any, Any, Pixels | ItemError]:
+                return self._picture(item, spec, options, call, in_subprocess, partial(progress.arrived, index))
+
+            tasks = [asyncio.create_task(progress.follow(i, picture(i, item))) for i, item in enumerate(items)]
             try:
                 async for ready, waiting in progress.parts():
                     yield self._part(ready, waiting)
@@ -114,26 +118,33 @@ class Preprocessor:
                     task.cancel()
 
     async def chunk_texts(
-        self, contents: Sequence[str], method: SplitMethod, length: int, overlap: int, expansion: Expansion, room: int
+        self,
+        texts: Sequence[str],
+        method: SplitMethod,
+        length: int,
+        overlap: int,
+        expansion: Expansion,
+        max_bytes: int,
     ) -> list[list[str] | ItemError]:
-        """The chunks of each text: up to ten seconds of Python for a megabyte, which is why no ingress does it."""
+        """The chunks of each text; see `embedding.text.chunks`. One megabyte takes up to ten seconds of Python, which
+        is why an ingress does not do it."""
         loop = asyncio.get_running_loop()
-        windows = (method, length, overlap, expansion, room)
-        return await loop.run_in_executor(self._splitters, chunk_texts, contents, *windows)
+        arguments = (method, length, overlap, expansion, max_bytes)
+        return await loop.run_in_executor(self._splitters, chunk_texts, texts, *arguments)
 
-    def _part(self, ready: Mapping[int, np.ndarray | ItemError], waiting: int) -> Part:
+    def _part(self, ready: Mapping[int, Pixels | ItemError], waiting: int) -> Part:
         errors = {i: outcome for i, outcome in ready.items() if isinstance(outcome, ItemError)}
         pictures = {i: outcome for i, outcome in ready.items() if not isinstance(outcome, ItemError)}
         pixels = self._stored(np.stack(list(pictures.values()))) if pictures else None
-        # Where decoders are behind it is they who are waited for, and their room.
+        # While much data waits for decoders, downloads wait for the memory that decoding frees: those items are work.
         return Part(list(pictures), pixels, errors, waiting if self._undecoded_bytes < self._many_bytes else 0)
 
-    def _stored(self, pixels: np.ndarray) -> ObjectRef:
-        """Puts pixels into the object store, and keeps them there until the ingress surely knows of them, as far as
-        there is room for that.
+    def _stored(self, pixels: Pixels) -> ObjectRef[Any]:
+        """Puts pixels into the object store and holds a reference to them for `HAND_OVER_S`, up to `HAND_OVER_BYTES` in
+        total, so that they exist until the ingress has registered its own reference.
 
         Without it about one image request in a hundred failed under load (ReferenceCountingAssertionError): presumably
-        Ray frees an array before the receiver of its reference has announced itself.
+        Ray frees an array before the receiver of its reference has registered.
         """
         reference = ray.put(pixels)
         now = time.monotonic()
@@ -147,20 +158,20 @@ class Preprocessor:
 
     async def _picture(
         self,
-        content: str,
+        item: str,
         spec: ImageSpec,
         options: FetchOptions,
         call: Call,
-        apart: bool,
+        in_subprocess: bool,
         arrived: Callable[[], None],
-    ) -> np.ndarray | ItemError:
+    ) -> Pixels | ItemError:
         try:
-            # Bytes that wait for a decoder count as in flight: there may be more of them than of transfers.
-            async with self._fetcher.holding(content, options) as data:
+            # Bytes that wait for a decoder stay in the memory budget: there may be more of them than of transfers.
+            async with self._fetcher.holding(item, options) as data:
                 arrived()
                 self._undecoded_bytes += len(data)
                 try:
-                    return await self._lanes.decode(data, spec, content, call, apart)
+                    return await self._lanes.decode(data, spec, item, call, in_subprocess)
                 finally:
                     self._undecoded_bytes -= len(data)
         except DecoderCrashed as error:

@@ -1,4 +1,4 @@
-"""Of many contents, which wait for downloads, and which are ready to be handed over together."""
+"""Tracks the items of a chunk: which wait for downloads, and which are ready to be returned together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -8,16 +8,16 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FIRST_S = 0.25
-"""Nearly all chunks are ready by then, and are handed over whole."""
+"""Nearly all chunks are complete after this time, and are returned in one part."""
 PAUSE_S = 0.5
-"""Between the first that is ready and handing over what is: each part costs a message and a forward pass of its own."""
+"""From the first item that is ready until a part is returned: each part costs a message and a forward pass."""
 
 
 class Progress(Generic[T]):
-    """A chunk's contents on their way. It belongs to one event loop.
+    """The items of one chunk. Belongs to one event loop.
 
     Args:
-        count: how many there are; all of them wait at first.
+        count: items of the chunk; all of them wait for their downloads at first.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,34 +28,34 @@ class Progress(Generic[T]):
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()
 
-    def arrived(self, place: int) -> None:
-        """A content waits for no download any more."""
-        self._waiting.discard(place)
+    def arrived(self, index: int) -> None:
+        """Notes that an item's download has ended."""
+        self._waiting.discard(index)
         self._changed.set()
 
-    async def follow(self, place: int, work: Awaitable[T]) -> None:
-        """Notes how the work on a content ends."""
+    async def follow(self, index: int, work: Awaitable[T]) -> None:
+        """Awaits the work on an item and keeps its result."""
         try:
-            self._ready[place] = await work
+            self._ready[index] = await work
         except Exception as error:
             self._failure = error
             self._finished.set()
-        self.arrived(place)
+        self.arrived(index)
         self._unfinished -= 1
         if not self._unfinished:
             self._finished.set()
 
     async def parts(self) -> AsyncIterator[tuple[dict[int, T], int]]:
-        """What is ready, by place, and how many wait for downloads: once, unless some wait for long.
+        """Results by index, with the number of items that wait for downloads: in one part, unless some wait for long.
 
         Raises:
-            Whatever the work on a content has raised.
+            Whatever the work on an item has raised.
         """
         await self._finish(FIRST_S)
         told = 0
         while self._unfinished or self._ready:
             if not told and not self._waiting:
-                # Decoding is work, which comes to an end by itself.
+                # What is left is decoding, which ends without any other server.
                 await self._finish()
             self._changed.clear()
             if self._ready or told != len(self._waiting):

@@ -1,30 +1,34 @@
-"""Transfers that one request may have at a time at one preprocessor: those of all its calls there together."""
+"""How many concurrent transfers each request may have at one preprocessor: the sum over its calls there."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deployments.preprocessor.parts import DownloadTerms
+from deployments.preprocessor.parts import DownloadOptions
 
 
-class Pools:
-    """Of each request, the transfers that all its calls to this process may have together."""
+class TransferPools:
+    """For each request, the concurrent transfers that its calls to this process may use in total."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
         self._threads: Counter[str] = Counter()
 
     @contextmanager
-    def joined(self, terms: DownloadTerms) -> Iterator[int]:
-        """A call brings its transfers for as long as the context lasts, or until the last of its request's calls here
-        has ended; gives the sum of them."""
-        self._calls[terms.request] += 1
-        self._threads[terms.request] += terms.threads
+    def joined(self, options: DownloadOptions) -> Iterator[int]:
+        """Adds a call's transfers to its request's pool until the context ends; those of a call with `keeps_threads`
+        stay until the last of the request's calls here has ended.
+
+        Yields:
+            The size of the pool.
+        """
+        self._calls[options.request] += 1
+        self._threads[options.request] += options.threads
         try:
-            yield self._threads[terms.request]
+            yield self._threads[options.request]
         finally:
-            self._calls[terms.request] -= 1
-            if not self._calls[terms.request]:
-                del self._calls[terms.request], self._threads[terms.request]
-            elif not terms.keeps_threads:
-                self._threads[terms.request] -= terms.threads
+            self._calls[options.request] -= 1
+            if not self._calls[options.request]:
+                del self._calls[options.request], self._threads[options.request]
+            elif not options.keeps_threads:
+                self._threads[options.request] -= options.threads

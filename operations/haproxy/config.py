@@ -1,56 +1,65 @@
-"""Corrects what Ray has no setting for in the configuration of its HAProxy.
+"""Corrects the configuration of Ray's HAProxy where Ray has no setting for it.
 
-    python -I -S config.py CONFIG door|first
+    python -I -S config.py CONFIG frontend|no-frontend
 
-Rewrites CONFIG in place, and for a `door` writes `fallback.cfg` beside it (see fallback.py). The `first` HAProxy of an
-actor does not listen at the front door. Started by `wrapper`; it needs the standard library alone.
+Rewrites CONFIG in place. With `frontend` it also writes `fallback.cfg` beside it (see fallback.py). With `no-frontend`
+HAProxy does not listen for requests: that is for the first HAProxy of an actor. Started by `wrapper`; it uses only the
+standard library.
 
-A configuration that is not built as Ray 2.60 builds it is an error: half a correction would open what it should close.
+A configuration that is not built as Ray 2.60 builds it is an error, with nothing written: a correction that does not
+match could leave an address open which it should close.
 """
 
 import ipaddress
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 LISTEN_VARIABLE = "MARQO_LISTEN"
-"""Addresses at which the front door listens, separated by commas, in place of the one that Serve was told."""
+"""Addresses at which HAProxy listens for requests, separated by commas, in place of the one that Serve was given."""
 LOOPBACK = "127.0.0.1"
 
+FRONTEND = "frontend http_frontend"
+PAGES = ("frontend prometheus", "listen stats")
+"""Sections of the pages for metrics and statistics."""
+GRPC_FRONTEND = "frontend grpc_frontend"
+"""Listens only if the config has `grpc_options`, at the address that Serve was given."""
+
 HEAD_S = 10
-"""For the head of a request to arrive."""
+"""Timeout of a request's head."""
 BODY_S = 30
-"""For a body to arrive, or as much of it as fits into a buffer. What is larger is watched over by the ingress."""
+"""Timeout of a body, or of the part of it that fits into a buffer. The ingress has limits for larger ones."""
 MAX_HEAD_BYTES = 32 * 1024
 MAX_ADDRESS_BYTES = 16 * 1024
-"""Of a request's path and query."""
-SHARE = 2
-"""One address of a client's gets at most one in so many of all connections."""
+"""Limit of a request's path and query."""
+CLIENT_PART = 2
+"""A single client address gets at most one part in so many of all connections."""
 OTHERS = 64
-"""Connections for the pages of statistics and metrics, and Ray's own."""
+"""Connections that are reserved for the pages of statistics and metrics, and for Ray itself."""
 PIPES = 100
-"""For answers that pass from socket to socket without a copy; beyond, they are copied."""
+"""Answers that are spliced from socket to socket without a copy; further ones are copied."""
 RESERVED_DESCRIPTORS = 600
-"""What HAProxy needs beside two for each connection: pipes, listeners, checks of replicas, its own."""
+"""File descriptors besides two for each connection: pipes, listeners, health checks of replicas, and others."""
 
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
-"""Serve keeps a metric for each method, whatever it is called."""
+"""Other methods are refused: Serve would keep a metric for each name that a client makes up."""
 SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
-"""Headers by which a client would steer Serve: past its time limit, on with work after a hang-up, to one replica."""
+"""Headers by which a client could change Serve's timeout, cancellation after a hang-up, and choice of a replica."""
 READ_BY_SERVE = ("x-request-id", "traceparent", "tracestate")
-"""Serve reads these before our own code runs, and fails with a plain 500 where they are not UTF-8."""
+"""Headers that Serve reads before the ingress runs: if they are not UTF-8, it fails with a plain 500."""
 
-# What HAProxy itself answers, in the form that Marqo reads. What is no HTTP at all, or was not complete in time, is
-# answered by its parser, whose pages cannot be changed.
+# The answers of HAProxy itself, in the format that Marqo reads. Requests that are not HTTP, or were not complete in
+# time, are answered by HAProxy's parser, whose pages cannot be changed.
 ERRORS = {
     400: "the request is not valid, or broke off",
     403: "the request is refused",
     405: f"no such method; there are {METHODS}",
     408: f"the request did not arrive in time: its head has {HEAD_S} s, its body {BODY_S} s",
     413: "the request is too large",
-    500: "the front door failed; try again in a moment",
+    500: "HAProxy failed; try again in a moment",
     502: "the replica that had this request was lost; try again in a moment",
     503: "the replica that had this request was lost; try again in a moment",
     504: "the replica that has this request did not answer in time; try again in a moment",
@@ -60,15 +69,17 @@ HEAD_TOO_LARGE = (
 )
 
 Sections = dict[str, list[str]]
-"""Lines below each heading (`global`, `frontend NAME`, …)."""
+"""The lines of each section, by its heading (`global`, `frontend NAME`, …)."""
+
+NOT_KNOWN = "this is not the HAProxy of Ray Serve 2.60"
 
 
 class UnknownConfigError(Exception):
-    """The configuration is not built as Ray 2.60 builds it."""
+    """The configuration is not built as Ray 2.60 builds it; the message says where."""
 
 
 def parse(text: str) -> Sections:
-    """The sections in their order."""
+    """The sections of a configuration, in order."""
     sections: Sections = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -85,87 +96,102 @@ def render(sections: Sections) -> str:
 
 
 def corrected(text: str, listen: Iterable[str], descriptors: int) -> Sections:
-    """Ray's configuration with ours in it.
+    """Ray's configuration with all corrections.
 
     Args:
         text: as Ray writes it.
-        listen: IP addresses of the front door; none keeps what Serve was told.
-        descriptors: files that HAProxy may open.
+        listen: IP addresses at which HAProxy listens for requests; if empty, those that Ray has written.
+        descriptors: limit of HAProxy's file descriptors.
 
     Raises:
-        UnknownConfigError: something is not where Ray 2.60 has it.
+        UnknownConfigError: a line that is corrected is missing, or an unknown one opens an address.
     """
     sections = parse(text)
-    connections = min(int(_value(sections, "global", "maxconn")), (descriptors - RESERVED_DESCRIPTORS) // 2)
+    _check_listeners(sections)
+    (maxconn,) = _only(sections, "global", r"maxconn (\d+)")
+    connections = min(int(maxconn), (descriptors - RESERVED_DESCRIPTORS) // 2)
     if connections <= OTHERS:
         raise UnknownConfigError(f"{descriptors} open files are too few; raise the limit (ulimit -n)")
     _replace(sections, "global", "maxconn", [f"maxconn {connections}", f"maxpipes {PIPES}"])
     _correct_defaults(sections)
-    for heading in ("frontend prometheus", "listen stats"):
-        port = _value(sections, heading, "bind").rpartition(":")[2]
+    for heading in PAGES:
+        _, port = _address(sections, heading)
         _replace(sections, heading, "bind", [f"bind {LOOPBACK}:{port}"])
-    _correct_door(sections, list(listen), connections)
+    _correct_frontend(sections, list(listen), connections)
     for heading in sections:
         if heading.startswith("backend ") and heading != "backend default_backend":
-            # A request can go to another replica only while all of it is here: wait for it, as far as the buffer goes.
+            # Only a request that is complete in the buffer can be sent again to another replica: wait until it is, or
+            # until the buffer is full.
             sections[heading][:0] = ["    option http-buffer-request", f"    timeout http-request {BODY_S}s"]
     return sections
 
 
-def without_door(sections: Sections) -> Sections:
-    """The same, not listening at the front door: it knows no application yet, and would answer 404 for a second."""
-    return _kept(sections, lambda heading, words: not (words[:1] == ["bind"] and heading == "frontend http_frontend"))
+def without_frontend_bind(sections: Sections) -> Sections:
+    """The same without listening for requests: the first HAProxy of an actor has no routes to applications yet, and
+    would answer 404 for a second."""
+    return _kept(sections, lambda heading, words: not (words[:1] == ["bind"] and heading == FRONTEND))
 
 
 def fallback(sections: Sections) -> Sections:
-    """The same at the front door only: a new HAProxy needs its other ports before it takes over, and Ray knows its own
-    by the socket."""
+    """The same, listening only for requests: the next HAProxy needs the other ports before it takes over, and Ray
+    recognises its HAProxy by the socket."""
     return _kept(
         sections,
-        lambda heading, words: (
-            words[:2] != ["stats", "socket"] and not (words[:1] == ["bind"] and heading != "frontend http_frontend")
-        ),
+        lambda heading, words: words[:2] != ["stats", "socket"] and not (words[:1] == ["bind"] and heading != FRONTEND),
     )
 
 
+def _check_listeners(sections: Sections) -> None:
+    for heading, lines in sections.items():
+        for line in lines:
+            if _is_unknown_listener(heading, line.split()):
+                raise UnknownConfigError(f"`{line.strip()}` below `{heading}` is unknown: {NOT_KNOWN}")
+
+
+def _is_unknown_listener(heading: str, words: list[str]) -> bool:
+    if words[:2] == ["stats", "socket"]:
+        return not "".join(words[2:3]).startswith("/")
+    if words[:1] == ["bind"]:
+        return heading not in (FRONTEND, *PAGES, GRPC_FRONTEND)
+    return words[:1] in (["dgram-bind"], ["peer"])
+
+
 def _correct_defaults(sections: Sections) -> None:
-    # With this option HAProxy 2.8 misses one in five clients that hang up while they wait for an answer, whose work
-    # would go on for nobody.
+    # With this option HAProxy 2.8 does not notice one in five clients that hang up while they wait for an answer: their
+    # requests would not be cancelled.
     _replace(sections, "defaults", "option splice-request", [])
     errors = [f"http-error status {status} {_error(status, detail)}" for status, detail in ERRORS.items()]
     _replace(sections, "defaults", "errorfile", errors)
     sections["defaults"].append(f"    timeout http-request {HEAD_S}s")
 
 
-def _correct_door(sections: Sections, listen: list[str], connections: int) -> None:
-    heading = "frontend http_frontend"
-    host, _, port = _value(sections, heading, "bind").rpartition(":")
+def _correct_frontend(sections: Sections, listen: list[str], connections: int) -> None:
+    host, port = _address(sections, FRONTEND)
     binds = [f"bind {_bind_address(address)}:{port}{' v4v6' if address == '::' else ''}" for address in listen]
-    _replace(
-        sections,
-        heading,
-        "bind",
-        [
-            *(binds or [f"bind {host}:{port}"]),
-            f"maxconn {connections - OTHERS}",
-            # A network that is one customer's has one count of its own, as has an address of the older kind.
-            "stick-table type ipv6 size 100k expire 1m store conn_cur",
-            "tcp-request connection track-sc0 src,ipmask(32,64)",
-            f"tcp-request connection reject if {{ sc0_conn_cur gt {max(1, (connections - OTHERS) // SHARE)} }}",
-            f"http-request return status 431 {_error(431, HEAD_TOO_LARGE)} "
-            f"if {{ req.hdrs,length gt {MAX_HEAD_BYTES} }} || {{ url_len gt {MAX_ADDRESS_BYTES} }}",
-            f"http-request return status 405 {_error(405, ERRORS[405])} unless {{ method {METHODS} }}",
-            f"http-request del-header {SERVES_OWN} -m reg",
-            # Serve's own words, where an ingress died under a request or is not there yet; ours are never plain text.
-            f"http-response return status 503 {_error(503, ERRORS[503])} "
-            "if { status 500:599 } { res.hdr(content-type) -m beg text/plain }",
-            *(f"http-request del-header {name} if {{ req.hdr({name}) -m reg [^!-~] }}" for name in READ_BY_SERVE),
-        ],
-    )
+    limits = _frontend_limits(connections - OTHERS)
+    _replace(sections, FRONTEND, "bind", [*(binds or [f"bind {host}:{port}"]), *limits])
     if not listen and _is_one_address(host):
-        # Replicas listen where the front door does; Ray has HAProxy look for those of its node on loopback.
+        # Replicas listen at this address too, but Ray writes loopback for those of HAProxy's own node.
         for other in [other for other in sections if other.startswith("backend ")]:
             sections[other] = [_served_at(host, line) for line in sections[other]]
+
+
+def _frontend_limits(connections: int) -> list[str]:
+    return [
+        f"maxconn {connections}",
+        # Counted for each IPv4 address, and for each /64 network of IPv6, which usually belongs to one customer.
+        "stick-table type ipv6 size 100k expire 1m store conn_cur",
+        "tcp-request connection track-sc0 src,ipmask(32,64)",
+        f"tcp-request connection reject if {{ sc0_conn_cur gt {max(1, connections // CLIENT_PART)} }}",
+        f"http-request return status 431 {_error(431, HEAD_TOO_LARGE)} "
+        f"if {{ req.hdrs,length gt {MAX_HEAD_BYTES} }} || {{ url_len gt {MAX_ADDRESS_BYTES} }}",
+        f"http-request return status 405 {_error(405, ERRORS[405])} unless {{ method {METHODS} }}",
+        f"http-request del-header {SERVES_OWN} -m reg",
+        # Serve's plain text, if an ingress has died or has not started. The ingress itself never answers plain text.
+        f"http-response return status 503 {_error(503, ERRORS[503])} "
+        "if { status 500:599 } { res.hdr(content-type) -m beg text/plain }",
+        *(f"http-request del-header {name} if {{ req.hdr({name}) -m reg [^!-~] }}" for name in READ_BY_SERVE),
+    ]
 
 
 def _is_one_address(host: str) -> bool:
@@ -188,7 +214,7 @@ def _bind_address(address: str) -> str:
 
 
 def _error(status: int, detail: str) -> str:
-    """MessagePack's {"detail": …}, for a text of less than 256 bytes."""
+    """Content type, headers and body of an answer: {"detail": …} in MessagePack, for a text of less than 256 bytes."""
     later = " hdr Retry-After 1" if status in (502, 503, 504) else ""
     return rf'content-type application/msgpack{later} string "\x81\xa6detail\xd9\x{len(detail):02x}{detail}"'
 
@@ -200,16 +226,28 @@ def _matches(line: str, statement: str) -> bool:
 def _lines(sections: Sections, heading: str, statement: str) -> list[str]:
     found = [line for line in sections.get(heading, []) if _matches(line, statement)]
     if not found:
-        raise UnknownConfigError(f"no `{statement}` below `{heading}`: this is not the HAProxy of Ray Serve 2.60")
+        raise UnknownConfigError(f"no `{statement}` below `{heading}`: {NOT_KNOWN}")
     return found
 
 
-def _value(sections: Sections, heading: str, statement: str) -> str:
-    return _lines(sections, heading, statement)[0].split()[len(statement.split())]
+def _only(sections: Sections, heading: str, pattern: str) -> tuple[str, ...]:
+    """The groups of a pattern in the section's only line that begins with the pattern's first word."""
+    statement = pattern.split()[0]
+    lines = _lines(sections, heading, statement)
+    match = re.fullmatch(pattern, lines[0].strip())
+    if match is None or len(lines) > 1:
+        raise UnknownConfigError(f"`{lines[-1].strip()}` below `{heading}` is unknown: {NOT_KNOWN}")
+    return match.groups()
+
+
+def _address(sections: Sections, heading: str) -> tuple[str, str]:
+    """Host and port at which a section listens."""
+    host, port = _only(sections, heading, r"bind (\S*):(\d+)")
+    return host, port
 
 
 def _replace(sections: Sections, heading: str, statement: str, by: list[str]) -> None:
-    """Puts the new lines where the first one of the statement was."""
+    """Replaces all lines of the statement; the new lines are put in the place of the first."""
     old = _lines(sections, heading, statement)
     at = sections[heading].index(old[0])
     kept = [line for line in sections[heading] if not _matches(line, statement)]
@@ -220,23 +258,26 @@ def _kept(sections: Sections, keeps: Callable[[str, list[str]], bool]) -> Sectio
     return {heading: [line for line in lines if keeps(heading, line.split())] for heading, lines in sections.items()}
 
 
-def main() -> int:
-    """Corrects the configuration that HAProxy is started with."""
-    config, part = Path(sys.argv[1]), sys.argv[2]
+def _correct_file(config: Path, listens: bool) -> None:
     listen = [address for address in os.environ.get(LISTEN_VARIABLE, "").split(",") if address]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = sys.maxsize if descriptors == resource.RLIM_INFINITY else descriptors
+    sections = corrected(config.read_text(), listen, limit)
+    if listens:
+        config.with_name("fallback.cfg").write_text(render(fallback(sections)))
+    else:
+        sections = without_frontend_bind(sections)
+    config.write_text(render(sections))
+
+
+def main() -> int:
+    """Corrects the configuration with which HAProxy is started; returns the exit status."""
+    config, listens = Path(sys.argv[1]), {"frontend": True, "no-frontend": False}[sys.argv[2]]
     try:
-        sections = corrected(
-            config.read_text(), listen, sys.maxsize if descriptors == resource.RLIM_INFINITY else descriptors
-        )
-    except UnknownConfigError as error:
+        _correct_file(config, listens)
+    except (OSError, UnknownConfigError) as error:
         print(f"{config}: {error}", file=sys.stderr)
         return 1
-    if part == "first":
-        sections = without_door(sections)
-    else:
-        config.with_name("fallback.cfg").write_text(render(fallback(sections)))
-    config.write_text(render(sections))
     return 0
 
 

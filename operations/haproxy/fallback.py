@@ -1,13 +1,13 @@
-"""Stands in for a HAProxy that was killed, until Ray has started another.
+"""Takes over from a HAProxy that was killed, until Ray has started another one.
 
     python fallback.py HAPROXY_PID ACTOR_PID FOLDER BINARY
 
-Ray notices a dead front door after three seconds and needs three more to replace it; until then every connection
-would be refused. Started by `wrapper` beside each HAProxy that listens, in a session of its own, because
-Ray ends HAProxy's process group together with the actor that supervises it. It needs the standard library alone.
+Ray notices a dead HAProxy after three seconds and needs three more to replace it; meanwhile every connection would be
+refused. `wrapper` starts this process beside each HAProxy that listens for requests, in a session of its own, because
+Ray ends HAProxy's process group together with the actor that supervises it. It uses only the standard library.
 
-Ray stops a front door for good by the same signal that kills one, so a fallback also follows that, but never outlives
-Ray's node, and never lasts for more than `TIMEOUT_S`.
+Ray also stops HAProxy for good with the signal that kills it, so a fallback starts then too. It ends with Ray's node at
+the latest, and never runs for more than `TIMEOUT_S`.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ TIMEOUT_S = 30.0
 
 
 def main() -> None:
-    """Waits for HAProxy's end, and is a HAProxy of the same configuration from then on."""
-    haproxy, actor, folder, binary = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    """Waits for the end of HAProxy, then runs another one with the configuration `fallback.cfg`."""
+    haproxy_pid, actor, folder, binary = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     try:
-        door, node = os.pidfd_open(haproxy), os.pidfd_open(_parent(actor))
+        haproxy, node = os.pidfd_open(haproxy_pid), os.pidfd_open(_parent(actor))
     except (ProcessLookupError, FileNotFoundError):
         return
-    if node in _ended(door, node):
-        # Nobody else ends it then: Ray's other processes end by themselves.
+    if node in _ended(haproxy, node):
+        # No other process ends HAProxy then; Ray's processes end by themselves.
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(door, signal.SIGKILL)
+            signal.pidfd_send_signal(haproxy, signal.SIGKILL)
         return
-    if (folder / "listening.pid").read_text().split() != [str(haproxy)]:
+    if (folder / "listening.pid").read_text().split() != [str(haproxy_pid)]:
         return
     note = folder / "fallback.pid"
     with subprocess.Popen(
@@ -41,7 +41,7 @@ def main() -> None:
     ) as process:
         note.write_text(str(process.pid))
         own = os.pidfd_open(process.pid)
-        # Ray's next HAProxy sends the first of these itself, once it listens.
+        # Ray's next HAProxy sends the first of these signals itself, as soon as it listens.
         for signum in (signal.SIGUSR1, signal.SIGKILL):
             ended = _ended(own, node, timeout_s=TIMEOUT_S)
             if own in ended:
@@ -51,12 +51,12 @@ def main() -> None:
 
 
 def _parent(pid: int) -> int:
-    """Ray's node process, for one of its workers."""
+    """The parent of a process; for Ray's workers the process of their node."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _ended(*pidfds: int, timeout_s: float | None = None) -> list[int]:
-    """Waits until one of these processes has ended, and says which have."""
+    """Waits until one of these processes has ended; returns those that have, none after the timeout."""
     return select.select(pidfds, [], [], timeout_s)[0]
 
 
