@@ -1,17 +1,17 @@
-"""What clients lose when parts of the server are killed, and when its config changes, under load.
+"""What becomes of requests when parts of the server are killed, and when its config changes, under load.
 
 Two replicas of each deployment answer a steady load of pictures and texts whose vectors are known. Then a part is
-killed with SIGKILL, or a config is deployed, several times each. Counted is what becomes of every request that was in
-flight at that moment or sent later, until Serve has as many replicas as before, and calm has come back.
+killed with SIGKILL, or a config is deployed, several times each. The outcomes of all requests are counted that were in
+flight at that moment or sent later, until Serve has as many replicas as before and all answers are right and quick.
 
 * recovery: from the kill until the last answer that was not right, or took much longer than before the kill.
 * restored: from the kill until what was killed has been replaced.
 
 The worker node is a second raylet on this machine, with a replica of each deployment. After it is killed a new one is
-started at once, as an operator's node group would.
+started at once, as a cluster's node group would.
 
-What takes a front door with it is done again for clients that have a HAProxy of their own beside them, which knows the
-front doors of both nodes, and asks the worker node's first: config/beside-marqo.cfg.
+The events that end a HAProxy happen again for clients that have a HAProxy of their own beside them. It knows those of
+both nodes, and asks the worker node's first: config/beside-marqo.cfg.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from benchmarks.lib import models, pictures
+from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.cluster import (
     DEPLOYMENTS,
     Node,
@@ -45,20 +46,19 @@ from benchmarks.lib.server import Running, Shape, described, graph
 from benchmarks.lib.target import marqo
 from benchmarks.lib.web import web
 
-NAME = "chaos"
-TITLE = "Parts killed and configs changed under load: what became of the requests"
 SHAPE = Shape(ingresses=2, preprocessors=2, encoders=2, decode_threads=1)
 CLIENTS, PERIOD_S = 4, 0.4
 PICTURES, TEXTS = 8, 4
-"""Contents of one request."""
+"""Items of one request."""
 CALM_S, LIMIT_S = 5.0, 120.0
+"""Seconds for which all answers must be right and quick, and after which waiting for that fails."""
 BESIDE = "with config/beside-marqo.cfg"
 OUTCOMES = ("sent", "right", "wrong", "lost", "refused", "503", "500", "other")
 Config = dict[str, Any]
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Runs of each event: what became of the requests, and how long it took."""
+def measure(quick: bool) -> Result:
+    """The runs of each event: what became of the requests, and how long it took."""
     times = 1 if quick else 4
     checkpoint, paths = models.small_clip(), pictures.normal(24)
     with web(paths) as urls, graph(SHAPE) as server, attached(server.pid) as client:
@@ -73,22 +73,22 @@ def measure(quick: bool) -> dict[str, Any]:
         with beside_marqo(f"127.0.0.1:{worker_port}", urlsplit(server.url).netloc) as url:
             asked_there = [elsewhere(one, url) for one in questions]
             with KnownAnswers(asked_there, CLIENTS, PERIOD_S) as load:
-                runs |= _runs(_Events(server, client, load, worker_port).of_front_doors(), times)
+                runs |= _runs(_Events(server, client, load, worker_port).of_haproxies(), times)
     return {"shape": described(SHAPE), "clients": CLIENTS, "period s": PERIOD_S, "events": runs}
 
 
 def _runs(events: Mapping[str, Callable[[], dict[str, Any]]], times: int) -> dict[str, list[dict[str, Any]]]:
-    return {event: [_told(event, run()) for _ in range(times)] for event, run in events.items()}
+    return {event: [_printed(event, run()) for _ in range(times)] for event, run in events.items()}
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first. Counts are sums over the runs, times medians and the worst."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """A line for each event. Counts are sums over its runs; of times there are the median and the worst."""
     header = ["event", "times", *OUTCOMES, "recovery s, median", "worst", "restored s, median"]
     return [header, *(_row(event, runs) for event, runs in result["events"].items())]
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """How many answers were wrong, and of each event how many requests were not answered rightly."""
     every = [run for runs in result["events"].values() for run in runs]
     return {
         "chaos_wrong": [float(sum(run["counts"].get("wrong", 0) for run in every))],
@@ -100,7 +100,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """Recovery of each run."""
+    """Recovery time of each run."""
     for position, runs in enumerate(result["events"].values()):
         axes.plot([run["recovery s"] for run in runs], [position] * len(runs), "o")
     axes.set_yticks(range(len(result["events"])), list(result["events"]))
@@ -110,11 +110,13 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
 
 
 class _Events:
-    """Args:
-    server: with two replicas of each deployment.
-    client: Serve's.
-    load: what its clients got so far.
-    worker_port: of the worker node's front door, if clients know it.
+    """What can happen to a server.
+
+    Args:
+        server: with two replicas of each deployment.
+        client: Serve's.
+        load: the clients, and what they were answered so far.
+        worker_port: of the worker node's HAProxy, if clients know it.
     """
 
     def __init__(self, server: Running, client: Any, load: KnownAnswers, worker_port: int | None = None) -> None:
@@ -124,20 +126,20 @@ class _Events:
         self._turn = 0
 
     def all(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """What can happen, by name."""
+        """Every event by its name. Calling it makes it happen, and returns what became of the requests."""
         return {
             "encoder killed": partial(self._replica, "Encoder"),
             "preprocessor killed": partial(self._replica, "Preprocessor"),
             "ingress killed": partial(self._replica, "Ingress"),
-            "HAProxy killed": partial(self._front_door, self._victims.front_doors),
-            "proxy actor killed": partial(self._front_door, self._victims.proxy_actors),
+            "HAProxy killed": partial(self._haproxy, self._victims.haproxies),
+            "proxy actor killed": partial(self._haproxy, self._victims.proxy_actors),
             "worker node killed": self._node,
             "user_config changed": self._user_config,
             "args changed, replicas replaced": self._args,
         }
 
-    def of_front_doors(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Those that take a front door with them, for clients with a HAProxy of their own."""
+    def of_haproxies(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """The events that end a HAProxy, for clients with a HAProxy of their own."""
         every = self.all()
         names = ("HAProxy killed", "proxy actor killed", "worker node killed")
         return {f"{name}, {BESIDE}": every[name] for name in names}
@@ -145,9 +147,9 @@ class _Events:
     def _replica(self, deployment: str) -> dict[str, Any]:
         return self._observed(lambda: kill(self._victims.replicas(deployment)[0]), self._complete)
 
-    def _front_door(self, part: Callable[[], list[int]]) -> dict[str, Any]:
-        old = self._victims.front_doors()
-        return self._observed(lambda: kill(*part()), lambda: bool(set(self._victims.front_doors()) - set(old)))
+    def _haproxy(self, part: Callable[[], list[int]]) -> dict[str, Any]:
+        old = self._victims.haproxies()
+        return self._observed(lambda: kill(*part()), lambda: bool(set(self._victims.haproxies()) - set(old)))
 
     def _node(self) -> dict[str, Any]:
         node = self._new_node()
@@ -181,19 +183,19 @@ class _Events:
         self._turn += 1
         config = deepcopy(self._config)
         config["applications"][0]["args"]["ingress"]["max_contents"] = 1000 + self._turn
-        old = self._everybody()
+        old = self._replicas()
         return self._observed(
-            lambda: deploy(self._client, config), lambda: self._complete() and not old & self._everybody()
+            lambda: deploy(self._client, config), lambda: self._complete() and not old & self._replicas()
         )
 
-    def _everybody(self) -> set[int]:
+    def _replicas(self) -> set[int]:
         return {pid for deployment in DEPLOYMENTS for pid in self._victims.replicas(deployment)}
 
     def _complete(self) -> bool:
         return all(len(self._victims.replicas(one)) == 2 == running(one) for one in DEPLOYMENTS)
 
     def _observed(self, act: Callable[[], None], restored: Callable[[], bool]) -> dict[str, Any]:
-        """Acts once all is calm, waits until it is calm again, and says what became of the requests meanwhile."""
+        """Acts when all is calm and waits until it is calm again; returns what became of the requests meanwhile."""
         before = self._calm(time.monotonic())
         normal = _normal(before)
         began = time.monotonic()
@@ -212,8 +214,8 @@ class _Events:
         }
 
     def _calm(self, since: float, normal: float = 5.0) -> Sequence[Reply]:
-        """Waits until for some seconds every answer has been right and none slow, and nobody waits for a slow one; the
-        replies of these seconds."""
+        """Waits until for `CALM_S` every answer has been right and none slow, and no client has waited longer than
+        that for one; returns the replies of these seconds."""
         while time.monotonic() < since + LIMIT_S:
             time.sleep(0.2)
             begin = max(since, time.monotonic() - CALM_S)
@@ -226,14 +228,14 @@ class _Events:
         raise TimeoutError(f"no calm within {LIMIT_S:.0f} s: {failures(self._load.since(since))[-5:]}")
 
 
-def _told(event: str, run: dict[str, Any]) -> dict[str, Any]:
-    """Says what came of it: the whole takes half an hour."""
+def _printed(event: str, run: dict[str, Any]) -> dict[str, Any]:
+    """Prints the outcome of one run, since all of them take half an hour."""
     print(f"{event}: {run['counts']}, recovery {run['recovery s']} s, restored {run['restored s']} s", flush=True)
     return run
 
 
 def _normal(replies: Sequence[Reply]) -> float:
-    """Seconds beyond which an answer counts as slow: thrice the slowest of calm times, half a second at least."""
+    """Seconds beyond which an answer counts as slow: three times the slowest of these, at least half a second."""
     return max(0.5, 3 * max(reply.seconds for reply in replies))
 
 
@@ -259,13 +261,11 @@ def _row(event: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Runs this benchmark alone: it takes too long for `make bench`."""
-    from benchmarks import chaos
-    from benchmarks.run import run
-
-    run([chaos])
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="chaos",
+    title="Parts killed and configs changed under load: what became of the requests",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+)

@@ -1,58 +1,114 @@
-"""Is the first request slower than the tenth: after the start of a server, and after the load of a model.
+"""The first ten requests after the start of a server, and after the load of a model: is the first one slower?
 
-    python -m benchmarks.first_requests [--starts 5] [--loads 5]
-
-Prints the median time of each of the first ten requests over so many starts (text and one picture, each first once),
-and over so many loads of the demo model and of a ViT-B-32, with their warm-up and without.
+After a start: texts and single pictures, each of them first at every other start. After a load, without a server: the
+demo model and a ViT-B-32, with their warm-up and without it.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import requests
-import yaml
 
-from benchmarks.lib.models import vit_b_32
-from benchmarks.lib.places import OUT, ROOT
+from benchmarks.lib.benchmark import Benchmark, Figures, Option, Result, Table
+from benchmarks.lib.models import FOLDER, vit_b_32
 from benchmarks.lib.process import free_port, server
+from benchmarks.lib.server import demo_config, written
 from benchmarks.lib.target import Target, marqo
 from embedding.registry import DEMO_MODEL, lookup
 
 REQUESTS = 10
+ROUNDS = 5
+TEXT = "a red circle"
+Rounds = dict[str, list[list[float]]]
+"""Milliseconds of each of the first requests, by kind of request and round."""
+
+
+def measure(quick: bool, starts: int | None = None, loads: int | None = None) -> Result:
+    """Times of the first requests after so many loads of each model, and after so many starts of each order."""
+    rounds = 1 if quick else ROUNDS
+    demo = lookup(DEMO_MODEL)
+    assert demo is not None
+    found: Rounds = {}
+    if loads := rounds if loads is None else loads:
+        found |= after_loads(loads, DEMO_MODEL, demo)
+        found |= after_loads(loads, "ViT-B-32", vit_b_32().properties)
+    found |= after_starts(rounds if starts is None else starts, demo)
+    return {"ms": found}
+
+
+def after_loads(count: int, name: str, properties: Mapping[str, Any]) -> Rounds:
+    """Requests to a model in this process, without a server."""
+    import torch
+
+    from embedding.models import loader
+    from embedding.models.files.options import LoadOptions
+    from embedding.models.spec import ModelSpec
+    from embedding.protocol import ModelConfig
+
+    spec = ModelSpec.from_config(ModelConfig(model_name=name, model_properties=dict(properties)))
+    options = LoadOptions(model_sources=("registry", "path"), path_roots=(FOLDER,))
+    found: Rounds = {}
+    for _ in range(count):
+        for warm in (True, False):
+            with contextlib.nullcontext() if warm else mock.patch.object(loader, "_warm_up"):
+                model: Any = loader.load_model(spec, torch.device("cpu"), options)
+            pixels = np.zeros((1, 3, *model.info.image.size), np.uint8)
+            lanes = {"text": partial(_encode_text, model), "picture": partial(model.encode_images, [pixels])}
+            for lane, work in lanes.items():
+                key = f"{name}, {lane}, {'warmed up' if warm else 'not warmed up'}"
+                found.setdefault(key, []).append(timed(work))
+    return found
+
+
+def _encode_text(model: Any) -> object:
+    return model.encode_texts([model.tokenize([TEXT])])
+
+
+def after_starts(count: int, properties: Mapping[str, Any]) -> Rounds:
+    """Requests to servers that were just started. Every other server is asked for a picture first."""
+    found: Rounds = {}
+    for number in range(count):
+        for first, second in (("text", "picture"), ("picture", "text")):
+            with started() as url:
+                work = {
+                    "text": partial(ask, marqo(url, properties, "language", search=True), TEXT),
+                    "picture": partial(ask, marqo(url, properties), picture()),
+                }
+                times = timed(work[first])
+                found.setdefault(f"{first}, first of all", []).append(times)
+                found.setdefault(f"{second}, after {first}s", []).append(timed(work[second]))
+                print(f"start {number}: {first} first, {times[0]:.0f} ms", flush=True)
+    return found
 
 
 @contextlib.contextmanager
 def started() -> Iterator[str]:
-    """A server with the demo model preloaded, of which nothing has been asked yet but `GET /`: `/healthz` would do a
-    part of what is to be measured."""
+    """A server with the demo model preloaded, which has been asked for nothing but `GET /`: `GET /healthz` would do a
+    part of the work that is measured. Yields its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config = demo_config(port)
     for deployment in config["applications"][0]["deployments"]:
-        deployment.pop("autoscaling_config", None)
         deployment["ray_actor_options"] = {"num_cpus": 0.1}
-    path = OUT / "configs" / f"{port}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
-    with server("first", [sys.executable, "-m", "operations.launch", str(path)], f"{url}/", ready_word="ready: "):
+    command = [sys.executable, "-m", "operations.launch", str(written(config))]
+    with server("first", command, f"{url}/", ready_word="ready: "):
         yield url
 
 
 def picture() -> str:
-    """A data URI: no picture host takes part."""
+    """A picture as a data URI: no picture host takes part."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
@@ -61,9 +117,9 @@ def picture() -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def ask(target: Target, content: str) -> None:
-    """One request of one content."""
-    reply = requests.post(target.url, data=target.pack([content]), headers=dict(target.headers), timeout=120)
+def ask(target: Target, item: str) -> None:
+    """One request for one item."""
+    reply = requests.post(target.url, data=target.pack([item]), headers=dict(target.headers), timeout=120)
     reply.raise_for_status()
     target.unpack(reply.content)
 
@@ -78,73 +134,48 @@ def timed(work: Callable[[], object]) -> list[float]:
     return times
 
 
-def after_starts(count: int) -> dict[str, list[list[float]]]:
-    """Every other server is asked for a picture first."""
-    properties = lookup(DEMO_MODEL)
-    assert properties is not None
-    found: dict[str, list[list[float]]] = {"text, first of all": [], "picture, first of all": []}
-    found |= {"text, after pictures": [], "picture, after texts": []}
-    for number in range(count):
-        for first in ("text", "picture"):
-            with started() as url:
-                text = marqo(url, properties, "language", search=True)
-                image = marqo(url, properties)
-                work = {"text": lambda t=text: ask(t, "a red circle"), "picture": lambda t=image: ask(t, picture())}
-                second = "picture" if first == "text" else "text"
-                found[f"{first}, first of all"].append(timed(work[first]))
-                found[f"{second}, after {first}s"].append(timed(work[second]))
-                print(f"start {number}: {first} first, {found[f'{first}, first of all'][-1][0]:.0f} ms", flush=True)
-    return found
+def rows(result: Mapping[str, Any]) -> Table:
+    """Median milliseconds of each request, a line for each kind."""
+    table = [["median ms of request", *(str(number) for number in range(1, REQUESTS + 1))]]
+    for kind, rounds in result["ms"].items():
+        table.append([kind, *(f"{value:.1f}" for value in medians(rounds))])
+    return table
 
 
-def after_loads(count: int, name: str, properties: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-    """Of the library alone: no server takes part."""
-    import torch
-
-    from embedding.models import loader
-    from embedding.models.spec import ModelSpec
-    from embedding.protocol import ModelConfig
-
-    spec = ModelSpec.from_config(ModelConfig(model_name=name, model_properties=dict(properties)))
-    found: dict[str, list[list[float]]] = {}
-    for _ in range(count):
-        for warm in (True, False):
-            skipped = contextlib.nullcontext() if warm else mock.patch.object(loader, "_warm_up")
-            with skipped:
-                model = loader.load_model(spec, torch.device("cpu"))
-            assert model.info.image is not None
-            pixels = np.zeros((1, 3, *model.info.image.size), np.uint8)
-            lanes: dict[str, Callable[[], object]] = {
-                "text": lambda m=model: m.encode_texts([m.tokenize(["a red circle"])]),  # type: ignore[misc]
-                "picture": lambda m=model, p=pixels: m.encode_images([p]),  # type: ignore[misc]
-            }
-            for lane, work in lanes.items():
-                key = f"{name}, {lane}, {'warmed up' if warm else 'not warmed up'}"
-                found.setdefault(key, []).append(timed(work))
-    return found
+def summary(result: Mapping[str, Any]) -> Figures:
+    """The first request's time over the tenth's, of each kind and round."""
+    names = {kind: re.sub(r"\W+", "_", kind) for kind in result["ms"]}
+    return {
+        f"first_over_tenth_{names[kind]}": [times[0] / times[-1] for times in rounds]
+        for kind, rounds in result["ms"].items()
+    }
 
 
-def main() -> int:
-    """Prints one line for each kind of request."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--loads", type=int, default=5)
-    given = parser.parse_args()
-    found: dict[str, list[list[float]]] = {}
-    if given.loads:
-        demo = lookup(DEMO_MODEL)
-        assert demo is not None
-        found |= after_loads(given.loads, DEMO_MODEL, demo)
-        checkpoint = vit_b_32()
-        assert Path(checkpoint.path).is_file()
-        found |= after_loads(given.loads, "ViT-B-32", checkpoint.properties)
-    if given.starts:
-        found |= after_starts(given.starts)
-    print(f"{'median ms of request':44}" + "".join(f"{n:8}" for n in range(1, REQUESTS + 1)))
-    for kind, rounds in found.items():
-        print(f"{kind:44}" + "".join(f"{statistics.median(times):8.1f}" for times in zip(*rounds, strict=True)))
-    return 0
+def draw(result: Mapping[str, Any], axes: Any) -> None:
+    """Medians of each kind."""
+    for kind, rounds in result["ms"].items():
+        axes.plot(range(1, REQUESTS + 1), medians(rounds), "o-", markersize=3, label=kind)
+    axes.set_yscale("log")
+    axes.set_xlabel("request")
+    axes.set_ylabel("ms")
+    axes.grid(alpha=0.3, which="both", axis="y")
+    axes.legend(fontsize="x-small")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def medians(rounds: list[list[float]]) -> list[float]:
+    """Of each request over all rounds."""
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+BENCHMARK = Benchmark(
+    name="first_requests",
+    title="The first ten requests after a start and after the load of a model, milliseconds",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    options=(
+        Option("starts", int, ("N",), "starts of a server in each order"),
+        Option("loads", int, ("N",), "loads of each model"),
+    ),
+)

@@ -1,23 +1,24 @@
-"""`python -m benchmarks.gpu [--quick]`: what a CUDA card makes of it; says so and ends where there is none.
+"""A GPU: parity of half precision, and pictures per second of each layer.
 
-Parity of half precision, then pictures per second of each layer: the card's own arithmetic, the bare model, the encoder
-deployment fed with ready chunks, and the whole graph over HTTP beside the plain server.
+The layers: the card's own arithmetic, the bare model, the encoder deployment with prepared chunks, and the whole graph
+over HTTP beside the plain server of benchmarks/peers. Needs a CUDA device.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lib import models, pictures
+from benchmarks.lib.bare import processes
+from benchmarks.lib.benchmark import Benchmark, CannotMeasure, Figures, Result, Table
 from benchmarks.lib.load import closed_loop, once
 from benchmarks.lib.models import Checkpoint
 from benchmarks.lib.server import Shape, graph
@@ -25,15 +26,24 @@ from benchmarks.lib.target import marqo
 from benchmarks.lib.web import web
 from benchmarks.peers.servers import plain
 
-NAME = "gpu"
-TITLE = "GPU: parity of half precision, and pictures per second of each layer"
 BATCHES = (1, 8, 32, 64, 128, 256)
 CHUNK = 16
+"""Pictures in one call of the encoder."""
 MATMUL = 8192
+"""Rows and columns of the matrices that the card multiplies."""
+DTYPES = ("float16", "bfloat16")
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Everything by architecture; each part in a process of its own, so that the card is free for the next."""
+def prepare() -> None:
+    """Raises CannotMeasure where there is no CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CannotMeasure("no CUDA device here: nothing to measure")
+
+
+def measure(quick: bool) -> Result:
+    """Everything by architecture. Each part has a process of its own, so the card's memory is free for the next."""
     checkpoints = {"ViT-B-32": models.vit_b_32()} | ({} if quick else {"ViT-L-14": models.vit_l_14()})
     result: dict[str, Any] = {"card": _alone(_card), "matmul TFLOP/s": _alone(_matmul), "models": {}}
     for name, checkpoint in checkpoints.items():
@@ -48,30 +58,29 @@ def measure(quick: bool) -> dict[str, Any]:
     return result
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
-    table = [["", *result["models"]]]
-
-    def line(label: str, value: Callable[[Mapping[str, Any]], str]) -> None:
-        table.append([label, *(value(model) for model in result["models"].values())])
-
-    for dtype in ("float16", "bfloat16"):
-        line(f"least cosine of {dtype} to float32", lambda model, dtype=dtype: f"{model['parity'][dtype]:.6f}")
-    for batch in BATCHES:
-        line(f"raw, batch {batch}, pictures/s", lambda model, batch=batch: f"{model['raw'][str(batch)]:.0f}")
-    line("raw / matmul ceiling", lambda model: f"{_ceiling(result, model):.2f}")
-    line("encoder deployment, pictures/s", lambda model: f"{model['deployment']:.0f}")
-    line("deployment / raw", lambda model: f"{model['deployment'] / _best(model):.2f}")
-    for key in ("ours", "plain"):
-        line(
-            f"end to end, {key}, pictures/s",
-            lambda model, key=key: f"{model['end to end'][key]:.0f}" if "end to end" in model else "",
-        )
+def rows(result: Mapping[str, Any]) -> Table:
+    """A column for each architecture."""
+    models_by_name = result["models"]
+    every = list(models_by_name.values())
+    table = [["", *models_by_name]]
+    for dtype in DTYPES:
+        cosines = [f"{model['parity'][dtype]:.6f}" for model in every]
+        table.append([f"least cosine of {dtype} to float32", *cosines])
+    table += [
+        [f"raw, batch {batch}, pictures/s", *(f"{model['raw'][str(batch)]:.0f}" for model in every)]
+        for batch in BATCHES
+    ]
+    table.append(["raw / matmul ceiling", *(f"{_ceiling(result, model):.2f}" for model in every)])
+    table.append(["encoder deployment, pictures/s", *(f"{model['deployment']:.0f}" for model in every)])
+    table.append(["deployment / raw", *(f"{model['deployment'] / _best(model):.2f}" for model in every)])
+    for way in ("ours", "plain"):
+        rates = [f"{model['end to end'][way]:.0f}" if "end to end" in model else "" for model in every]
+        table.append([f"end to end, {way}, pictures/s", *rates])
     return table
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """Of ViT-B-32."""
     model = result["models"]["ViT-B-32"]
     return {
         "gpu_parity_float16": [model["parity"]["float16"]],
@@ -81,7 +90,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """Raw speed by batch size, the deployment as a line."""
+    """Speed of the bare model by batch size; the deployment's as a horizontal line."""
     for name, model in result["models"].items():
         (curve,) = axes.plot(BATCHES, [model["raw"][str(batch)] for batch in BATCHES], "o-", label=f"{name}, raw")
         axes.axhline(model["deployment"], color=curve.get_color(), linestyle="--", label=f"{name}, deployment")
@@ -93,7 +102,7 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+    with processes(1) as one:
         return one.submit(work, *arguments).result()
 
 
@@ -104,7 +113,7 @@ def _card() -> str:
 
 
 def _matmul() -> float:
-    """The card's measured ceiling: float16, TFLOP per second."""
+    """TFLOP per second of the card's float16 matrix product: the ceiling of what a model can reach."""
     import torch
 
     a = torch.randn(MATMUL, MATMUL, dtype=torch.float16, device="cuda")
@@ -123,22 +132,20 @@ def _parity(checkpoint: Checkpoint) -> dict[str, float]:
     """The least cosine between a picture's vector in half and in single precision."""
     import torch
 
-    from benchmarks.transport import preprocessed
-
-    batch = torch.from_numpy(preprocessed(pictures.normal())).cuda()
+    batch = torch.from_numpy(pictures.preprocessed(pictures.normal())).cuda()
     module = _module(checkpoint)
     with torch.inference_mode():
         exact = module.encode_image(batch, normalize=True)
         cosines = {}
-        for dtype in (torch.float16, torch.bfloat16):
-            rows = _module(checkpoint).to(dtype).encode_image(batch.to(dtype)).float()
-            cosine = torch.nn.functional.cosine_similarity(rows, exact)
-            cosines[str(dtype).removeprefix("torch.")] = float(cosine.min())
+        for name in DTYPES:
+            dtype = getattr(torch, name)
+            vectors = _module(checkpoint).to(dtype).encode_image(batch.to(dtype)).float()
+            cosines[name] = float(torch.nn.functional.cosine_similarity(vectors, exact).min())
     return cosines
 
 
 def _raw(checkpoint: Checkpoint, seconds: float) -> dict[str, float]:
-    """Pictures per second of `encode_image` in float16, by batch size: pixels lie ready on the card."""
+    """Pictures per second of `encode_image` in float16 by batch size, with pixels that are on the card already."""
     import torch
 
     module = _module(checkpoint).half()
@@ -146,12 +153,12 @@ def _raw(checkpoint: Checkpoint, seconds: float) -> dict[str, float]:
     with torch.inference_mode():
         for batch in BATCHES:
             pixels = torch.randn(batch, 3, 224, 224, dtype=torch.float16, device="cuda")
-            rates[str(batch)] = batch / _seconds(lambda pixels=pixels: module.encode_image(pixels), seconds)
+            rates[str(batch)] = batch / _seconds(partial(module.encode_image, pixels), seconds)
     return rates
 
 
 def _seconds(work: Callable[[], Any], seconds: float) -> float:
-    """Of one call, the card never waiting for the next."""
+    """Seconds of one call, where calls are queued so that the card never waits."""
     import torch
 
     for _ in range(5):
@@ -167,7 +174,7 @@ def _seconds(work: Callable[[], Any], seconds: float) -> float:
 
 
 def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
-    """Pictures per second of the encoder deployment, fed by handle with chunks that lie in the object store."""
+    """Pictures per second of the encoder deployment, called by handle with a chunk in the object store."""
     import ray
     from ray import serve
 
@@ -182,7 +189,8 @@ def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
         settings = EncoderSettings(device="cuda", architectures=(models.FOLDER,))
         options = {"num_cpus": 1, "num_gpus": 1}
         user_config = {"max_image_batch": 256}
-        deployment = Encoder.options(ray_actor_options=options, user_config=user_config, max_ongoing_requests=256)
+        encoder: Any = Encoder
+        deployment = encoder.options(ray_actor_options=options, user_config=user_config, max_ongoing_requests=256)
         handle = serve.run(deployment.bind(settings), name="encoder", route_prefix=None)
         encode = by_reference(handle, method_name="encode_images")
         properties = {**checkpoint.properties, "precision": "fp16"}
@@ -197,12 +205,12 @@ def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
             done += CHUNK
         return done / (time.perf_counter() - started)
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def _end_to_end(checkpoint: Checkpoint, seconds: float) -> dict[str, float]:
-    """Pictures per second over HTTP with all cores: ours, and the plain server on the same card."""
+    """Pictures per second over HTTP with all cores: our server's, and the plain server's on the same card."""
     cores = os.cpu_count() or 1
     shape = Shape(preprocessors=max(1, cores - 3), decode_threads=1, max_image_batch=256, device="cuda")
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -220,7 +228,7 @@ def _end_to_end(checkpoint: Checkpoint, seconds: float) -> dict[str, float]:
 
 
 def _gflop(architecture: str) -> float:
-    """Of one picture's forward pass, counting matrix products."""
+    """GFLOP of the matrix products of one picture's forward pass."""
     width, depth, patch = {"ViT-B-32": (768, 12, 32), "ViT-L-14": (1024, 24, 14)}[architecture]
     tokens = (224 // patch) ** 2 + 1
     block = 24 * width**2 * tokens + 4 * tokens**2 * width
@@ -228,24 +236,20 @@ def _gflop(architecture: str) -> float:
 
 
 def _best(model: Mapping[str, Any]) -> float:
-    return max(model["raw"].values())
+    return float(max(model["raw"].values()))
 
 
 def _ceiling(result: Mapping[str, Any], model: Mapping[str, Any]) -> float:
-    return _best(model) * model["GFLOP per picture"] / 1000 / result["matmul TFLOP/s"]
+    """The bare model's best speed over what the card's arithmetic allows."""
+    return float(_best(model) * model["GFLOP per picture"] / 1000 / result["matmul TFLOP/s"])
 
 
-def main() -> None:
-    """Measures if there is a card."""
-    import torch
-
-    from benchmarks.run import run
-
-    if not torch.cuda.is_available():
-        print("no CUDA device here: nothing to measure")
-        return
-    run([sys.modules[__name__]])
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    name="gpu",
+    title="GPU: parity of half precision, and pictures per second of each layer",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    prepare=prepare,
+)

@@ -1,4 +1,4 @@
-"""A text query's latency at a constant arrival rate, on an idle server and while it is saturated with indexing."""
+"""The latency of text queries at a constant arrival rate, on an idle server and while indexing saturates it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.lib import models, pictures
+from benchmarks.lib.bare import bare_text
+from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.load import background, open_loop
-from benchmarks.lib.server import Running, Shape, described, graph
+from benchmarks.lib.percentiles import percentile
+from benchmarks.lib.queries import queries
+from benchmarks.lib.server import Shape, described, graph
 from benchmarks.lib.target import Target, marqo
 from benchmarks.lib.web import web
-from benchmarks.stages import QUERY, bare_text
 
-NAME = "latency"
-TITLE = "Text query latency in milliseconds, open loop, idle and under saturating indexing"
 RATE = 10.0
 """Queries per second."""
 CLIENTS = 4
+"""That index pictures."""
+TEXTS = 500
+"""Different queries."""
 PERCENTS = (50, 95, 99)
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Rounds of idle and loaded, in alternation: all latencies of each, and pictures indexed per second beside them."""
+def measure(quick: bool) -> Result:
+    """Rounds of idle and loaded in alternation: all latencies of each, and pictures indexed per second meanwhile."""
     rounds, seconds = (2, 4.0) if quick else (3, 20.0)
     checkpoint, paths = models.small_clip(), pictures.normal()
     bare, bare_paused = bare_text(checkpoint), bare_text(checkpoint, 1 / RATE)
+    texts = queries(TEXTS)
     with web(paths) as urls, graph() as server:
-        queries = marqo(server.url, checkpoint.properties, "language", search=True)
+        search = marqo(server.url, checkpoint.properties, "language", search=True)
         bulk = marqo(server.url, checkpoint.properties)
-        open_loop(queries, _texts(), RATE, 2.0)
-        measured = [_round(server, queries, bulk, urls, seconds) for _ in range(rounds)]
+        open_loop(search, texts, RATE, 2.0)
+        measured = [_round(search, texts, bulk, urls, seconds) for _ in range(rounds)]
     return {
         "shape": described(Shape()),
         "rate": RATE,
@@ -42,8 +47,8 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """Percentiles of the latencies in milliseconds, and of the bare work for comparison."""
     rounds = result["rounds"]
     header = ["", *(f"p{percent}" for percent in PERCENTS)]
     medians = [
@@ -59,8 +64,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary: all runs of each."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """Latencies of each round, and by how much the median exceeds the bare work."""
     rounds = result["rounds"]
     idle, loaded = ([percentile(one[name], 95) for one in rounds] for name in ("idle", "loaded"))
     return {
@@ -71,7 +76,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """Both distributions."""
+    """Both distributions, cumulated."""
     for name in ("idle", "loaded"):
         latencies = sorted(latency for one in result["rounds"] for latency in one[name])
         axes.plot(latencies, [100 * (i + 1) / len(latencies) for i in range(len(latencies))], label=name)
@@ -82,23 +87,25 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
     axes.legend()
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """As most people count it: linear between neighbours."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
-def _round(server: Running, queries: Target, bulk: Target, urls: list[str], seconds: float) -> dict[str, Any]:
-    idle = open_loop(queries, _texts(), RATE, seconds)
+def _round(search: Target, texts: list[str], bulk: Target, urls: list[str], seconds: float) -> dict[str, Any]:
+    idle = open_loop(search, texts, RATE, seconds)
     with background(bulk, urls, CLIENTS) as answered:
         before = answered()
-        loaded = open_loop(queries, _texts(), RATE, seconds)
+        loaded = open_loop(search, texts, RATE, seconds)
         indexed = (answered() - before) / seconds
     return {"idle": idle, "loaded": loaded, "pictures per second": indexed, "load average": os.getloadavg()[0]}
 
 
-def _texts() -> list[str]:
-    return [QUERY.format(i) for i in range(500)]
-
-
 def _median(rounds: list[Mapping[str, Any]], name: str, percent: int) -> float:
     return statistics.median(percentile(one[name], percent) for one in rounds)
+
+
+BENCHMARK = Benchmark(
+    name="latency",
+    title="Text query latency in milliseconds, open loop, idle and under saturating indexing",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    by_default=True,
+)

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.open_clip_versions [FOLDER]`: Marqo's open_clip, the installed one and this server, tag by tag.
+"""Marqo's release of open_clip, the installed one and this server, compared for each pretrained tag.
 
-For every name of the registry that is a pretrained tag of open_clip, and every tag that Marqo's release knows. Marqo's
-release goes into an environment of its own in FOLDER (by default under benchmarks/out), with the timm and the Pillow
-that Marqo has beside it, and takes everything else from this one. Needs a package index for that, some minutes, no hub
-and no weights.
+The tags: those that the registry names, for which models are built and encode, and all that Marqo's release knows, of
+which only the tables are compared. Marqo's release is installed into an environment of its own, with the timm and the
+Pillow that Marqo has beside it; everything else comes from this environment. That needs a package index and some
+minutes, but no model hub and no weights.
 """
 
 from __future__ import annotations
@@ -14,55 +14,64 @@ import subprocess
 import sys
 import venv
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.lib.benchmark import Benchmark, Figures, Option, Result, Table
 from benchmarks.lib.places import OUT, ROOT
-from embedding.models.openclip.reference import VERSION
 from embedding.registry import lookup, names
 
-MARQO = (f"open_clip_torch=={VERSION}", "timm==1.0.8", "pillow==10.4.0")
-"""What Marqo's base image pins, of all that decides a vector of open_clip and can be installed beside this torch."""
+BESIDE = ("timm==1.0.8", "pillow==10.4.0")
+"""Pinned by Marqo's base image too: all that has a part in a vector and can be installed beside this torch."""
 SCRIPT = Path(__file__).parent / "lib" / "open_clip_facts.py"
 ALIKE = 1 - 1e-6
+"""Least cosine of vectors that count as the same."""
+QUICK_TAGS = 5
 PREPROCESSING = {"mean": None, "std": None, "interpolation": "bicubic", "resize_mode": "shortest"}
+HARMLESS = "weights, place"
+"""The kind of difference that changes no vector: the address of the same weights."""
+INSTALLED, SERVED, TABLES = "the installed open_clip", "this server", "the table of tags"
 Facts = dict[str, Any]
+Differences = dict[str, dict[str, str]]
+"""By kind, then by tag: both values, or the least cosine."""
 
 
-def main() -> None:
-    """Prints a table, and exits with 1 if the server departs from Marqo's release in a vector."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT / "open_clip_versions"
-    rows = registry_rows()
-    python = marqo_environment(folder)
-    marqo = facts(python, folder / "marqo.json", rows, served=False)
-    installed = facts(Path(sys.executable), folder / "installed.json", rows, served=False)
-    served = facts(Path(sys.executable), folder / "served.json", rows, served=True)
-    print(f"{len(rows)} pretrained tags of the registry, Marqo's open_clip {VERSION} against …\n")
-    for name, other in (("the installed one", installed), ("this server", served)):
-        print(f"… {name}:")
-        show(differences(marqo["rows"], other["rows"]), len(rows))
-    print(f"Tables of all {len(marqo['tags'])} tags that {VERSION} knows:")
-    show(table_differences(marqo["tags"], installed["tags"]), len(marqo["tags"]))
-    wrong = {
-        name
-        for kind, found in differences(marqo["rows"], served["rows"]).items()
-        if kind != "weights, place"
-        for name in found
+def measure(quick: bool, folder: str | None = None) -> Result:
+    """All differences from Marqo's release. `folder` has its environment, which is made if it is not there."""
+    # Here, since it imports torch.
+    from embedding.models.openclip.marqo_differences import VERSION
+
+    place = OUT / "open_clip_versions" if folder is None else Path(folder)
+    tags = registry_tags()[: QUICK_TAGS if quick else None]
+    python = marqo_environment(place, VERSION)
+    marqo = facts(python, place / "marqo.json", tags, served=False)
+    installed = facts(Path(sys.executable), place / "installed.json", tags, served=False)
+    served = facts(Path(sys.executable), place / "served.json", tags, served=True)
+    result = {
+        "release": VERSION,
+        "tags": {INSTALLED: len(tags), SERVED: len(tags), TABLES: len(marqo["tags"])},
+        "differences": {
+            INSTALLED: differences(marqo["rows"], installed["rows"]),
+            SERVED: differences(marqo["rows"], served["rows"]),
+            TABLES: table_differences(marqo["tags"], installed["tags"]),
+        },
     }
-    sys.exit(f"this server gives other vectors for {sorted(wrong)}" if wrong else 0)
+    show(result)
+    return result
 
 
-def registry_rows() -> list[tuple[str, str]]:
+def registry_tags() -> list[tuple[str, str]]:
     """(architecture, tag) of each name of Marqo's table that is one of open_clip's tags."""
     properties = [lookup(name) or {} for name in names()]
     found = {str(one["name"]) for one in properties if one.get("type") == "open_clip"}
     return [(parts[1], parts[2]) for parts in (name.split("/") for name in sorted(found)) if parts[0] == "open_clip"]
 
 
-def marqo_environment(folder: Path) -> Path:
-    """The interpreter of an environment with Marqo's release, made if it is not there."""
+def marqo_environment(folder: Path, release: str) -> Path:
+    """The interpreter of an environment with Marqo's release of open_clip, made if it is not there."""
     place = folder / "venv"
     python = place / "bin" / "python"
     if not (place / "ready").exists():
@@ -70,68 +79,69 @@ def marqo_environment(folder: Path) -> Path:
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         shared = next(path for path in sys.path if path.endswith("site-packages"))
         (place / "lib" / version / "site-packages" / "zz-shared.pth").write_text(shared + "\n")
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", *MARQO]
+        packages = (f"open_clip_torch=={release}", *BESIDE)
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", *packages]
         subprocess.run(command, check=True)
         (place / "ready").touch()
     return python
 
 
-def facts(python: Path, out: Path, rows: list[tuple[str, str]], served: bool) -> Facts:
-    """What `open_clip_facts` says in an environment."""
+def facts(python: Path, out: Path, tags: list[tuple[str, str]], served: bool) -> Facts:
+    """What `open_clip_facts` finds out in an environment."""
     asked = out.with_suffix(".rows")
-    asked.write_text(json.dumps({"rows": rows, "served": served}))
+    asked.write_text(json.dumps({"rows": tags, "served": served}))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     subprocess.run([str(python), "-W", "ignore", str(SCRIPT), str(asked), str(out)], check=True, env=environment)
     found: Facts = json.loads(out.read_text())
     return found
 
 
-def differences(marqo: Facts, other: Facts) -> dict[str, dict[str, str]]:
-    """Kind of difference → row → the two values, or the least cosine."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for row, expected in marqo.items():
+def differences(marqo: Facts, other: Facts) -> Differences:
+    """What is built for each tag, in Marqo's release and elsewhere."""
+    found: Differences = defaultdict(dict)
+    for tag, expected in marqo.items():
         for kind, value in expected.items():
-            given = other[row][kind]
+            given = other[tag][kind]
             if kind.startswith("vectors"):
                 if (cosine := least_cosine(value, given)) < ALIKE:
-                    found[kind][row] = f"1 - cosine = {1 - cosine:.1e}"
+                    found[kind][tag] = f"1 - cosine = {1 - cosine:.1e}"
             elif value != given:
-                found[kind][row] = f"{value} → {given}"
-    for row in shared_places(other) - shared_places(marqo):
-        found["weights of another tag"][row] = other[row]["weights, place"]
+                found[kind][tag] = f"{value} → {given}"
+    for tag in shared_places(other) - shared_places(marqo):
+        found["weights of another tag"][tag] = other[tag][HARMLESS]
     return found
 
 
 def shared_places(rows: Facts) -> set[str]:
-    """Rows whose weights are also those of another tag of the same architecture."""
+    """Tags whose weights are also those of another tag of the same architecture."""
     places: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row, known in rows.items():
-        places[row.partition("/")[0], known["weights, place"]].add(row)
-    return {row for together in places.values() if len(together) > 1 for row in together}
+    for tag, known in rows.items():
+        places[tag.partition("/")[0], known[HARMLESS]].add(tag)
+    return {tag for together in places.values() if len(together) > 1 for tag in together}
 
 
-def table_differences(marqo: Facts, installed: Facts) -> dict[str, dict[str, str]]:
-    """The same of the two tables of tags, without building anything."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for row, expected in marqo.items():
-        given = installed.get(row)
+def table_differences(marqo: Facts, installed: Facts) -> Differences:
+    """Differences of the two releases' tables of tags. Nothing is built for that."""
+    found: Differences = defaultdict(dict)
+    for tag, expected in marqo.items():
+        given = installed.get(tag)
         if given is None:
-            found["missing"][row] = "only in Marqo's release"
+            found["missing"][tag] = "only in Marqo's release"
             continue
         if given["config"] != expected["config"]:
-            found["config"][row] = f"{expected['config']} → {given['config']}"
+            found["config"][tag] = f"{expected['config']} → {given['config']}"
         for key, default in PREPROCESSING.items():
-            ours, theirs = (one["entry"].get(key, default) for one in (expected, given))
-            if ours != theirs:
-                found[key][row] = f"{ours} → {theirs}"
+            theirs, ours = (one["entry"].get(key, default) for one in (expected, given))
+            if theirs != ours:
+                found[key][tag] = f"{theirs} → {ours}"
         if bool(given["entry"].get("quick_gelu")) and not given["config"].get("quick_gelu"):
-            found["trained with QuickGELU, config says GELU"][row] = (
-                "built with GELU, but for openai in Marqo's release"
-            )
+            built = "built with GELU, but for openai in Marqo's release"
+            found["trained with QuickGELU, config says GELU"][tag] = built
     return found
 
 
 def least_cosine(rows: list[list[float]], others: list[list[float]]) -> float:
+    """The least cosine of two lists of vectors, pair by pair; -1 if their shapes differ."""
     one, other = np.asarray(rows, np.float64), np.asarray(others, np.float64)
     if one.shape != other.shape:
         return -1.0
@@ -139,15 +149,49 @@ def least_cosine(rows: list[list[float]], others: list[list[float]]) -> float:
     return float(((one * other).sum(axis=1) / norms).min())
 
 
-def show(found: dict[str, dict[str, str]], count: int) -> None:
-    """A line for each row of each kind, and how many rows have none."""
-    for kind, rows in found.items():
-        print(f"  {kind}: {len(rows)}")
-        for row, values in rows.items():
-            print(f"    {row}: {values[:150]}")
-    concerned = {row for kind, rows in found.items() for row in rows}
-    print(f"  none: {count - len(concerned)} of {count}\n")
+def show(result: Mapping[str, Any]) -> None:
+    """Prints every difference of every tag."""
+    for name, found in result["differences"].items():
+        print(f"Marqo's open_clip {result['release']} against {name}:")
+        for kind, tags in found.items():
+            print(f"  {kind}: {len(tags)}")
+            for tag, values in tags.items():
+                print(f"    {tag}: {values[:150]}")
 
 
-if __name__ == "__main__":
-    main()
+def rows(result: Mapping[str, Any]) -> Table:
+    """How many tags differ, a line for each kind of difference."""
+    table = [[f"Marqo's open_clip {result['release']} against", "difference", "tags"]]
+    for name, found in result["differences"].items():
+        count = result["tags"][name]
+        table += [[name, kind, f"{len(tags)} of {count}"] for kind, tags in found.items()]
+        concerned = {tag for tags in found.values() for tag in tags}
+        table.append([name, "(none)", f"{count - len(concerned)} of {count}"])
+    return table
+
+
+def summary(result: Mapping[str, Any]) -> Figures:
+    """How many tags have other vectors in this server."""
+    return {"open_clip_versions_other_vectors": [float(len(other_vectors(result)))]}
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Tags for which this server departs from Marqo's release in anything but the address of the weights."""
+    wrong = other_vectors(result)
+    return f"this server gives other vectors for {', '.join(sorted(wrong))}" if wrong else ""
+
+
+def other_vectors(result: Mapping[str, Any]) -> set[str]:
+    """Tags for which this server differs in anything but the address of the weights."""
+    return {tag for kind, tags in result["differences"][SERVED].items() if kind != HARMLESS for tag in tags}
+
+
+BENCHMARK = Benchmark(
+    name="open_clip_versions",
+    title="open_clip: Marqo's release, the installed one and this server, tag by tag",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    verdict=verdict,
+    options=(Option("folder", str, ("FOLDER",), "where the environment with Marqo's release is, or is made"),),
+)

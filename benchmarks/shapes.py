@@ -1,4 +1,7 @@
-"""Chunk sizes and numbers of replicas and threads against each other: how `Shape` got its defaults."""
+"""Chunk sizes and numbers of replicas and threads, compared: the reason for the defaults of `Shape`.
+
+It has no figures in the summary: its result is a choice.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.lib import models, pictures
+from benchmarks.lib.benchmark import Benchmark, Result, Table
 from benchmarks.lib.load import closed_loop
 from benchmarks.lib.server import Shape, graph
 from benchmarks.lib.target import marqo
 from benchmarks.lib.web import web
 
-NAME = "shapes"
-TITLE = "Chunk sizes and shapes of the graph, small CLIP: pictures per second, CPU milliseconds per picture"
 REQUEST = 32
-"""Contents of one request: a chunk cannot be larger."""
+"""Items of one request: a chunk cannot be larger."""
 SHAPES = {
     "chunks of 8": Shape(image_chunk=8),
     "chunks of 16": Shape(image_chunk=16),
@@ -30,7 +32,7 @@ SHAPES = {
 CLIENTS = 4
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(quick: bool) -> Result:
     """Every shape in turn, round after round: `{"shapes": {name: [{"rate", "cpu ms"}, ...]}}`."""
     rounds, seconds = (1, 4.0) if quick else (2, 6.0)
     checkpoint, paths = models.small_clip(), pictures.normal()
@@ -43,8 +45,8 @@ def measure(quick: bool) -> dict[str, Any]:
     return {"clients": CLIENTS, "request": REQUEST, "shapes": runs}
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """Throughput and CPU time of each shape."""
     table = [["shape", "pictures/s", "range", "CPU ms per picture"]]
     for name, runs in result["shapes"].items():
         rates = [run["rate"] for run in runs]
@@ -54,13 +56,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def summary(_: Mapping[str, Any]) -> dict[str, list[float]]:
-    """It has no figure of its own: it only chooses."""
-    return {}
-
-
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """Bars, with every run as a dot."""
+    """A bar for each shape, with every run as a dot."""
     names = list(result["shapes"])[::-1]
     rates = [[run["rate"] for run in result["shapes"][name]] for name in names]
     bars = axes.barh(names, [statistics.median(one) for one in rates])
@@ -76,3 +73,13 @@ def _run(shape: Shape, checkpoint: models.Checkpoint, urls: Sequence[str], secon
         closed_loop(target, urls, CLIENTS, 2.0)  # the model is loaded on the first request
         served = closed_loop(target, urls, CLIENTS, seconds, server.meter())
     return {"rate": served.rate, "cpu ms": sum(served.cpu_ms.values())}
+
+
+BENCHMARK = Benchmark(
+    name="shapes",
+    title="Chunk sizes and shapes of the graph, small CLIP: pictures per second, CPU milliseconds per picture",
+    measure=measure,
+    rows=rows,
+    draw=draw,
+    by_default=True,
+)

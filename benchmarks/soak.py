@@ -1,19 +1,13 @@
-"""Mixed traffic for twenty minutes: does anything grow?
+"""Growth of memory, descriptors, threads and objects under mixed traffic: `python -m benchmarks.run soak --minutes 20`.
 
-    python -m benchmarks.soak [--minutes 20] [--quick]
-
-Memory, descriptors and threads of every kind of process, and the objects in Ray's store, are sampled every few seconds.
-After a warm-up of a quarter of the time, a line is fitted to each: its slope, with a 95 % confidence interval from the
-means of twelve blocks, so that neighbouring samples do not count as independent. Something grows if its slope is surely
-above the tolerance.
+They are sampled every few seconds for every kind of process, and for Ray's object store. After a warm-up of a quarter
+of the time, a line is fitted to each: its slope has a 95 % confidence interval from the means of twelve blocks, so that
+neighbouring samples do not count as independent. Something grows if the whole interval is above the tolerance.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +17,13 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
-from benchmarks.lib import models, pictures, report, traffic
+from benchmarks.lib import models, pictures, traffic
+from benchmarks.lib.benchmark import Benchmark, Figures, Option, Result, Table
 from benchmarks.lib.server import Shape, described, graph
 from benchmarks.lib.traffic import World
 from benchmarks.lib.watch import MEASURES, Sample, total, watching
 from benchmarks.lib.web import misbehaving
 
-NAME = "soak"
-TITLE = "Twenty minutes of mixed traffic: growth per minute after the warm-up"
 MINUTES, QUICK_MINUTES = 20.0, 1.0
 CLIENTS = 4
 BLOCKS = 12
@@ -40,17 +33,16 @@ WARM_UP = 0.25
 MIB = 2**20
 UNITS = {"rss": MIB, "anonymous": MIB, "object bytes": MIB}
 TOLERANCES = {"anonymous": 1.0, "descriptors": 1.0, "threads": 0.5, "objects": 2.0, "object bytes": 1.0}
-"""Growth per minute that is noise. Resident bytes have no verdict: they hold shared pages of Ray's store, of which each
-process has touched more and more, up to the store's size."""
-minutes = MINUTES
+"""Growth per minute that counts as noise. Resident bytes have no verdict: they include shared pages of Ray's store, of
+which each process touches more and more, up to the store's size."""
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """The samples, the slopes, and what became of the requests."""
-    seconds = 60.0 * (QUICK_MINUTES if quick else minutes)
+def measure(quick: bool, minutes: float | None = None) -> Result:
+    """The samples, the slopes, and what became of the requests; within `minutes`, or twenty, or one if quick."""
+    seconds = 60.0 * (minutes or (QUICK_MINUTES if quick else MINUTES))
     checkpoint, paths, large = models.small_clip(), pictures.normal(), pictures.large()
     folder = _together([*paths, *large])
-    known_models = {"demo/clip": {}, checkpoint.architecture: checkpoint.properties}
+    known_models: dict[str, dict[str, Any]] = {"demo/clip": {}, checkpoint.architecture: checkpoint.properties}
     with misbehaving(folder) as port, graph(Shape(ingress={"max_contents": 4096})) as server:
         world = World(
             url=server.url,
@@ -79,8 +71,8 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """The slope of each measure of each kind of process, and what became of the requests."""
     table = [["", "at the end", "growth per minute", "95 % interval", "verdict"]]
     for one in result["slopes"]:
         low, high = one["interval"]
@@ -94,8 +86,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """Growth of all memory, how many measures grow, and how many answers were wrong."""
     (memory,) = (one for one in result["slopes"] if (one["group"], one["measure"]) == ("all", "anonymous"))
     return {
         "soak_mib_per_minute": [memory["slope"]],
@@ -105,7 +97,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """Anonymous memory of each kind of process."""
+    """Anonymous memory of each kind of process over time."""
     samples = result["samples"]
     for group in sorted(samples[-1]["groups"]):
         values = [one["groups"].get(group, {}).get("anonymous", 0) / MIB for one in samples]
@@ -118,8 +110,17 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
     axes.legend(ncols=2, fontsize=8)
 
 
+def verdict(result: Mapping[str, Any]) -> str:
+    """What grows, and how many answers were wrong."""
+    problems = [f"{one['group']}: {one['measure']} grows" for one in result["slopes"] if one["grows"]]
+    if result["wrong"]:
+        problems.append(f"{result['wrong']} wrong answers: {'; '.join(result['what was wrong'])}")
+    return ", ".join(problems)
+
+
 def slopes(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """For each kind of process and measure: the slope per minute, its interval, and whether that is growth."""
+    """For each kind of process and measure: the slope per minute, its interval, and whether it `grows` (None: there is
+    no tolerance for it)."""
     warm = samples[int(len(samples) * WARM_UP) :]
     series = {
         (group, measure): [one["groups"].get(group, {}).get(measure, 0) for one in warm]
@@ -152,7 +153,7 @@ def _slope(group: str, measure: str, times: Sequence[float], values: Sequence[fl
 
 
 def _together(paths: Sequence[Path]) -> Path:
-    """One folder with all pictures."""
+    """Makes a folder with links to all pictures."""
     folder = pictures.NORMAL.parent / "all"
     folder.mkdir(exist_ok=True)
     for path in paths:
@@ -163,8 +164,8 @@ def _together(paths: Sequence[Path]) -> Path:
 
 
 def _vectors(world: World) -> dict[tuple[str, str], np.ndarray]:
-    """What the server gives for each small picture while it has nothing else to do, by model and path."""
-    known = {}
+    """The vectors that the idle server answers for each small picture, by model and path."""
+    known: dict[tuple[str, str], np.ndarray] = {}
     for model, properties in world.models.items():
         paths = list(world.pictures)
         body = traffic.request([world.host + path for path in paths], "image", model, properties or None)
@@ -174,27 +175,13 @@ def _vectors(world: World) -> dict[tuple[str, str], np.ndarray]:
     return known
 
 
-def main() -> int:
-    """Measures and writes everything down; fails if something grows or an answer was wrong."""
-    global minutes
-    parser = argparse.ArgumentParser(description="Mixed traffic for a while: does anything grow?")
-    parser.add_argument("--minutes", type=float, default=MINUTES)
-    parser.add_argument("--quick", action="store_true", help="one minute")
-    arguments = parser.parse_args()
-    minutes = arguments.minutes
-    record = report.run(_this(), arguments.quick, report.command_line())
-    if not arguments.quick:
-        from benchmarks.run import everything
-
-        report.write_results(everything())
-    result = record["result"]
-    print(*result["what was wrong"], sep="\n")
-    return int(result["wrong"] > 0 or any(one["grows"] for one in result["slopes"]))
-
-
-def _this() -> types.ModuleType:
-    return sys.modules[__name__]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+BENCHMARK = Benchmark(
+    name="soak",
+    title="Twenty minutes of mixed traffic: growth per minute after the warm-up",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    verdict=verdict,
+    options=(Option("minutes", float, ("M",), "how long it takes"),),
+)

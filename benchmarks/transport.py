@@ -1,6 +1,6 @@
-"""Handing one picture's job over and getting its vector back: as a URL, or as a preprocessed float32 tensor.
+"""Sending one picture to a server and receiving its vector: as a URL, or as a preprocessed float32 tensor.
 
-The URL's cost is all of it: downloading, decoding and resizing too. The tensor's starts with a tensor that lies ready.
+By URL the cost includes downloading, decoding and resizing. The tensors are made before the measurement.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgpack
@@ -19,52 +18,43 @@ import msgpack_numpy
 import numpy as np
 
 from benchmarks.lib import models, pictures
+from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.cpu import CpuMeter
 from benchmarks.lib.load import Conversation
 from benchmarks.lib.process import free_port, server
 from benchmarks.lib.server import graph
-from benchmarks.lib.target import Target, json_target, marqo
+from benchmarks.lib.target import Items, Target, json_target, marqo
 from benchmarks.lib.web import web
 
-NAME = "transport"
-TITLE = "Transport: what it costs to hand one picture over and get its vector back"
 BATCHES = (1, 8, 32, 128)
 WAYS = ("URL", "tensor, MessagePack", "tensor, JSON")
 RATIO_AT = 32
+"""The batch size of the figures in the summary."""
 BUSY_S = 1.5
-"""Each measurement repeats its request for about as long, since CPU time is counted in ticks of 10 ms."""
+"""Seconds for which each measurement repeats its request: CPU time is counted in ticks of 10 ms."""
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(quick: bool) -> Result:
     """For each way and batch size: milliseconds, CPU milliseconds and bytes, all per picture, of each round."""
     rounds, batches = (1, BATCHES[:3]) if quick else (3, BATCHES)
     checkpoint, paths = models.small_clip(), pictures.normal()
     paths = (paths * 2)[: max(batches)]
-    tensors = preprocessed(paths)
+    tensors = pictures.preprocessed(paths)
     measured = []
     with web(paths) as urls, graph() as ours, _tensor_server(checkpoint) as (tensor_url, pid):
-        ways: dict[str, tuple[Target, Sequence[Any] | np.ndarray, Callable[[], CpuMeter]]] = {
+        ways: dict[str, tuple[Target, Items, Callable[[], CpuMeter]]] = {
             "URL": (marqo(ours.url, checkpoint.properties), urls, ours.meter),
             "tensor, MessagePack": (_msgpack_target(tensor_url), tensors, lambda: CpuMeter(pid)),
             "tensor, JSON": (_json_target(tensor_url), tensors, lambda: CpuMeter(pid)),
         }
-        for _, batch, (name, (target, contents, meter)) in itertools.product(range(rounds), batches, ways.items()):
+        for _, batch, (name, (target, items, meter)) in itertools.product(range(rounds), batches, ways.items()):
             seconds = 0.0 if batch == max(BATCHES) and name == "tensor, JSON" else BUSY_S / (2 if quick else 1)
-            measured.append({"way": name, "batch": batch, **_cost(target, contents[:batch], meter(), seconds)})
+            measured.append({"way": name, "batch": batch, **_cost(target, items[:batch], meter(), seconds)})
     return {"measured": measured, "picture bytes": statistics.mean(path.stat().st_size for path in paths)}
 
 
-def preprocessed(paths: Sequence[Path]) -> np.ndarray:
-    """float32 (n, 3, 224, 224): what open_clip's transform makes of the pictures."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-    from PIL import Image
-
-    transform = image_transform_v2(PreprocessCfg(size=224), is_train=False)
-    return np.stack([transform(Image.open(path)).numpy() for path in paths])
-
-
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """Bytes, CPU time of both sides and time per picture, by way and batch size."""
     table = [["way", "batch", "KiB, client and back", "client CPU ms", "server CPU ms", "ms per picture"]]
     for way in WAYS:
         for batch in _batches(result):
@@ -75,8 +65,8 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary: all runs of each. CPU of both sides together, for batches of 32."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """CPU time of both sides with tensors over that with URLs, for batches of 32."""
 
     def totals(way: str) -> list[float]:
         chosen = [one for one in result["measured"] if (one["way"], one["batch"]) == (way, RATIO_AT)]
@@ -90,7 +80,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """CPU of both sides, by batch size."""
+    """CPU time of both sides by batch size."""
     batches = _batches(result)
     for way in WAYS:
         totals = [_median(result, way, batch, "client") + _median(result, way, batch, "server") for batch in batches]
@@ -103,19 +93,20 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
     axes.legend()
 
 
-def _cost(target: Target, contents: Sequence[Any] | np.ndarray, meter: CpuMeter, seconds: float) -> dict[str, float]:
-    """Per picture: milliseconds, CPU milliseconds of both sides, bytes of request and reply. One client, `seconds`."""
+def _cost(target: Target, items: Items, meter: CpuMeter, seconds: float) -> dict[str, float]:
+    """Per picture: milliseconds, CPU milliseconds of both sides, bytes of request and reply. One client asks for
+    `seconds`, and once at least."""
     with Conversation(target) as conversation:
         if seconds:
-            conversation.ask(contents)
+            conversation.ask(items)
         exchanges, sent = 0, 0
         meter.lap()
         started, client = time.perf_counter(), time.process_time()
         while not exchanges or time.perf_counter() - started < seconds:
-            sent += conversation.ask(contents)
+            sent += conversation.ask(items)
             exchanges += 1
         elapsed, client = time.perf_counter() - started, time.process_time() - client
-        pictures_done = exchanges * len(contents)
+        pictures_done = exchanges * len(items)
         return {
             "ms": 1000 * elapsed / pictures_done,
             "client": 1000 * client / pictures_done,
@@ -126,7 +117,7 @@ def _cost(target: Target, contents: Sequence[Any] | np.ndarray, meter: CpuMeter,
 
 @contextlib.contextmanager
 def _tensor_server(checkpoint: models.Checkpoint) -> Iterator[tuple[str, int]]:
-    """URL and process of the minimal server."""
+    """Runs benchmarks/lib/tensor_server.py while the context lasts; yields its URL and process id."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "benchmarks.lib.tensor_server", checkpoint.architecture, str(port)]
@@ -157,4 +148,15 @@ def _batches(result: Mapping[str, Any]) -> list[int]:
 
 def _median(result: Mapping[str, Any], way: str, batch: int, key: str) -> float:
     chosen = [one[key] for one in result["measured"] if (one["way"], one["batch"]) == (way, batch)]
-    return statistics.median(chosen)
+    return float(statistics.median(chosen))
+
+
+BENCHMARK = Benchmark(
+    name="transport",
+    title="Transport: what it costs to hand one picture over and get its vector back",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    by_default=True,
+)

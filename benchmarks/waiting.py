@@ -1,8 +1,9 @@
-"""What clients feel of another one's hosts that make us wait: searches and healthy pictures, beside each of four loads.
+"""Latency of searches and of pictures from a healthy host while another client's pictures come from slow hosts.
 
-One client sends a request for hundreds of URLs of a slow host, again and again. Others meanwhile search for a text, for
-a picture as a data URI, and index a picture of a host that is well, at a constant rate. All of it over HTTP, each
-answer checked. Waiting is not work: none of them should take much longer than beside nothing.
+One client sends a request for hundreds of URLs of a slow host, again and again. Others meanwhile search for a text,
+search for a picture as a data URI, and index a picture from a healthy host, at a constant rate. All of it goes over
+HTTP and each answer is checked. Waiting for a host needs no CPU: none of the others should take much longer than they
+do without that client.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from typing import Any
 import aiohttp
 import msgpack
 
-from benchmarks.latency import percentile
 from benchmarks.lib import models, pictures
+from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.load import once
 from benchmarks.lib.offered import Ask, Outcome, Phase, asked, offer
+from benchmarks.lib.percentiles import percentile
+from benchmarks.lib.queries import queries
 from benchmarks.lib.server import Shape, described, graph
 from benchmarks.lib.target import marqo
 from benchmarks.lib.traffic import HEADERS, request
 from benchmarks.lib.web import misbehaving
-from benchmarks.stages import QUERY
 
-NAME = "waiting"
-TITLE = "Searches and healthy pictures beside hosts that make us wait: milliseconds to the answer"
 RATES = {"text search": 8.0, "data URI search": 4.0, "picture": 4.0}
 """Requests per second of each kind."""
 SECONDS = 12.0
 AIM_MS = 500
 PAUSE_S = 0.2
-"""After a request that was refused, or done."""
+"""Seconds from an answer to the slow client's next request."""
 THREADS = 20
+"""`downloadThreadCount` of the slow client's requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests of one client, one after the other.
+    """What the slow client asks for, one request after the other.
 
     Args:
         name: for tables.
-        urls: of one request; none = no load at all.
+        urls: how many in one request; 0: there is no slow client.
         path: of each URL on the slow host; `{}` is a number.
         timeout_ms: `downloadTimeoutMs`.
-        search: marked as a search.
+        search: whether the request is marked as a search.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Load:
 
 
 TARPIT = "/drip?picture={}"
-"""A byte a second, for ever: a host that answers, and never ends."""
+"""A host that answers, then sends one byte per second without an end."""
 LOADS = (
     Load("nothing"),
     Load("640 URLs of a 2.5 s host", 640, "/ok/{name}?delay=2.5&picture={}"),
@@ -69,7 +70,7 @@ LOADS = (
 )
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(quick: bool) -> Result:
     """For each load and kind of request: milliseconds of the right answers, and how many others there were."""
     checkpoint, paths = models.small_clip(), pictures.normal()
     folder, seconds = paths[0].parent, SECONDS / 2 if quick else SECONDS
@@ -79,17 +80,17 @@ def measure(quick: bool) -> dict[str, Any]:
         once(marqo(server.url, checkpoint.properties), urls)
         asks = _asks(server.url, checkpoint.properties, urls)
         for load in LOADS:
-            with misbehaving(folder) as slow:  # of its own, so that nobody knows it from the last load
+            with misbehaving(folder) as slow:  # a new host, of which the server knows nothing from the last load
                 body = _body(load, f"http://127.0.0.1:{slow}", paths[0].name, checkpoint.properties)
                 with _beside(f"{server.url}/vectorise", body) as answers:
                     outcomes = offer(asks, [Phase(load.name, RATES, seconds)])[0]["outcomes"]
-                _calm(asks)
+                _wait_for_calm(asks)
             measured.append({"load": load.name, "kinds": _by_kind(outcomes), "answers": answers})
     return {"shape": described(Shape()), "rates": RATES, "seconds": seconds, "measured": measured}
 
 
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """A table: header first."""
+def rows(result: Mapping[str, Any]) -> Table:
+    """Latencies and failures of each kind of request beside each load."""
     table = [["beside", "asked for", "requests", "p50 ms", "p95 ms", "worst ms", "refused or failed"]]
     for one in result["measured"]:
         for kind, figures in one["kinds"].items():
@@ -99,17 +100,17 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Figures of the summary: the worst of all loads and kinds."""
+def summary(result: Mapping[str, Any]) -> Figures:
+    """The worst of all loads and kinds, and how many requests failed in all."""
     figures = [kind for one in result["measured"] for kind in one["kinds"].values()]
     return {
         "waiting_worst_p95_ms": [max(_milliseconds(one["ms"])[1] for one in figures if one["ms"])],
-        "waiting_refused_or_failed": [sum(len(one["others"]) for one in figures)],
+        "waiting_refused_or_failed": [float(sum(len(one["others"]) for one in figures))],
     }
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
-    """p95, and the worst, of each kind beside each load."""
+    """The 95th percentile and the largest latency of each kind beside each load."""
     for shift, kind in zip((-0.2, 0.0, 0.2), RATES, strict=True):
         at = [i + shift for i, one in enumerate(result["measured"]) if one["kinds"][kind]["ms"]]
         took = [_milliseconds(one["kinds"][kind]["ms"]) for one in result["measured"] if one["kinds"][kind]["ms"]]
@@ -128,15 +129,15 @@ def _asks(url: str, properties: Mapping[str, Any], urls: Sequence[str]) -> list[
     """Of each kind, with the vectors that the idle server gives."""
     texts = marqo(url, properties, "language", search=True)
     searches, bulk = marqo(url, properties, search=True), marqo(url, properties)
-    small = pictures.contents(pictures.normal()[:16])
+    small = pictures.file_bytes(pictures.normal()[:16])
     uris = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in small]
     targets = {"text search": texts, "data URI search": searches, "picture": bulk}
-    contents = {"text search": [QUERY.format(i) for i in range(16)], "data URI search": uris, "picture": urls}
-    return [asked(kind, target, [content]) for kind, target in targets.items() for content in contents[kind]]
+    items = {"text search": queries(16), "data URI search": uris, "picture": urls}
+    return [asked(kind, target, [item]) for kind, target in targets.items() for item in items[kind]]
 
 
 def _body(load: Load, host: str, name: str, properties: Mapping[str, Any]) -> bytes:
-    """The load's request; empty if it is none."""
+    """The load's request; empty if there is no load."""
     if not load.urls:
         return b""
     paths = [load.path.replace("{name}", name).replace("{}", str(i)) for i in range(load.urls)]
@@ -150,12 +151,12 @@ def _body(load: Load, host: str, name: str, properties: Mapping[str, Any]) -> by
 
 @contextlib.contextmanager
 def _beside(url: str, body: bytes) -> Iterator[list[int]]:
-    """One client that sends its request again and again, from a thread; yields the statuses of its answers so far. At
-    the end it hangs up."""
+    """One client that sends its request again and again from a thread, until it hangs up at the end of the context.
+    Yields the statuses of its answers so far."""
     answers: list[int] = []
     loop = asyncio.new_event_loop()
-    task = loop.create_task(_insist(url, body, answers))
-    thread = threading.Thread(target=_run, args=(loop, task))
+    task = loop.create_task(_ask_again_and_again(url, body, answers))
+    thread = threading.Thread(target=_run_until_cancelled, args=(loop, task))
     thread.start()
     try:
         yield answers
@@ -165,12 +166,12 @@ def _beside(url: str, body: bytes) -> Iterator[list[int]]:
         loop.close()
 
 
-def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+def _run_until_cancelled(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(task)
 
 
-async def _insist(url: str, body: bytes, answers: list[int]) -> None:
+async def _ask_again_and_again(url: str, body: bytes, answers: list[int]) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as http:
         while body:
             async with http.post(url, data=body, headers=HEADERS) as response:
@@ -179,11 +180,11 @@ async def _insist(url: str, body: bytes, answers: list[int]) -> None:
             await asyncio.sleep(PAUSE_S)
 
 
-def _calm(asks: Sequence[Ask]) -> None:
-    """Waits until everything is answered rightly, and soon: what the last load left behind is gone.
+def _wait_for_calm(asks: Sequence[Ask]) -> None:
+    """Waits until every answer is right and quick: the server has nothing left to do of the last load.
 
     Raises:
-        TimeoutError: it never is.
+        TimeoutError: that does not happen.
     """
     rates = dict.fromkeys(RATES, 2.0)
     for _ in range(30):
@@ -194,7 +195,7 @@ def _calm(asks: Sequence[Ask]) -> None:
 
 
 def _by_kind(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
-    """Of each kind the milliseconds of the right answers (`ms`), and what was said of all `others`."""
+    """Of each kind the milliseconds of the right answers (`ms`), and the verdicts of all `others`."""
     return {
         kind: {
             "ms": [1000 * one.latency for one in outcomes if one.kind == kind and one.verdict == "right"],
@@ -208,5 +209,16 @@ def _milliseconds(values: Sequence[float]) -> list[float]:
     """Median, 95th percentile and the largest; nothing if there are none."""
     if not values:
         return []
-    several = [*values, *values]  # percentiles need two
+    several = [*values, *values]  # percentiles need two values
     return [percentile(several, 50), percentile(several, 95), max(values)]
+
+
+BENCHMARK = Benchmark(
+    name="waiting",
+    title="Searches and healthy pictures beside hosts that make us wait: milliseconds to the answer",
+    measure=measure,
+    rows=rows,
+    summary=summary,
+    draw=draw,
+    by_default=True,
+)

@@ -1,1 +1,0 @@
-"""The embedded demonstration: generated pictures, and the script that trains `demo/clip` on them."""

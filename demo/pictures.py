@@ -1,8 +1,8 @@
 """Generated pictures with captions: coloured shapes, from which `demo/clip` learns and on which it is tested.
 
-A `Scene` says what is in a picture; `Scene.draw(seed)` says how it looks this time. Both are pure: the same
-scene and seed give the same pixels. Whoever draws takes seeds from one of the two ranges below, which never
-overlap, so a picture that the model is tested on was never one that it was trained on.
+A `Scene` is what a picture shows, and `Scene.draw(seed)` is one picture of it: the same scene and seed give the same
+pixels. Seeds for training and for tests are from two ranges that do not overlap, so no picture of a test was used for
+training.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ OVERSAMPLING = 2  # shapes are drawn this much larger and averaged down: that is
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
-# Brightness tells some of these apart (brown and orange, black, grey and white), so a model that learnt them
-# notices a wrong mean or standard deviation as well as swapped channels.
+# Some of these differ in brightness only (brown and orange; black, grey and white). So vectors show it when a mean or a
+# standard deviation is wrong, and not only when channels are swapped.
 COLOURS: dict[str, Colour] = {
     "red": (214, 40, 40),
     "orange": (245, 135, 30),
@@ -65,7 +65,7 @@ RELATIONS: dict[str, tuple[str, Point, Point]] = {
 
 
 def _polar(radius_at: np.ndarray) -> list[Point]:
-    """The polygon with corners at these distances from the origin, evenly turned, the first one upwards."""
+    """The polygon with corners at these distances from the origin and equal angles, from the top on."""
     angles = np.linspace(0.0, 2.0 * math.pi, len(radius_at), endpoint=False)
     points = zip(radius_at * np.sin(angles), -radius_at * np.cos(angles), strict=True)
     return [(float(x), float(y)) for x, y in points]
@@ -129,9 +129,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one thing, `count` of the same, or two, the first `relation` the other.
+    """What a picture shows: one thing, `count` equal ones, or two things in a relation.
 
-    `size` and `corner` are for one thing alone; without a corner it lies in the middle.
+    Args:
+        thing: the first or only thing.
+        background: a name of COLOURS.
+        size: a name of RADII, of a single thing.
+        corner: a name of CORNERS, of a single thing; None is the middle.
+        count: of equal things.
+        relation: a name of RELATIONS: where `thing` is, seen from `other`.
+        other: the second thing.
     """
 
     thing: Thing
@@ -153,12 +160,12 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The one full description. Different scenes have different captions."""
+        """The full description. Different scenes have different captions."""
         place = f" in the {self.corner} corner of" if self.corner else " on"
         return f"{self.subject}{place} {_with_article(self.background)} background"
 
     def paraphrase(self, rng: np.random.Generator) -> str:
-        """Another way to say it, of which some leave details out, as people who search do."""
+        """Another description. Some leave details out, as queries of people do."""
         choices = [
             f"{self.subject}, {self.background} background",
             f"{_with_article(self.background)} background with {self.subject}",
@@ -182,8 +189,8 @@ class Scene:
     def draw(self, seed: int) -> Image.Image:
         """The picture: RGB, 256 pixels on its shorter side and up to 320 on the other.
 
-        The seed decides canvas, exact place, size, turn and tint, light and noise. Two scenes with the same
-        seed differ in these too.
+        The seed determines the canvas, the exact position, size, angle and tint, the light and the noise. Different
+        scenes differ in these even if their seeds are the same.
         """
         rng = np.random.default_rng([seed, zlib.crc32(self.caption.encode())])
         width, height = ((SIDE, SIDE), (LONGER_SIDE, SIDE), (SIDE, LONGER_SIDE))[rng.integers(3)]
@@ -225,7 +232,7 @@ def scenes(count: int, seed: int) -> list[Scene]:
 
 
 def jpeg_bytes(picture: Image.Image, quality: int = 90) -> bytes:
-    """The picture as a JPEG file, which is how a server gets to see it."""
+    """The picture as a JPEG file."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -270,7 +277,7 @@ def _tinted(colour: Colour, rng: np.random.Generator) -> Colour:
 
 
 def _second_tone(colour: Colour) -> Colour:
-    """What stripes and spots are drawn in: a tint of a dark colour, a shade of a bright one."""
+    """The colour of stripes and spots: lighter than a dark colour, darker than a bright one."""
     towards = 0 if sum(colour) > 380 else 255
     red, green, blue = (int(0.4 * v + 0.6 * towards) for v in colour)
     return red, green, blue
@@ -304,7 +311,7 @@ def _shape_mask(shape: str, radius: float, turn: float) -> Image.Image:
 
 
 def _pattern_mask(texture: str, side: int, turn: float) -> Image.Image:
-    """A square "L" image, 255 where the second tone goes: slanted stripes, or spots on a grid."""
+    """A square "L" image, 255 where the second tone is drawn: slanted stripes, or spots on a grid."""
     period = 26.0  # six of the model's pixels
     y, x = np.mgrid[0:side, 0:side] * (2.0 * math.pi / period)
     along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)

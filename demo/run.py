@@ -1,9 +1,9 @@
-"""The demonstration: real pictures, fetched by URL, become vectors that text queries find.
+"""The demonstration: pictures are fetched by URL and embedded, and text queries find them.
 
     python -m demo.run
 
 Starts the graph with `config/demo.yaml`, serves 64 generated pictures over local HTTP, indexes them through
-`POST /vectorise` as Marqo does, searches them, and writes `demo.html`. Stops everything that it started.
+`POST /vectorise` as Marqo does, searches them, and writes `demo.html`. Then it stops everything that it has started.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def picture_server(pictures: Sequence[bytes]) -> Iterator[str]:
             self.wfile.write(picture)
 
         def log_message(self, *_: object) -> None:
-            """The progress bar has the terminal."""
+            """Logs nothing: the terminal is for the progress bar."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -66,15 +66,20 @@ def picture_server(pictures: Sequence[bytes]) -> Iterator[str]:
         server.server_close()
 
 
-def vectorise(server: str, contents: Sequence[str], modality: str) -> np.ndarray:
-    """Vectors, float32 (n, dimensions), by one `POST /vectorise` such as Marqo's API container sends.
+def embed(server: str, items: Sequence[str], modality: str) -> np.ndarray:
+    """Vectors, float32 (n, dimensions), by one `POST /vectorise` as Marqo's API container sends it.
+
+    Args:
+        server: its URL.
+        items: texts, or URLs of pictures.
+        modality: "language" or "image".
 
     Raises:
-        StartError: the server refused the request or one of its contents.
+        StartError: the server refused the request or one of its items.
     """
     body = {
         "modality": modality,
-        "contents": list(contents),
+        "contents": list(items),
         "embeddingModelConfig": {"modelName": MODEL, "modelProperties": PROPERTIES, "normalizeEmbeddings": True},
         "preprocessingConfig": {"modality": modality},
         "useInferenceCache": modality == "language",
@@ -89,20 +94,20 @@ def vectorise(server: str, contents: Sequence[str], modality: str) -> np.ndarray
 
 
 def index(server: str, urls: Sequence[str]) -> tuple[np.ndarray, float]:
-    """Vectors of all pictures, and how many a second."""
+    """Vectors of all pictures, float32 (n, dimensions), and pictures per second."""
     parts = []
     started = time.perf_counter()
     with tqdm(total=len(urls), unit="picture", desc="indexing") as bar:
         for start in range(0, len(urls), REQUEST_SIZE):
             chunk = urls[start : start + REQUEST_SIZE]
-            parts.append(vectorise(server, chunk, "image"))
+            parts.append(embed(server, chunk, "image"))
             bar.update(len(chunk))
     return np.concatenate(parts), len(urls) / (time.perf_counter() - started)
 
 
 def search(server: str, queries: Sequence[str], vectors: np.ndarray, best: int = 3) -> dict[str, list[Match]]:
     """The best pictures of each query, by cosine."""
-    scores = vectorise(server, queries, "language") @ vectors.T
+    scores = embed(server, queries, "language") @ vectors.T
     return {
         query: [(float(row[i]), int(i)) for i in np.argsort(-row)[:best]]
         for query, row in zip(queries, scores, strict=True)
@@ -110,7 +115,7 @@ def search(server: str, queries: Sequence[str], vectors: np.ndarray, best: int =
 
 
 def contact_sheet(matches: Mapping[str, Sequence[Match]], pictures: Sequence[bytes], captions: Sequence[str]) -> str:
-    """A page that needs nothing beside itself."""
+    """A page of HTML with the pictures that each query has found; it loads nothing from elsewhere."""
 
     def figure(score: float, number: int) -> str:
         data = base64.b64encode(pictures[number]).decode()
@@ -137,13 +142,13 @@ def contact_sheet(matches: Mapping[str, Sequence[Match]], pictures: Sequence[byt
 
 
 def demonstrate(server: str, page: Path) -> None:
-    """Indexes, searches and prints, with a server that is up."""
+    """Indexes and searches with a server that runs, prints the matches and writes the page."""
     shown = scenes(PICTURES, SEED)
     captions = [scene.caption for scene in shown]
     pictures = [jpeg_bytes(scene.draw(EVALUATION_SEEDS.start + SEED)) for scene in shown]
     with picture_server(pictures) as host:
         vectors, rate = index(server, [f"{host}/{i}.jpg" for i in range(len(pictures))])
-    # Full captions of some pictures, and what people would rather type: the subject alone.
+    # The full captions of some pictures, and of others the subject alone, as a person would type it.
     subjects = [scene.subject for scene in shown]
     matches = search(server, [*captions[::12], *subjects[5::12]], vectors)
     for query, found in matches.items():
@@ -155,7 +160,7 @@ def demonstrate(server: str, page: Path) -> None:
 
 
 def main() -> int:
-    """Everything, from a stopped server to a stopped server."""
+    """Starts the server, runs the demonstration and stops the server; returns the exit status."""
     parser = argparse.ArgumentParser(description="Index and search 64 generated pictures.")
     parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
     parser.add_argument("--page", type=Path, default=Path("demo.html"))

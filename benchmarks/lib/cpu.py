@@ -1,4 +1,4 @@
-"""CPU seconds of a server's processes: user and system time, by group."""
+"""CPU time of a server's processes, user and system, by group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Group = Callable[[psutil.Process], str]
 
 
 class CpuMeter:
-    """What a process and its descendants spend between two looks.
+    """CPU time of a process and its descendants between two laps.
 
     Args:
         pid: the first process.
@@ -29,7 +29,7 @@ class CpuMeter:
         self._seen = self._look()
 
     def lap(self) -> dict[str, float]:
-        """CPU seconds by group since the last lap. A process that ended in between is left out."""
+        """CPU seconds by group since the last lap, without those of processes that have ended since."""
         seen = self._look()
         spent: dict[str, float] = defaultdict(float)
         for pid, (group, seconds) in seen.items():
@@ -47,9 +47,9 @@ class CpuMeter:
 
 
 def ray_group(process: psutil.Process) -> str:
-    """The part of a Ray Serve graph that a process belongs to; `ray` is everything that is not ours.
+    """The deployment of a replica in lower case; `proxy` for HAProxy and what manages it; `ray` for all others.
 
-    A replica's title is `ray::ServeReplica:APPLICATION:DEPLOYMENT`, with the running method at times.
+    A replica's title is `ray::ServeReplica:APPLICATION:DEPLOYMENT`, at times with the running method.
     """
     title = " ".join(process.cmdline())
     replica = REPLICA.match(title)

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that serves pictures and misbehaves on demand.
+"""An HTTP server on loopback that serves pictures and misbehaves on demand.
 
     with ImageHost({"cat.jpg": data}) as host:
         url = host.url("/ok/cat.jpg?delay=0.5")
@@ -10,7 +10,7 @@
 | `/ok/<name>` | the file, kept alive |
 | `/chunked/<name>` | the file, in chunks and without a length |
 | `/close/<name>` | the file, without a length, ended by closing the connection |
-| `/once/<name>` | the file as if kept alive, then the connection is closed (stale in the client's pool) |
+| `/once/<name>` | the file as if kept alive, then the end of the connection: it is stale in the client's pool |
 | `/status/<code>` | an empty reply with that status |
 | `/redirect/<n>` | n redirects, then a small body |
 | `/redirect-to?url=…&code=302` | a redirect to that URL; the Location header is sent as given |
@@ -18,10 +18,10 @@
 | `/html` | an HTML page with status 200 |
 | `/empty` | 200 without a body |
 | `/cookie` | a small body and a Set-Cookie |
-| `/drip` | a byte a second, for ever (`?every=` seconds) |
-| `/endless` | chunks of 64 KiB for ever, as fast as they are taken |
-| `/hang` | never anything |
-| `/held/<name>` | the file, once `release` was called |
+| `/drip` | one byte per second without an end (`?every=` seconds) |
+| `/endless` | chunks of 64 KiB without an end, as fast as the client reads |
+| `/hang` | no answer at all |
+| `/held/<name>` | the file, after `release` was called |
 | `/cut` | a length of 1000, 10 bytes, then the end of the connection |
 | `/cut-chunked` | one chunk, then the end of the connection |
 | `/reset` | the connection is reset before any answer |
@@ -31,58 +31,65 @@
 | `/garbage` | bytes that are not HTTP |
 | `/huge-headers` | a header of 1 MiB |
 | `/many-headers` | 100,000 headers |
-| `/loose/<kind>/<name>` | the file in an answer that is not quite HTTP, but that libcurl takes; kinds: `_loose` |
-| `/second/<name>?after=…&then=…` | the file, and after so many seconds another, unasked; `&pieces=1`: in two pieces |
-| `/double/<name>?then=…` | the file, 16 KiB with its head, and another, unasked, at once: two TLS records |
-| `/shifted/<name>?wrong=…` | the file; not on a connection's first request: right behind a wrong one |
-| `/gzip-bomb` | 100 KB of gzip that stand for 100 MB, with Content-Encoding |
+| `/loose/<kind>/<name>` | the file in a reply that is not strictly HTTP but that libcurl takes; kinds: `_loose` |
+| `/second/<name>?after=…&then=…` | the file, and a second reply after so many seconds; `&pieces=1`: in two pieces |
+| `/double/<name>?then=…` | the file, padded to 16 KiB, and at once a second reply: two TLS records |
+| `/shifted/<name>?wrong=…` | the file, but from a connection's second request on right behind a wrong file |
+| `/gzip-bomb` | 100 KB of gzip that expand to 100 MB, with Content-Encoding |
 
-Everywhere `?delay=<seconds>` waits before the reply, and `?pace=<bytes per second>` slows it down.
-Unknown paths and names give 404.
+With any path `?delay=<seconds>` waits before the reply, and `?pace=<bytes per second>` limits its speed.
+Unknown paths and names are answered with 404. The replies are in `image_replies.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import TracebackType
 from urllib.parse import parse_qsl, urlsplit
 
+from benchmarks.lib import image_replies as replies
+
+SMALL_BODY = replies.SMALL_BODY
 _TLS_RECORD = 2**14
+"""Bytes."""
 _FOREVER_S = 3600.0
-SMALL_BODY = b"0123456789"
 _PIECE = 4096
+"""Bytes that a limited reply writes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived. `headers` has lower-case names; repeated ones are joined with a comma."""
+    """One request as it arrived.
+
+    Args:
+        path: with its query.
+        headers: lower-case names; repeated ones are joined with a comma.
+        at: time.monotonic() when its head was complete.
+        in_flight: requests at that moment without a complete reply, this one included.
+    """
 
     path: str
     headers: dict[str, str]
     at: float
-    """time.monotonic() when its head was complete."""
     in_flight: int
-    """Requests then without a complete reply, this one included."""
 
 
 class ImageHost:
     """Serves `files` from a thread of its own while the `with` block lasts.
 
     Args:
-        files: name to content.
+        files: bytes by name.
         tls: serve https with this context.
         address: the loopback address to listen on.
-        record: keep every request in `requests`. Turn it off for long benchmarks.
+        record: whether every request is kept in `requests`, which long benchmarks should avoid.
         rate: bytes per second that all connections share; 0 = no limit. May be changed at any time.
-        most_connections: beyond so many open ones new ones are reset; 0 = no limit.
+        most_connections: with so many open connections, new ones are reset; 0 = no limit.
     """
 
     def __init__(
@@ -97,19 +104,19 @@ class ImageHost:
         self.files = dict(files or {})
         self.requests: list[Request] = []
         self.connections = 0
-        """Accepted since the start."""
+        """How many were accepted since the start."""
         self.open_connections = 0
         self.peak = 0
-        """The most requests that were in flight at a time."""
+        """The largest number of requests that were in flight at a time."""
         self.in_flight = 0
         self.port = 0
         self.record = record
         self.rate = rate
         self.most_connections = most_connections
         self.refused = 0
-        """Connections that were one too many."""
+        """Connections beyond `most_connections`."""
         self.free_at = 0.0
-        """When the link is free for the next piece."""
+        """When the shared rate allows the next piece, by time.monotonic()."""
         self.address = address
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -130,16 +137,16 @@ class ImageHost:
         self._thread.join(10)
 
     def url(self, path: str, host: str = "") -> str:
-        """The address of `path`, which starts with a slash; under another host name if one is given."""
+        """The URL of `path`, which starts with a slash; with another host name if one is given."""
         own = f"[{self.address}]" if ":" in self.address else self.address
         return f"{'https' if self._tls else 'http'}://{host or own}:{self.port}{path}"
 
     def release(self) -> None:
-        """Answers what is held, and what will be."""
+        """Answers the requests for `/held/…`, those that wait and those to come."""
         self._loop.call_soon_threadsafe(self._released.set)
 
     def wait_for(self, condition: str, value: int, timeout: float = 5.0) -> bool:
-        """Waits until the attribute called `condition` is `value`; tells whether it came to that."""
+        """Waits until the attribute called `condition` is `value`; returns whether that happened in time."""
         end = time.monotonic() + timeout
         while getattr(self, condition) != value:
             if time.monotonic() > end:
@@ -148,7 +155,7 @@ class ImageHost:
         return True
 
     def wait_for_requests(self, count: int) -> None:
-        """Waits until so many have come."""
+        """Waits until so many requests have come."""
         while len(self.requests) < count:
             time.sleep(0.005)
 
@@ -172,7 +179,7 @@ class ImageHost:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: requests one after the other. Replies that need no waiting cost no task."""
+    """One connection, whose requests are answered one after the other. Only replies that wait need a task."""
 
     def __init__(self, host: ImageHost) -> None:
         self._host = host
@@ -223,14 +230,14 @@ class _Connection(asyncio.Protocol):
         host.in_flight += 1
         host.peak = max(host.peak, host.in_flight)
         if host.record:
-            host.requests.append(Request(target, _headers(fields), time.monotonic(), host.in_flight))
+            host.requests.append(Request(target, replies.parsed_headers(fields), time.monotonic(), host.in_flight))
         if target.startswith("/ok/") and "?" not in target and not host.rate:
-            self._finish(_reply_file(host.files, target[4:]))
+            self._finish(replies.file_reply(host.files, target[4:]))
             return
-        self._task = host._loop.create_task(self._misbehave(target))
-        self._task.add_done_callback(self._misbehaved)
+        self._task = host._loop.create_task(self._reply(target))
+        self._task.add_done_callback(self._replied)
 
-    def _misbehaved(self, task: asyncio.Task[None]) -> None:
+    def _replied(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if task.cancelled():
             self._host.in_flight -= 1
@@ -254,7 +261,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(data)
 
-    async def _misbehave(self, target: str) -> None:
+    async def _reply(self, target: str) -> None:
         parts = urlsplit(target)
         query = dict(parse_qsl(parts.query))
         await asyncio.sleep(float(query.get("delay", 0)))
@@ -269,34 +276,36 @@ class _Connection(asyncio.Protocol):
                 await asyncio.sleep(_FOREVER_S)
             case "held":
                 await self._host._released.wait()
-                self._finish(_reply_file(self._host.files, name))
+                self._finish(replies.file_reply(self._host.files, name))
             case "lie-length":
                 self._write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000000\r\n\r\n" + SMALL_BODY)
                 await asyncio.sleep(_FOREVER_S)
             case "reset":
                 self._reset()
             case "second":
-                self._finish(_reply_file(self._host.files, name))
-                self._speak(_reply_file(self._host.files, query["then"]), float(query["after"]), "pieces" in query)
+                self._finish(replies.file_reply(self._host.files, name))
+                self._speak(
+                    replies.file_reply(self._host.files, query["then"]), float(query["after"]), "pieces" in query
+                )
             case "double":
-                first = _padded(_reply_file(self._host.files, name), _TLS_RECORD)
-                self._finish(first + _reply_file(self._host.files, query["then"]))
+                first = replies.padded(replies.file_reply(self._host.files, name), _TLS_RECORD)
+                self._finish(first + replies.file_reply(self._host.files, query["then"]))
                 self._acknowledge_at_once()
             case "shifted":
-                wrong = _reply_file(self._host.files, query["wrong"]) if self._answered > 1 else b""
-                self._finish(wrong + _reply_file(self._host.files, name))
+                wrong = replies.file_reply(self._host.files, query["wrong"]) if self._answered > 1 else b""
+                self._finish(wrong + replies.file_reply(self._host.files, name))
             case _:
-                reply = _asked_for(self._host.files, what, name, query)
+                reply = replies.reply_to(self._host.files, what, name, query)
                 reply = await self._paced(reply, float(query.get("pace", 0)))
-                self._finish(reply, close=what in _CLOSING)
+                self._finish(reply, close=what in replies.CLOSING)
 
     def _acknowledge_at_once(self) -> None:
-        """What is received next, whereas a request's acknowledgement goes with its answer otherwise."""
+        """Has the kernel acknowledge at once what arrives next. Otherwise the acknowledgement waits for a reply."""
         assert self._transport is not None
         self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _speak(self, reply: bytes, after: float, pieces: bool) -> None:
-        """Sends what nobody asked for; the connection goes on as if nothing were."""
+        """Sends a reply to no request, after so many seconds. The connection stays open."""
         middle = 7 if pieces else len(reply)
         for delay, piece in ((after, reply[:middle]), (after + 0.01, reply[middle:])):
             if delay:
@@ -305,7 +314,7 @@ class _Connection(asyncio.Protocol):
                 self._write(piece)
 
     async def _paced(self, reply: bytes, pace: float) -> bytes:
-        """Writes as the link and the pace allow; returns what is left to be written."""
+        """Writes a reply as slowly as the rate and the pace demand; returns what is left to be written."""
         host = self._host
         if not host.rate and not pace:
             return reply
@@ -326,10 +335,10 @@ class _Connection(asyncio.Protocol):
             await asyncio.sleep(every)
 
     async def _flood(self) -> None:
-        self._write(_CHUNKED)
-        chunk = _chunk(bytes(65536))
+        self._write(replies.CHUNKED)
+        piece = replies.chunk(bytes(65536))
         while True:
-            self._write(chunk)
+            self._write(piece)
             await self._writable.wait()
             await asyncio.sleep(0)
 
@@ -337,132 +346,3 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._host.in_flight -= 1
         self._transport.abort()
-
-
-_CLOSING = frozenset(("once", "close", "cut", "cut-chunked", "garbage", "huge-headers", "many-headers"))
-"""After these replies the connection is closed."""
-
-
-def _asked_for(files: Mapping[str, bytes], what: str, name: str, query: Mapping[str, str]) -> bytes:
-    """Replies that depend on the request."""
-    match what:
-        case "ok" | "once":
-            return _reply_file(files, name)
-        case "chunked":
-            return _CHUNKED + _chunk(files[name]) + _chunk(b"")
-        case "close":
-            return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + files[name]
-        case "loose":
-            kind, _, name = name.partition("/")
-            return _loose(kind, files[name])
-        case "status":
-            return _reply(b"", name)
-        case "redirect":
-            count = int(name)
-            return _redirect(f"/redirect/{count - 1}") if count else _reply(SMALL_BODY)
-        case "redirect-to":
-            return _redirect(query["url"], query.get("code", "302"))
-    return _odd(what)
-
-
-def _loose(kind: str, body: bytes) -> bytes:
-    """What is no proper HTTP, or at the edge of it, and is understood by browsers and libcurl all the same."""
-    length = f"Content-Length: {len(body)}".encode()
-    ok = b"HTTP/1.1 200 OK\r\n"
-    match kind:
-        case "excess":
-            return ok + length + b"\r\n\r\n" + body + b"\r\nmore"
-        case "chunked-length":
-            return ok + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n" + _chunk(body) + _chunk(b"")
-        case "equal-lengths":
-            return ok + length + b"\r\n" + length + b"\r\n\r\n" + body
-        case "blank-colon":
-            return ok + b"X-A : a\r\nX-B\t: b\r\n" + length + b"\r\n\r\n" + body
-        case "200-headers":
-            return ok + b"".join(b"X-%d: a\r\n" % i for i in range(200)) + length + b"\r\n\r\n" + body
-        case "long-header":
-            return ok + b"X-Long: " + b"a" * 60_000 + b"\r\n" + length + b"\r\n\r\n" + body
-        case "interim":
-            return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _reply(body)
-        case "trailers":
-            return _CHUNKED + _chunk(body) + b"0\r\nX-After: a\r\nContent-Length: 1\r\n\r\n"
-        case "line-feeds":
-            return ok.replace(b"\r", b"") + length + b"\n\n" + body
-        case "no-reason":
-            return b"HTTP/1.1 200\r\n" + length + b"\r\n\r\n" + body
-    return _reply(b"", "404")
-
-
-def _odd(what: str) -> bytes:
-    """Replies that are always the same; 404 for what is not known."""
-    match what:
-        case "location-missing":
-            return _reply(b"", "302")
-        case "html":
-            return _reply(b"<!doctype html><title>not a picture</title>", extra="Content-Type: text/html")
-        case "empty":
-            return _reply(b"")
-        case "cookie":
-            return _reply(SMALL_BODY, extra="Set-Cookie: session=1; Path=/")
-        case "cut":
-            return b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + SMALL_BODY
-        case "cut-chunked":
-            return _CHUNKED + _chunk(SMALL_BODY)
-        case "lie-short":
-            return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + SMALL_BODY
-        case "bad-chunk":
-            return _CHUNKED + b"zz\r\nab\r\n"
-        case "garbage":
-            return b"SSH-2.0-OpenSSH_9.2\r\n\r\n"
-        case "huge-headers":
-            return _reply(SMALL_BODY, extra="X-Huge: " + "a" * 2**20)
-        case "many-headers":
-            return _reply(SMALL_BODY, extra=_MANY_HEADERS)
-        case "gzip-bomb":
-            return _reply(_gzip_bomb(), extra="Content-Encoding: gzip")
-    return _reply(b"", "404")
-
-
-_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-_MANY_HEADERS = "\r\n".join(f"X-{i}: a" for i in range(100_000))
-
-
-def _headers(fields: list[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for field in fields:
-        name, _, value = field.partition(":")
-        name = name.lower()
-        headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
-    return headers
-
-
-def _reply(body: bytes, status: str = "200", extra: str = "") -> bytes:
-    fields = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}", extra]
-    return "\r\n".join(filter(None, fields)).encode("utf-8") + b"\r\n\r\n" + body
-
-
-def _padded(reply: bytes, nbytes: int) -> bytes:
-    """The reply, with a header that makes it as long as that."""
-    status, _, rest = reply.partition(b"\r\n")
-    start = status + b"\r\nX-Padding: "
-    return start + bytes(nbytes - len(start) - 2 - len(rest)).replace(b"\0", b"x") + b"\r\n" + rest
-
-
-def _reply_file(files: Mapping[str, bytes], name: str) -> bytes:
-    body = files.get(name)
-    return _reply(b"", "404") if body is None else _reply(body)
-
-
-def _redirect(location: str, status: str = "302") -> bytes:
-    return _reply(b"", status, f"Location: {location}")
-
-
-def _chunk(data: bytes) -> bytes:
-    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
-
-
-@cache
-def _gzip_bomb() -> bytes:
-    return gzip.compress(bytes(10 * 2**20)) * 10

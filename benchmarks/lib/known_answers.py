@@ -1,7 +1,7 @@
 """A steady load whose right answers are known: each reply is compared with vectors that were computed beforehand.
 
-Every request asks for a selection of its own, in an order of its own, so a vector in the wrong place, or the reply to
-another request, is noticed.
+Every request asks for another selection in another order, so a vector in the wrong place, or the reply to another
+request, is noticed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 from benchmarks.lib.target import Target
 
 TOLERANCE = 1e-4
-"""Largest difference of a component that still counts as the same vector: batches of other sizes add up otherwise."""
+"""Largest difference of a component that still counts as the same vector: batches of other sizes round differently."""
 TIMEOUT_S = 60.0
 
 Outcome = Literal["right", "wrong", "lost", "refused", "503", "500", "other"]
-"""right: the answer, in order. wrong: another answer, or an error for a good content. lost: the connection broke, or
-nothing came in time. refused: no connection, so nothing was sent. The others are HTTP statuses."""
+"""right: the right vectors, in order. wrong: other vectors, or an error for a good item. lost: the connection broke, or
+no reply came in time. refused: no connection could be made, so nothing was sent. The others are HTTP statuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Reply:
     Args:
         sent: when, by time.monotonic().
         seconds: until its answer or its failure.
-        outcome: see above.
-        kind: which question.
+        outcome: see `Outcome`.
+        kind: of its question.
         note: what went wrong.
     """
 
@@ -50,54 +50,57 @@ class Reply:
 
     @property
     def ended(self) -> float:
+        """When its answer or its failure came, by time.monotonic()."""
         return self.sent + self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Args:
-    kind: its name.
-    target: whom to ask.
-    contents: from which requests choose.
-    count: contents of one request.
-    vectors: the right answers: float32 (len(contents), dimensions).
+    """What clients ask for, with the right answers.
+
+    Args:
+        kind: its name.
+        target: the server that is asked.
+        items: from which requests choose.
+        count: items of one request.
+        vectors: the right answers: float32 (len(items), dimensions).
     """
 
     kind: str
     target: Target
-    contents: Sequence[str]
+    items: Sequence[str]
     count: int
     vectors: np.ndarray
 
 
-def question(kind: str, target: Target, contents: Sequence[str], count: int) -> Question:
-    """A question, with the answers that a quiet server gives.
+def question(kind: str, target: Target, items: Sequence[str], count: int) -> Question:
+    """A question, with the answers that the server gives now, while it is idle.
 
     Raises:
-        ValueError: two contents have the same vector, so their order could not be checked; or a content has none.
+        ValueError: two items have the same vector, so their order could not be checked; or an item has none.
     """
-    reply = httpx.post(target.url, content=target.pack(contents), headers=dict(target.headers), timeout=TIMEOUT_S)
+    reply = httpx.post(target.url, content=target.pack(items), headers=dict(target.headers), timeout=TIMEOUT_S)
     reply.raise_for_status()
     vectors = target.unpack(reply.content)
     for i, vector in enumerate(vectors[:-1]):
         if np.abs(vectors[i + 1 :] - vector).max(axis=1).min() < 10 * TOLERANCE:
-            raise ValueError(f"{contents[i]!r} and a later content of {kind!r} have the same vector")
-    return Question(kind, target, contents, count, vectors)
+            raise ValueError(f"{items[i]!r} and a later item of {kind!r} have the same vector")
+    return Question(kind, target, items, count, vectors)
 
 
 def elsewhere(asked: Question, server: str) -> Question:
-    """The same question, put to another address of the server."""
+    """The same question for the server at another address."""
     path = urlsplit(asked.target.url).path
     return replace(asked, target=replace(asked.target, url=f"{server}{path}"))
 
 
 class KnownAnswers:
-    """Clients that ask, each on a connection of its own, while the `with` block lasts. No client tries again.
+    """Clients that ask while the `with` block lasts, each on a connection of its own. No client tries again.
 
     Args:
         questions: asked in turn.
         clients: threads.
-        period_s: between the starts of two requests of one client, as long as the server keeps up.
+        period_s: seconds between the starts of two requests of one client, if the answers come in time.
     """
 
     def __init__(self, questions: Sequence[Question], clients: int = 4, period_s: float = 0.4) -> None:
@@ -135,7 +138,7 @@ class KnownAnswers:
         with httpx.Client(timeout=TIMEOUT_S) as http:
             while not self._stop.wait(max(0.0, due - time.monotonic())):
                 asked = self._questions[turn % len(self._questions)]
-                chosen = rng.sample(range(len(asked.contents)), asked.count)
+                chosen = rng.sample(range(len(asked.items)), asked.count)
                 self._waiting[number] = time.monotonic()
                 self.replies.append(_reply(http, asked, chosen))
                 del self._waiting[number]
@@ -144,17 +147,17 @@ class KnownAnswers:
 
 
 def counts(replies: Sequence[Reply]) -> Mapping[str, int]:
-    """How many requests ended how, and how many there were."""
+    """How many requests were `sent`, and how many of them had each outcome."""
     return {"sent": len(replies), **Counter(reply.outcome for reply in replies)}
 
 
 def failures(replies: Sequence[Reply]) -> list[str]:
-    """Those that did not get their right answer, for people."""
+    """A sentence about each reply that was not right."""
     return [f"{reply.kind} {reply.outcome}: {reply.note}" for reply in replies if reply.outcome != "right"]
 
 
 def _reply(http: httpx.Client, asked: Question, chosen: Sequence[int]) -> Reply:
-    body = asked.target.pack([asked.contents[i] for i in chosen])
+    body = asked.target.pack([asked.items[i] for i in chosen])
     sent = time.monotonic()
     outcome, note = _outcome(http, asked, body, chosen)
     return Reply(sent, time.monotonic() - sent, outcome, asked.kind, note)
@@ -177,9 +180,9 @@ def _outcome(http: httpx.Client, asked: Question, body: bytes, chosen: Sequence[
     return "other", f"{reply.status_code} {reply.text[:200]}"
 
 
-def _checked(asked: Question, content: bytes, chosen: Sequence[int]) -> tuple[Outcome, str]:
+def _checked(asked: Question, body: bytes, chosen: Sequence[int]) -> tuple[Outcome, str]:
     try:
-        rows = asked.target.unpack(content)
+        rows = asked.target.unpack(body)
     except ValueError as error:
         return "wrong", str(error)
     expected = asked.vectors[list(chosen)]

@@ -1,6 +1,7 @@
-"""A link between a picture host and its clients that is the bottleneck, emulated on one machine.
+"""An emulated slow link between a picture host and its clients, on one machine.
 
-`link_router` does it with packets, for whoever may make network namespaces; `link_relay` with streams, for anyone.
+`link_router` carries packets, which needs the right to make network namespaces. `link_relay` carries streams, which
+needs no rights. Each is a process of its own, and so are the host (`link_host`) and the clients (`link_clients`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import stop
 
 HOST, CLIENTS, PORT = "10.77.0.1", "10.77.0.2", 8000
-"""Addresses of the two ends, where each has a network of its own."""
+"""Addresses of the two ends of a router's link: each end is in a network namespace of its own."""
 SMALL_MTU, LARGE_MTU = 1500, 9000
 FAST = 10.0
-"""MB/s from which packets are large, which spares CPU."""
+"""MB/s from which packets are large, which needs less CPU time."""
 LEAST_BUFFER = 64
 """Packets."""
 SAMPLE_S = 0.02
-"""Between two counts of what has crossed."""
+"""Seconds between two counts of the bytes that have crossed."""
 ROUTER, RELAY = "benchmarks.lib.link_router", "benchmarks.lib.link_relay"
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Args:
-    rate: MB/s (10**6 bytes of IP packets).
-    round_trip_ms: without any queue.
+    """How fast a link is.
+
+    Args:
+        rate: MB/s (10**6 bytes of IP packets).
+        round_trip_ms: milliseconds, without any queue.
     """
 
     rate: float
@@ -40,7 +43,7 @@ class Link:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate, in bytes."""
+        """The rate in bytes per second."""
         return self.rate * 1e6
 
     @property
@@ -55,23 +58,23 @@ class Link:
 
     @property
     def in_flight(self) -> float:
-        """Bytes: its rate times its round trip."""
+        """Bytes under way in one round trip: rate times round trip."""
         return self.bytes_per_s * self.round_trip_ms / 1000
 
     @property
     def buffer(self) -> float:
-        """Bytes that wait before more are dropped."""
+        """Bytes that the link's buffer holds: packets beyond that are dropped."""
         return max(self.in_flight, LEAST_BUFFER * self.mtu)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A link that works, and the host behind it.
+class RunningLink:
+    """A link in operation, and the host behind it.
 
     Args:
         process: of the router or the relay.
-        module: which of the two.
-        url: of the host, as the clients reach it.
+        module: `ROUTER` or `RELAY`.
+        url: of the host, for the clients.
     """
 
     process: subprocess.Popen[bytes]
@@ -79,18 +82,19 @@ class Running:
     url: str
 
     @property
-    def network_of(self) -> list[str]:
-        """The process in whose network the clients have to be; none if they may be anywhere."""
-        return [str(self.process.pid)] if self.module == ROUTER else []
+    def network_of(self) -> int | None:
+        """The process in whose network namespace the clients have to be; None if they may be in any."""
+        return self.process.pid if self.module == ROUTER else None
 
     def crossed(self) -> list[tuple[float, int]]:
-        """Bytes that have reached the clients by then, at moments of `time.monotonic()`; of IP packets, or of the
-        streams alone where a relay counts them."""
-        return self._ask("crossed")
+        """Pairs of a moment (`time.monotonic()`) and the bytes that have reached the clients by then. A router counts
+        IP packets, a relay the bytes of the streams."""
+        crossed: list[tuple[float, int]] = self._ask("crossed")
+        return crossed
 
     def dropped(self) -> int:
-        """Packets for which the buffer had no room."""
-        return self._ask("dropped")
+        """Packets that were dropped because the buffer was full."""
+        return int(self._ask("dropped"))
 
     def _ask(self, what: str) -> Any:
         assert self.process.stdin is not None
@@ -101,37 +105,38 @@ class Running:
 
 
 class CannotEmulate(Exception):
-    """This machine lets us make no such link; the message says why."""
+    """This machine cannot emulate such a link. The message says why."""
 
 
 @contextlib.contextmanager
-def emulated(link: Link, modules: tuple[str, ...] = (ROUTER, RELAY)) -> Iterator[Running]:
-    """The link and the picture host behind it, while the context lasts, made by the first module that can.
+def emulated(link: Link, modules: tuple[str, ...] = (ROUTER, RELAY)) -> Iterator[RunningLink]:
+    """The link and the picture host behind it, while the context lasts, by the first of the modules that works here.
 
     Raises:
-        CannotEmulate: none of them can.
+        CannotEmulate: none of them works here.
     """
     with contextlib.ExitStack() as stack:
         yield _first(link, modules, stack)
 
 
-def _first(link: Link, modules: tuple[str, ...], stack: contextlib.ExitStack) -> Running:
+def _first(link: Link, modules: tuple[str, ...], stack: contextlib.ExitStack) -> RunningLink:
     why = ""
     for module in modules:
         command = [sys.executable, "-m", module, json.dumps(asdict(link))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, start_new_session=True)
         stack.callback(stop, process)
         assert process.stdout is not None
-        ready, _, told = process.stdout.readline().decode().strip().partition(" ")
+        ready, _, rest = process.stdout.readline().decode().strip().partition(" ")
         if ready == "ready":
-            return Running(process, module, told)
-        why = f"{ready} {told}"
+            return RunningLink(process, module, rest)
+        why = f"{ready} {rest}"
     raise CannotEmulate(why.strip() or f"{module} did not start")
 
 
 def start_host(address: str, port: int) -> None:
-    """Starts the picture host, in this thread's network; it ends with this process."""
+    """Starts the picture host in this thread's network namespace and waits until it listens. It ends with this
+    process."""
     command = [sys.executable, "-m", "benchmarks.lib.link_host", address, str(port)]
     host = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert host.stdout is not None

@@ -1,37 +1,31 @@
-"""The clients of an emulated link: a process in its network that fetches pictures in one of two ways, as it is told.
+"""The clients of an emulated link: a process that reads jobs from standard input, and fetches pictures in two ways.
 
-*ours*: one `Fetcher`, as a preprocessor has it; a client is a request whose pictures are all asked for at once.
-*Marqo's*: for each client `threads` threads, each with a contiguous part of its pictures, one after the other; for each
-picture a libcurl handle of its own, so a connection of its own, with a time limit for all of it: as its native code.
+*ours*: one `Fetcher`, as a preprocessor has it. A client is a request, which asks for all of its pictures at once.
+*Marqo's*: each client has `threads` threads, each with a contiguous part of its pictures, one after the other. For each
+picture it makes a libcurl handle, so a new connection, with a time limit for all of the transfer, as Marqo does.
 
-FETCHER_FROM names another checkout whose `embedding` is measured instead of this one's.
+    python -m benchmarks.lib.link_clients [--network-of PID] [--fetcher FOLDER]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
 import math
-import os
 import sys
 import threading
 import time
 import urllib.request
 from dataclasses import dataclass, fields
+from importlib import import_module
 from io import BytesIO
 from typing import Any
 
 import pycurl
 
 from benchmarks.lib.namespaces import die_with_parent, enter_network
-
-FROM = os.environ.get("FETCHER_FROM", "")
-if FROM:
-    sys.path.insert(0, FROM)
-
-from embedding.errors import MediaError  # noqa: E402
-from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +35,13 @@ class Job:
     Args:
         way: "ours" or "Marqo's".
         url: of the host.
-        run: makes the paths of this job its own.
+        run: part of the pictures' paths, which no other job has.
         nbytes: of a picture.
-        clients: at a time.
+        clients: that fetch at the same time.
         pictures: of each client.
-        threads: `downloadThreadCount`; of a client that is Marqo's, threads.
+        threads: `downloadThreadCount`: the threads of a client that fetches as Marqo does.
         timeout_ms: for one picture.
-        allowed: networks that the guard lets through.
+        allowed: networks from which our fetcher may fetch.
     """
 
     way: str
@@ -61,12 +55,12 @@ class Job:
     allowed: str
 
     def path(self, client: int, picture: int) -> str:
-        """Of one picture; the host's log has it."""
+        """Path of one picture, as it is in the host's log."""
         return f"/{self.nbytes}/{self.run}/{client}/{picture}.jpg"
 
 
-class Ledger:
-    """What became of each picture, in seconds since the job began."""
+class Log:
+    """When each picture of a job was asked for and when it arrived or failed, by `time.monotonic()`."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -74,30 +68,41 @@ class Ledger:
         self._ends: list[tuple[str, float, str]] = []
 
     def note(self, path: str, data: bytes | None, problem: str = "") -> None:
-        """One picture is there, or never will be."""
+        """Notes that a picture has arrived, or that it has failed (`data` is None)."""
         if data is not None and len(data) != self._job.nbytes:
             problem = f"{len(data)} bytes"
         self._ends.append((path, time.monotonic(), problem))
 
-    def told(self) -> dict[str, Any]:
-        """`began` (time.monotonic()), and for each picture when it was `asked` for at the host and `ended`."""
-        with urllib.request.urlopen(f"{self._job.url}/log", timeout=60) as answer:
-            asked = json.load(answer)
+    def answer(self) -> dict[str, Any]:
+        """When the job `began`, and for each picture when the host was `asked` for it, when it `ended`, and its
+        `problem`."""
+        with urllib.request.urlopen(f"{self._job.url}/log", timeout=60) as reply:
+            asked = json.load(reply)
         pictures = [{"asked": asked.get(path), "ended": at, "problem": why} for path, at, why in self._ends]
         return {"began": self._began, "pictures": pictures}
 
 
-async def ours(job: Job, ledger: Ledger) -> None:
-    """All clients in one fetcher."""
+async def ours(job: Job, log: Log) -> None:
+    """Fetches with one fetcher for all clients."""
+    # Here, since `--fetcher` decides from which checkout it comes.
+    from embedding.errors import MediaError
+    from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
+
     fetcher = Fetcher(FetchSettings(allowed_networks=job.allowed))
+    known = {field.name for field in fields(FetchOptions)}  # an older checkout's are fewer
+
+    def options(client: int) -> FetchOptions:
+        wanted = {"timeout_ms": job.timeout_ms, "request": f"{job.run}/{client}", "threads": job.threads}
+        given: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
+        return FetchOptions(**given)
 
     async def one(client: int, picture: int) -> None:
         path = job.path(client, picture)
         try:
-            async with fetcher.holding(job.url + path, _options(job, client)) as data:
-                ledger.note(path, data)
+            async with fetcher.holding(job.url + path, options(client)) as data:
+                log.note(path, data)
         except MediaError as error:
-            ledger.note(path, None, str(error))
+            log.note(path, None, str(error))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -108,18 +113,11 @@ async def ours(job: Job, ledger: Ledger) -> None:
         await fetcher.close()
 
 
-def _options(job: Job, client: int) -> FetchOptions:
-    """As far as this checkout's fetcher knows them."""
-    wanted = {"timeout_ms": job.timeout_ms, "request": f"{job.run}/{client}", "threads": job.threads}
-    known = {field.name for field in fields(FetchOptions)}
-    return FetchOptions(**{name: value for name, value in wanted.items() if name in known})
-
-
-def marqo(job: Job, ledger: Ledger) -> None:
-    """Plain clients: `threads` for each request, each with a part of its pictures that lie side by side."""
+def marqo(job: Job, log: Log) -> None:
+    """Fetches as Marqo does: `threads` threads for each client, each with a contiguous part of its pictures."""
     part = math.ceil(job.pictures / job.threads)
     threads = [
-        threading.Thread(target=_in_turn, args=(job, ledger, client, range(start, min(start + part, job.pictures))))
+        threading.Thread(target=_in_turn, args=(job, log, client, range(start, min(start + part, job.pictures))))
         for client in range(job.clients)
         for start in range(0, job.pictures, part)
     ]
@@ -129,7 +127,7 @@ def marqo(job: Job, ledger: Ledger) -> None:
         thread.join()
 
 
-def _in_turn(job: Job, ledger: Ledger, client: int, pictures: range) -> None:
+def _in_turn(job: Job, log: Log, client: int, pictures: range) -> None:
     for picture in pictures:
         path = job.path(client, picture)
         curl, body = pycurl.Curl(), BytesIO()
@@ -141,26 +139,33 @@ def _in_turn(job: Job, ledger: Ledger, client: int, pictures: range) -> None:
         try:
             curl.perform()
         except pycurl.error as error:
-            ledger.note(path, None, str(error))
+            log.note(path, None, str(error))
         else:
-            ledger.note(path, body.getvalue())
+            log.note(path, body.getvalue())
         finally:
             curl.close()
 
 
 def main() -> None:
-    """Reads jobs as lines of JSON, and answers each; in the network of another process, if one is given."""
+    """Reads jobs as lines of JSON and answers each with a line of JSON."""
     die_with_parent()
-    if sys.argv[1:]:
-        enter_network(int(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network-of", type=int, metavar="PID", help="enter the network namespace of this process")
+    parser.add_argument("--fetcher", metavar="FOLDER", help="a checkout whose fetcher is measured")
+    given = parser.parse_args()
+    if given.network_of is not None:
+        enter_network(given.network_of)
+    if given.fetcher is not None:
+        sys.path.insert(0, given.fetcher)
+    import_module("embedding.fetch.fetcher")  # now, or its import would count as time of the first job
     while line := sys.stdin.readline():
         job = Job(**json.loads(line))
-        ledger = Ledger(job)
+        log = Log(job)
         if job.way == "ours":
-            asyncio.run(ours(job, ledger))
+            asyncio.run(ours(job, log))
         else:
-            marqo(job, ledger)
-        print(json.dumps(ledger.told()), flush=True)
+            marqo(job, log)
+        print(json.dumps(log.answer()), flush=True)
 
 
 if __name__ == "__main__":

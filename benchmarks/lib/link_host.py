@@ -1,6 +1,7 @@
-"""The picture host at the far end of an emulated link: a thread for each connection, which costs little CPU.
+"""The picture host at the far end of an emulated link: `python -m benchmarks.lib.link_host ADDRESS PORT`.
 
-`/SIZE/ANYTHING` is a body of so many bytes; `/log` tells when each path was asked for, and forgets it.
+`GET /SIZE/ANYTHING` answers with so many bytes. `GET /log` answers with the moment at which each path was asked for
+since the last `GET /log`. A thread for each connection needs little CPU time.
 """
 
 from __future__ import annotations
@@ -15,20 +16,19 @@ import time
 from benchmarks.lib.namespaces import die_with_parent
 
 CONGESTION_CONTROL = b"cubic"
-"""Of most servers, whatever this machine's own default is."""
-
+"""As most servers have it, whatever the default of this machine is."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
 
 
 class LinkHost:
-    """Serves on a listening socket."""
+    """Serves on a socket that listens already."""
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
         self._asked: dict[str, float] = {}
 
     def serve(self) -> None:
-        """Takes connections until the process ends."""
+        """Accepts connections until the process ends."""
         while True:
             connection, _ = self._listening.accept()
             threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
@@ -42,9 +42,7 @@ class LinkHost:
                 while b"\r\n\r\n" in received:
                     head, _, received = received.partition(b"\r\n\r\n")
                     body = self._body(head.split(b" ", 2)[1].decode())
-                    connection.sendall(
-                        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(body)
-                    )
+                    connection.sendall(HEAD % len(body))
                     connection.sendall(body)
 
     def _body(self, path: str) -> bytes:
@@ -56,7 +54,7 @@ class LinkHost:
 
 
 def main() -> None:
-    """Serves at an address and port, having said that it does."""
+    """Listens, prints `ready`, and serves."""
     die_with_parent()
     with socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024) as listening:
         with contextlib.suppress(OSError):

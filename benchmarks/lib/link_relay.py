@@ -1,8 +1,10 @@
-"""The relay of an emulated link: streams that share a rate, for machines that let us make no networks of our own.
+"""An emulated link as a relay of streams that share a rate, for machines that allow no network namespaces.
 
-Connections share the rate fairly, in quanta, and both ways take half of the round trip; a connection's first bytes come
-a round trip later, as if they had waited for a handshake. No packets are lost and no connection starts slowly: a relay
-is kinder to many transfers at a time than a real link.
+    python -m benchmarks.lib.link_relay '{"rate": …, "round_trip_ms": …}'
+
+Connections share the rate fairly, in quanta, and each direction takes half of the round trip. A connection's first
+bytes come a round trip later, as after a handshake. No packets are lost and there is no slow start: many transfers at
+a time do better through a relay than over a real link.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from benchmarks.lib.process import free_port
 
 ADDRESS = "127.0.0.1"
 QUANTUM = 8192
-"""Bytes of a connection that pass before another one's turn."""
+"""Bytes of one connection that pass before it is another one's turn."""
 _AHEAD_S = 0.004
-"""How far a transfer may be ahead of the link's clock: timers are not more precise than that."""
+"""Seconds by which a transfer may be ahead of the link's clock: timers are not more precise."""
 
 
 class Relay:
@@ -41,7 +43,7 @@ class Relay:
         self.samples: list[tuple[float, int]] = [(0.0, 0)]
 
     async def carry(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
+        """Relays one connection until it ends."""
         clock = asyncio.get_running_loop().time
         host, to_host = await asyncio.open_connection(ADDRESS, self._port)
         greeted = clock() + 2 * self._one_way
@@ -61,7 +63,7 @@ class Relay:
             writer.transport.abort()
 
     async def _shaped(self, nbytes: int) -> float:
-        """Takes a turn on the link; returns the moment at which the bytes are at its other end."""
+        """Waits for the link's turn; returns the moment at which the bytes are at its other end."""
         now = asyncio.get_running_loop().time()
         self._free_at = max(self._free_at, now) + nbytes / self._link.bytes_per_s
         passed = self._free_at
@@ -71,8 +73,8 @@ class Relay:
             self.samples.append((passed, self._crossed))
         return passed + self._one_way
 
-    def told(self, asked: str) -> object:
-        """The answer to what `Running` asks."""
+    def answer(self, asked: str) -> object:
+        """The answer to a question of `RunningLink`."""
         latest = (asyncio.get_running_loop().time(), self._crossed)
         return {"crossed": [*self.samples, latest], "dropped": 0}[asked]
 
@@ -84,7 +86,7 @@ async def _at(moment: float) -> float:
 async def _carry(
     source: asyncio.StreamReader, sink: asyncio.StreamWriter, arrival: Callable[[int], Awaitable[float]]
 ) -> None:
-    """Bytes of one direction, each written when it arrives; returns when the last one has."""
+    """Relays one direction, each chunk when it arrives; returns when the last one has arrived."""
     loop = asyncio.get_running_loop()
     arrives = 0.0
     with contextlib.suppress(OSError):
@@ -95,7 +97,7 @@ async def _carry(
 
 
 async def _serve(link: Link) -> None:
-    """Relays until standard input ends, and answers what is asked there."""
+    """Relays until standard input ends, and answers questions from there."""
     port = free_port()
     start_host(ADDRESS, port)
     relay = Relay(link, port)
@@ -105,11 +107,11 @@ async def _serve(link: Link) -> None:
         asked = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
         while line := await asked.readline():
-            print(json.dumps(relay.told(line.decode().strip())), flush=True)
+            print(json.dumps(relay.answer(line.decode().strip())), flush=True)
 
 
 def main() -> None:
-    """Starts the host, says where the relay is, and relays."""
+    """Starts the host, prints `ready` and the relay's URL, and relays."""
     die_with_parent()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(Link(**json.loads(sys.argv[1]))))

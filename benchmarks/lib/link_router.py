@@ -1,8 +1,10 @@
-"""The router of an emulated link: real TCP, and packets that pass from one network namespace to another.
+"""An emulated link as a router of packets between two network namespaces, with the kernel's own TCP at both ends.
 
-Each namespace has a tun device; this process carries packets between the two. Towards the clients they pass a link with
-a rate and a drop-tail buffer; both ways take half of the round trip. The other way, that of requests and
-acknowledgements, has no limit.
+    python -m benchmarks.lib.link_router '{"rate": …, "round_trip_ms": …}'
+
+Each namespace has a tun device, and this process carries packets between the two. Towards the clients the link has a
+rate and a drop-tail buffer. Towards the host, where requests and acknowledgements go, it has no limit. Each direction
+takes half of the round trip.
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from benchmarks.lib import namespaces
 from benchmarks.lib.link import CLIENTS, HOST, PORT, SAMPLE_S, Link, start_host
 
 _BURST = 64
-"""Packets that are read before others are delivered."""
+"""Most packets that are read before others are delivered."""
 _MOST_BYTES = 65536
 
 
-class _Way:
-    """One direction: packets on their way to a device."""
+class _Direction:
+    """One direction of the link.
+
+    Args:
+        source: descriptor of the device that packets are read from.
+        sink: descriptor of the device that they are written to.
+        seconds: that a packet takes.
+        rate: bytes per second.
+        buffer: bytes that may wait; further packets are dropped.
+    """
 
     def __init__(self, source: int, sink: int, seconds: float, rate: float = float("inf"), buffer: float = 0) -> None:
         self.source = source
@@ -38,7 +48,7 @@ class _Way:
         self.dropped = 0
 
     def take(self, now: float) -> None:
-        """Reads what waits at the source."""
+        """Reads the packets that wait at the source."""
         for _ in range(_BURST):
             try:
                 packet = os.read(self.source, _MOST_BYTES)
@@ -52,7 +62,7 @@ class _Way:
             self._packets.append((self._free_at + self._seconds, packet))
 
     def deliver(self, now: float) -> float:
-        """Hands over what has arrived; returns seconds until the next packet does."""
+        """Writes the packets that have arrived; returns the seconds until the next one does."""
         packets = self._packets
         while packets and packets[0][0] <= now:
             _, packet = packets.popleft()
@@ -61,17 +71,17 @@ class _Way:
         return packets[0][0] - now if packets else 1.0
 
 
-def _route(down: _Way, up: _Way) -> None:
-    """Carries packets until standard input ends, and answers what is asked there."""
-    samples = []
+def _route(down: _Direction, up: _Direction) -> None:
+    """Carries packets until standard input ends, and answers questions of `RunningLink` from there."""
+    samples: list[tuple[float, int]] = []
     sample_at = 0.0
     wait = 0.0
     while True:
         readable, _, _ = select.select([down.source, up.source, sys.stdin], [], [], wait)
         now = time.monotonic()
-        for way in (down, up):
-            if way.source in readable:
-                way.take(now)
+        for direction in (down, up):
+            if direction.source in readable:
+                direction.take(now)
         if sys.stdin in readable:
             asked = os.read(0, 100).decode().strip()
             if not asked:
@@ -84,7 +94,7 @@ def _route(down: _Way, up: _Way) -> None:
 
 
 def main() -> None:
-    """Builds the link, starts the host at its far end, says that it is ready, and routes."""
+    """Builds the link, starts the host at its far end, prints `ready` and the host's URL, and routes."""
     namespaces.die_with_parent()
     link = Link(**json.loads(sys.argv[1]))
     try:
@@ -94,15 +104,15 @@ def main() -> None:
         namespaces.new_network()
         clients_end = namespaces.tun(CLIENTS, HOST, link.mtu, link.initial_window)
     except OSError as error:
-        print(f"no network of our own: {error}", flush=True)
+        print(f"no network namespace: {error}", flush=True)
         return
     with contextlib.suppress(OSError):
-        os.nice(-10)  # what it is late with, the link seems to be
+        os.nice(-10)  # a delay of this process would count as one of the link
     one_way = link.round_trip_ms / 2000
-    down = _Way(host_end, clients_end, one_way, link.bytes_per_s, link.buffer)
+    down = _Direction(host_end, clients_end, one_way, link.bytes_per_s, link.buffer)
     print(f"ready http://{HOST}:{PORT}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        _route(down, _Way(clients_end, host_end, one_way))
+        _route(down, _Direction(clients_end, host_end, one_way))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Load on a server: closed loops for throughput, an open loop for latency.
 
-A closed loop's client sends its next request when it has its answer. An open loop sends at a constant rate whatever
-the answers do, and counts from the moment at which a request was due: waiting in line is part of the latency.
+A client of a closed loop sends its next request when it has its answer. An open loop sends at a constant rate whatever
+the server does, and counts from the moment at which a request was due: time in a queue is part of the latency.
 """
 
 from __future__ import annotations
@@ -18,54 +18,55 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 
 from benchmarks.lib.cpu import CpuMeter
-from benchmarks.lib.target import Target
+from benchmarks.lib.target import Items, Target
 
 BATCH = 32
-"""Contents of one bulk request."""
+"""Items of one bulk request."""
 WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Args:
-    contents: answered within the window.
-    seconds: the window.
-    cpu: CPU seconds of the server within the window, by group.
+    """What was answered within a window of time.
+
+    Args:
+        items: answered within the window.
+        seconds: length of the window.
+        cpu: CPU seconds of the server within the window, by group of processes.
     """
 
-    contents: int
+    items: int
     seconds: float
     cpu: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
-        """Contents per second."""
-        return self.contents / self.seconds
+        """Items per second."""
+        return self.items / self.seconds
 
     @property
     def cpu_ms(self) -> dict[str, float]:
-        """CPU milliseconds per content, by group."""
-        return {group: 1000 * seconds / max(1, self.contents) for group, seconds in self.cpu.items()}
+        """CPU milliseconds per item, by group."""
+        return {group: 1000 * seconds / max(1, self.items) for group, seconds in self.cpu.items()}
 
 
 def closed_loop(
-    target: Target, contents: Sequence[str], clients: int, seconds: float, meter: CpuMeter | None = None
+    target: Target, items: Sequence[str], clients: int, seconds: float, meter: CpuMeter | None = None
 ) -> Throughput:
-    """Throughput of `clients` that send requests of 32 contents each, after a warm-up of two seconds.
+    """Throughput of `clients` that send requests of 32 items each, after a warm-up of two seconds.
 
     Raises:
-        ValueError: a reply was refused or lacks a vector.
+        ValueError: a request was refused, or a vector is missing in a reply.
     """
-    return asyncio.run(_closed_loop(target, contents, clients, seconds, meter))
+    return asyncio.run(_closed_loop(target, items, clients, seconds, meter))
 
 
 async def _closed_loop(
-    target: Target, contents: Sequence[str], clients: int, seconds: float, meter: CpuMeter | None
+    target: Target, items: Sequence[str], clients: int, seconds: float, meter: CpuMeter | None
 ) -> Throughput:
-    bodies = _bodies(target, contents)
+    bodies = _bodies(target, items)
     replies: list[tuple[float, bytes]] = []
 
     async def client(session: aiohttp.ClientSession) -> None:
@@ -89,15 +90,15 @@ async def _closed_loop(
 
 
 @contextlib.contextmanager
-def background(target: Target, contents: Sequence[str], clients: int) -> Iterator[Callable[[], int]]:
+def background(target: Target, items: Sequence[str], clients: int) -> Iterator[Callable[[], int]]:
     """Closed-loop clients in a process of their own while the context lasts.
 
     Yields:
-        Tells how many contents have been answered so far.
+        A function that returns how many items have been answered so far.
     """
     context = multiprocessing.get_context("spawn")
     answered = context.Value("q", 0)
-    process = context.Process(target=_run_background, args=(target, contents, clients, answered), daemon=True)
+    process = context.Process(target=_run_background, args=(target, items, clients, answered), daemon=True)
     process.start()
     try:
         while answered.value == 0 and process.is_alive():
@@ -111,35 +112,35 @@ def background(target: Target, contents: Sequence[str], clients: int) -> Iterato
         process.join()
 
 
-def _run_background(target: Target, contents: Sequence[str], clients: int, answered: object) -> None:
+def _run_background(target: Target, items: Sequence[str], clients: int, answered: Any) -> None:
     async def client(session: aiohttp.ClientSession, bodies: Iterator[bytes]) -> None:
         while True:
             rows = target.unpack(await post(session, target, next(bodies)))
-            answered.value += len(rows)  # type: ignore[attr-defined]
+            answered.value += len(rows)
 
     async def run() -> None:
-        bodies = _bodies(target, contents)
+        bodies = _bodies(target, items)
         async with _session() as session:
             await asyncio.gather(*(client(session, bodies) for _ in range(clients)))
 
     asyncio.run(run())
 
 
-def open_loop(target: Target, contents: Sequence[str], rate: float, seconds: float) -> list[float]:
-    """Latencies in milliseconds of requests of one content each, `rate` of them per second for `seconds`."""
-    return asyncio.run(_open_loop(target, contents, rate, seconds))
+def open_loop(target: Target, items: Sequence[str], rate: float, seconds: float) -> list[float]:
+    """Latencies in milliseconds of requests of one item each, `rate` of them per second for `seconds`."""
+    return asyncio.run(_open_loop(target, items, rate, seconds))
 
 
-def one_after_the_other(target: Target, contents: Sequence[str], count: int) -> list[float]:
-    """Latencies in milliseconds of `count` requests of one content each, by a single client: an idle server's."""
-    return asyncio.run(_one_after_the_other(target, contents, count))
+def one_after_the_other(target: Target, items: Sequence[str], count: int) -> list[float]:
+    """Latencies in milliseconds of `count` requests of one item each, of a single client on an idle server."""
+    return asyncio.run(_one_after_the_other(target, items, count))
 
 
-async def _one_after_the_other(target: Target, contents: Sequence[str], count: int) -> list[float]:
+async def _one_after_the_other(target: Target, items: Sequence[str], count: int) -> list[float]:
     latencies = []
     async with _session() as session:
         for i in range(-5, count):  # the first five only warm up
-            body = target.pack([contents[i % len(contents)]])
+            body = target.pack([items[i % len(items)]])
             started = time.perf_counter()
             target.unpack(await post(session, target, body))
             if i >= 0:
@@ -147,8 +148,8 @@ async def _one_after_the_other(target: Target, contents: Sequence[str], count: i
     return latencies
 
 
-async def _open_loop(target: Target, contents: Sequence[str], rate: float, seconds: float) -> list[float]:
-    bodies = [target.pack([content]) for content in contents]
+async def _open_loop(target: Target, items: Sequence[str], rate: float, seconds: float) -> list[float]:
+    bodies = [target.pack([item]) for item in items]
     async with _session() as session:
 
         async def one(body: bytes, due: float) -> float:
@@ -165,15 +166,15 @@ async def _open_loop(target: Target, contents: Sequence[str], rate: float, secon
 
 
 async def _until(due: float) -> None:
-    """Lets others run until then. The event loop's timers are late by up to a millisecond, which would count as the
-    server's; so the last two are spent asking for the time."""
+    """Waits, and lets other tasks run. The event loop's timers are late by up to a millisecond, which would count as
+    latency of the server: so the last two milliseconds are spent asking for the time."""
     await asyncio.sleep(max(0.0, due - time.perf_counter() - 0.002))
     while time.perf_counter() < due:  # noqa: ASYNC110 - there is no event for a moment
         await asyncio.sleep(0)
 
 
 class Conversation:
-    """One client on one connection, for measurements that need to see its side too."""
+    """One client on one connection, for measurements that need its CPU time and bytes too."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -185,34 +186,38 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def ask(self, contents: Sequence[Any] | np.ndarray) -> int:
+    def ask(self, items: Items) -> int:
         """Packs, sends, waits and unpacks.
 
         Returns:
             Bytes of request and reply, without headers.
 
         Raises:
-            ValueError: the server refused, or vectors are missing.
+            ValueError: the server refused the request, or a vector is missing.
         """
-        body = self._target.pack(contents)
+        body = self._target.pack(items)
         self._http.request("POST", urlsplit(self._target.url).path, body, dict(self._target.headers))
         response = self._http.getresponse()
         reply = response.read()
         if response.status != 200:
             raise ValueError(f"{self._target.url} answered {response.status}: {reply[:500]!r}")
-        if len(self._target.unpack(reply)) != len(contents):
+        if len(self._target.unpack(reply)) != len(items):
             raise ValueError(f"{self._target.url} gave another number of vectors than was asked for")
         return len(body) + len(reply)
 
 
-def once(target: Target, contents: Sequence[Any]) -> None:
-    """One request, answered in full."""
+def once(target: Target, items: Items) -> None:
+    """Sends one request and waits for the answer.
+
+    Raises:
+        ValueError: as `Conversation.ask`.
+    """
     with Conversation(target) as conversation:
-        conversation.ask(contents)
+        conversation.ask(items)
 
 
 async def post(session: aiohttp.ClientSession, target: Target, body: bytes) -> bytes:
-    """The reply's body.
+    """Sends a request and returns the reply's body.
 
     Raises:
         ValueError: the status is not 200.
@@ -224,10 +229,10 @@ async def post(session: aiohttp.ClientSession, target: Target, body: bytes) -> b
         return reply
 
 
-def _bodies(target: Target, contents: Sequence[str]) -> Iterator[bytes]:
-    """Requests of 32 contents, each starting where the last one ended, for ever."""
-    around = itertools.cycle(contents)
-    packed = [target.pack(list(itertools.islice(around, BATCH))) for _ in range(max(1, len(contents) // BATCH * 4))]
+def _bodies(target: Target, items: Sequence[str]) -> Iterator[bytes]:
+    """An endless series of requests of 32 items, each of which starts after the last item of the one before."""
+    around = itertools.cycle(items)
+    packed = [target.pack(list(itertools.islice(around, BATCH))) for _ in range(max(1, len(items) // BATCH * 4))]
     return itertools.cycle(packed)
 
 

@@ -1,4 +1,4 @@
-"""What the hosts of tests have in common: an HTTP server on loopback, in threads of its own."""
+"""An HTTP server on loopback in threads of its own: the base of hosts that tests define."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Self
 
 
 class Loopback:
-    """Answers while the `with` block lasts, as `handler` says."""
+    """Answers while the `with` block lasts, with the class that `handler` returns."""
 
     def handler(self) -> type[Handler]:
-        """What answers the requests."""
+        """The class that answers requests."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -39,13 +39,13 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), host.handler())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Clients that are killed or give up are what some of the tests are about.
+        # Some tests are about clients that are killed or give up.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Keeps connections, and logs nothing."""
+    """Keeps connections alive, and logs nothing."""
 
     protocol_version = "HTTP/1.1"
     server: _Server

@@ -1,6 +1,6 @@
-"""The models of all benchmarks: open_clip architectures with seeded random weights.
+"""The models of all benchmarks: open_clip architectures with random weights from a seed.
 
-Random weights cost as much to run as trained ones, and separate pictures well enough to compare vectors.
+A forward pass takes as long with random weights as with trained ones, and their vectors differ enough to be compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Checkpoint:
     """One model on disk.
 
     Args:
-        architecture: open_clip's name; a config of that name lies beside the weights if open_clip has none.
+        architecture: open_clip's name for it. If open_clip has none, a config of that name lies beside the weights.
         path: the safetensors file.
         dimensions: length of its vectors.
     """
@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def properties(self) -> dict[str, Any]:
-        """As Marqo's `modelProperties`."""
+        """Marqo's `modelProperties` for it."""
         return {
             "name": self.architecture,
             "dimensions": self.dimensions,
@@ -47,19 +47,19 @@ class Checkpoint:
 
 
 def small_clip() -> Checkpoint:
-    """224 pixels, patches of 32, width 192, depth 4: a CLIP that costs little, so that everything else shows."""
+    """A CLIP of 224 pixels, patches of 32, width 192, depth 4: so cheap that everything else shows in a measurement."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "bench-small.json").write_text(json.dumps(SMALL_CONFIG))
     return _checkpoint("bench-small", 256)
 
 
 def vit_b_32() -> Checkpoint:
-    """The size that people use most: encoding costs more than everything else."""
+    """The size that is used most: encoding costs more than everything else."""
     return _checkpoint("ViT-B-32", 512)
 
 
 def vit_l_14() -> Checkpoint:
-    """A large one, for GPUs."""
+    """A large model, for GPUs."""
     return _checkpoint("ViT-L-14", 768)
 
 
@@ -67,6 +67,7 @@ def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
     """The model as our encoder loads it (`embedding.models.model.Model`), in this process."""
     import torch
 
+    from embedding.models.files.options import LoadOptions
     from embedding.models.loader import load_model
     from embedding.models.openclip.model import add_architectures
     from embedding.models.spec import ModelSpec
@@ -74,7 +75,8 @@ def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
 
     add_architectures(FOLDER)
     config = ModelConfig(model_name=checkpoint.architecture, model_properties=checkpoint.properties)
-    return load_model(ModelSpec.from_config(config), torch.device(device))
+    options = LoadOptions(model_sources=("path",), path_roots=(checkpoint.path.parent,))
+    return load_model(ModelSpec.from_config(config), torch.device(device), options)
 
 
 def _checkpoint(architecture: str, dimensions: int) -> Checkpoint:

@@ -1,5 +1,7 @@
-"""Network namespaces and tun devices of Linux, for a process that may make them. All of them end with the processes
-that hold them: nothing has to be cleaned up, however a process ends."""
+"""Network namespaces and tun devices of Linux, for a process that has the rights to make them.
+
+All of them end with the processes that hold them, however those end: nothing has to be cleaned up.
+"""
 
 from __future__ import annotations
 
@@ -21,48 +23,48 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> None:
-    """Ends this process with the thread that started it."""
+    """Has the kernel kill this process when the thread that started it ends."""
     _call("prctl", _PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def new_network() -> None:
-    """Moves this thread into a network of its own, with nothing but a loopback that is up.
+    """Moves this thread into a new network namespace, in which loopback is up.
 
     Raises:
-        OSError: it may not.
+        OSError: the kernel does not allow it.
     """
     _call("unshare", _NEW_NETWORK)
     _ip("link", "set", "lo", "up")
 
 
 def enter_network(pid: int) -> None:
-    """Moves this thread into the network of another process.
+    """Moves this thread into the network namespace of another process.
 
     Raises:
-        OSError: it may not.
+        OSError: the kernel does not allow it.
     """
     with Path(f"/proc/{pid}/ns/net").open() as namespace:
         _call("setns", namespace.fileno(), _NEW_NETWORK)
 
 
 def tun(address: str, peer: str, mtu: int, initial_window: int) -> int:
-    """A tun device in this thread's network, up.
+    """Makes a tun device in this thread's network namespace, which is up.
 
     Args:
         address: IPv4, of this end.
         peer: IPv4, of the other end.
-        mtu: bytes.
+        mtu: bytes of the largest packet.
         initial_window: segments that a new connection sends at once.
 
     Returns:
-        The descriptor that its packets are read from and written to, not blocking.
+        The non-blocking descriptor that its packets are read from and written to.
 
     Raises:
-        OSError: it may not, or there are no tun devices.
+        OSError: the kernel does not allow it, or has no tun devices.
     """
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(descriptor, _TUN_SET_INTERFACE, struct.pack("16sH22x", _DEVICE.encode(), _TUN | _NO_PACKET_INFO))
-    # The device's own queue never drops: the link's buffer is the router's.
+    # The device's own queue must never drop packets: only the router's buffer does.
     _ip("link", "set", "dev", _DEVICE, "mtu", str(mtu), "txqueuelen", "10000", "up")
     _ip("address", "add", f"{address}/32", "dev", _DEVICE)
     _ip("route", "add", f"{peer}/32", "dev", _DEVICE, "src", address, "initcwnd", str(initial_window))

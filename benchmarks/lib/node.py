@@ -1,6 +1,7 @@
-"""`python -m benchmarks.lib.node ADDRESS CPUS`: a worker node on loopback until it is ended.
+"""A worker node on loopback, until its process ends: `python -m benchmarks.lib.node ADDRESS CPUS`.
 
-`ray start` would do, but insists on the machine's own address, where the server's Ray does not listen.
+`ray start` insists on the machine's own address, where the server's Ray does not listen. The process needs Ray's
+environment, with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, before it starts: Ray reads it when it is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ STORE_BYTES = 200_000_000
 
 
 def main() -> None:
-    """Joins, and waits to be killed."""
+    """Joins the cluster, and waits to be killed."""
     address, cpus = sys.argv[1:]
     use_token_auth()
     start_worker_node(address, "127.0.0.1", int(cpus), STORE_BYTES)

@@ -1,6 +1,6 @@
-"""An offered load: requests that come at their rate whatever the server does, each judged when its answer is there.
+"""An offered load: requests that are sent at a fixed rate whatever the server does, each answer judged.
 
-The generator is a process of its own; what it costs is told, since it shares the machine with the server.
+The load generator is a process of its own. Its CPU time is reported, since it shares the machine with the server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.lib.target import Target
 
 TIMEOUT_S = 60.0
 TOLERANCE = 1e-4
-"""Largest deviation of a right vector's component: batches of another size round differently."""
+"""Largest deviation of a component of a right vector: batches of another size round differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Ask:
 
     Args:
         kind: its name in the results.
-        target: where it goes and how its reply is read.
-        body: what is sent.
-        vectors: what must come back, float32 (n, dimensions).
+        target: where it is sent, and how its reply is read.
+        body: of the request.
+        vectors: the right answer, float32 (n, dimensions).
     """
 
     kind: str
@@ -49,30 +49,32 @@ class Outcome:
 
     Args:
         kind: of its `Ask`.
-        contents: that it asked for.
+        items: that it asked for.
         due: when it was to be sent.
         done: when its answer was complete.
-        verdict: "right", "refused" (a 503 as it should be), or what is wrong with it.
+        verdict: "right", "refused" (a 503 with Retry-After and a detail), or what is wrong with the answer.
     """
 
     kind: str
-    contents: int
+    items: int
     due: float
     done: float
     verdict: str
 
     @property
     def latency(self) -> float:
-        """Seconds from when it was due: waiting in line counts."""
+        """Seconds from when it was due: time in a queue counts."""
         return self.done - self.due
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Args:
-    name: for reports.
-    rates: requests per second of each kind.
-    seconds: how long.
+    """A time with constant rates.
+
+    Args:
+        name: for reports.
+        rates: requests per second of each kind.
+        seconds: how long.
     """
 
     name: str
@@ -84,36 +86,36 @@ class Phase:
         return sorted((i / rate, kind) for kind, rate in self.rates.items() for i in range(int(rate * self.seconds)))
 
 
-def asked(kind: str, target: Target, contents: Sequence[str]) -> Ask:
-    """A request with the vectors that the server gives for it now, while it has nothing else to do."""
-    body = target.pack(contents)
+def asked(kind: str, target: Target, items: Sequence[str]) -> Ask:
+    """A request, with the vectors that the server answers now, while it is idle."""
+    body = target.pack(items)
     reply = httpx.post(target.url, content=body, headers=dict(target.headers), timeout=TIMEOUT_S)
     return Ask(kind, target, body, target.unpack(reply.content))
 
 
 def offer(asks: Sequence[Ask], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """Goes through the phases without a pause between them, with the asks of each kind in turn.
+    """Offers the load of each phase without a pause between them, with the requests of each kind in turn.
 
     Returns:
-        For each phase its name, `started` (time.monotonic), rates, seconds, `outcomes`, and `cores`: CPU seconds of the
-        generator per second.
+        For each phase `name`, `started` (time.monotonic), `rates`, `seconds`, `outcomes`, and `cores`: CPU seconds of
+        the load generator per second.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run_phases, (asks, phases))
 
 
 def closed(asks: Sequence[Ask], clients: int, seconds: float, beside: Mapping[str, float]) -> list[Outcome]:
-    """What clients get answered who each wait for one answer before they send the next request.
+    """What becomes of the requests of clients that each wait for an answer before they send the next request.
 
     Args:
         asks: sent in turn.
         clients: how many.
         seconds: how long.
-        beside: requests per second of the kinds that come at their rate meanwhile, whatever the server does; of all
-            other kinds the clients ask.
+        beside: requests per second of the kinds that are sent at a fixed rate meanwhile. The clients ask for all other
+            kinds.
 
     Raises:
-        ValueError: an answer was not right. What comes beside the clients may be refused.
+        ValueError: an answer was not right. The requests of `beside` may be refused.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run_closed, (asks, clients, seconds, beside))
@@ -181,7 +183,7 @@ def _turns(asks: Sequence[Ask]) -> dict[str, Iterator[Ask]]:
 
 
 async def judged(http: aiohttp.ClientSession, ask: Ask, started: float, due: float) -> Outcome:
-    """Sends a request and judges its answer."""
+    """Sends a request and judges its answer. Times are in seconds since `started`."""
     try:
         async with http.post(ask.target.url, data=ask.body, headers=ask.target.headers) as response:
             verdict = _verdict(ask, response.status, response.headers, await response.read())
@@ -204,7 +206,7 @@ def _verdict(ask: Ask, status: int, headers: Mapping[str, str], reply: bytes) ->
 
 
 def session() -> aiohttp.ClientSession:
-    """As many connections as it takes."""
+    """A session without a limit of connections."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 

@@ -1,8 +1,9 @@
 """What one release of open_clip builds for pretrained tags, as JSON: `python open_clip_facts.py ROWS.json OUT.json`.
 
-Run by `benchmarks.open_clip_versions` once in each environment, so it imports nothing of this project but, for what the
-server builds, `embedding.models.openclip.reference`. The release's own `create_model_and_transforms` does the work;
-only the weights are ours, made of their names, and towers have two layers: widths, heads and all else stay as they are.
+Run by benchmarks/open_clip_versions.py once in each environment, so it imports nothing of this project except, for what
+this server builds, `embedding.models.openclip.marqo_differences`. The release's own `create_model_and_transforms` does
+the work. But weights are random numbers that depend on their names, and towers have two layers: widths, heads and all
+else are the release's.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ WIDTHS = {
     "xlm-roberta-base": (768, 12, 250002),
     "xlm-roberta-large": (1024, 16, 250002),
 }
-"""Of transformers' text towers, whose configs are on the hub: width, heads, tokens."""
+"""Width, heads and tokens of text towers of transformers, whose configs are on the hub."""
 
 
 def main() -> None:
-    """Reads {"rows": [[architecture, tag], …], "served": whether as the server does it}."""
+    """Reads {"rows": [[architecture, tag], …], "served": whether models are built as this server does}."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     asked, out = (Path(name) for name in sys.argv[1:3])
     given = json.loads(asked.read_text())
-    stand_in(served=given["served"])
+    replace_network(served=given["served"])
     facts = {"/".join(row): facts_of(*row) for row in given["rows"]}
     out.write_text(json.dumps({"tags": tags(), "rows": facts}))
 
 
 def tags() -> dict[str, Any]:
-    """Every tag of the release's table: its preprocessing, and its architecture's config."""
+    """Every tag of the release's table with its preprocessing and its architecture's config."""
     return {
         "/".join(row): {"entry": get_pretrained_cfg(*row), "config": CONFIG(row[0])}
         for row in open_clip.list_pretrained()
@@ -65,7 +66,7 @@ CONFIG: Callable[[str], Any] = open_clip.get_model_config
 
 @torch.inference_mode()
 def facts_of(architecture: str, tag: str) -> dict[str, Any]:
-    """One row, built."""
+    """Builds the model of one tag, and describes it with its vectors of two pictures and of `TEXTS`."""
     PLACE.clear()
     model, _, transform = open_clip.create_model_and_transforms(architecture, tag)
     model.eval()
@@ -92,13 +93,13 @@ def facts_of(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def activations(tower: torch.nn.Module) -> list[str]:
-    """Classes of what is no matrix and no norm."""
+    """Names of the classes of activation functions."""
     found = {type(part).__name__ for part in tower.modules()}
     return sorted(name for name in found if "GELU" in name or "ReLU" in name or name in ("SiLU", "SwiGLU"))
 
 
 def tokens_of(tokenizer: Any, model: Any) -> tuple[torch.Tensor, Any]:
-    """Tokens, and what to say of the tokenizer. Of transformers' ones, which are on the hub, only the settings."""
+    """Tokens, and a description of the tokenizer. Those of transformers are on the hub: only their settings count."""
     if isinstance(tokenizer, dict):
         text = getattr(model, "text", model)
         words = torch.randint(3, 20_000, (2, tokenizer["context_length"]), generator=torch.Generator().manual_seed(0))
@@ -110,19 +111,21 @@ def tokens_of(tokenizer: Any, model: Any) -> tuple[torch.Tensor, Any]:
 
 
 def checksum(value: Any) -> str:
+    """A checksum of plain data."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
-# --- Stand-ins for what is on the network ---
+# --- Replacements of what is on the network ---
 
-PLACE: dict[str, str] = {}
+PLACE: dict[str, str | None] = {}
+"""`place`: where the weights of the model that is being built would come from."""
 
 
-def stand_in(served: bool) -> None:
-    """Weights, sizes and files of the hub; everything else is the release's."""
+def replace_network(served: bool) -> None:
+    """Replaces downloads of weights and configs, and the number of layers, within open_clip."""
     entry_of: Callable[[str, str], Any] = get_pretrained_cfg
     if served:
-        from embedding.models.openclip.reference import pretrained
+        from embedding.models.openclip.marqo_differences import pretrained
 
         def create(architecture: str, tag: str) -> Any:
             config, entry = pretrained(architecture, tag)
@@ -148,7 +151,7 @@ def stand_in(served: bool) -> None:
 
 
 def download(entry: dict[str, Any], **_: Any) -> str:
-    """Where the weights would come from: newer releases prefer the hub."""
+    """Notes where the weights would come from. Newer releases prefer the hub."""
     prefers_hub = not hasattr(factory, "load_openai_model")
     hub, url = entry.get("hf_hub"), entry.get("url")
     PLACE["place"] = hub if hub and (prefers_hub or not url) else url
@@ -156,7 +159,7 @@ def download(entry: dict[str, Any], **_: Any) -> str:
 
 
 def openai_model(load: Callable[..., Any], entry_of: Callable[[str, str], Any]) -> Callable[..., Any]:
-    """The older release's way with OpenAI's archives: it builds what the weights' shapes say."""
+    """The older release's function for OpenAI's archives, with random weights. It derives the model from the shapes."""
 
     def loaded(name: str, **settings: Any) -> Any:
         PLACE["place"] = entry_of(name, "openai")["url"]
@@ -171,11 +174,12 @@ def openai_model(load: Callable[..., Any], entry_of: Callable[[str, str], Any]) 
 
 
 def missing(*_: Any, **__: Any) -> None:
+    """Fails as the load of an archive without code does."""
     raise RuntimeError("not a TorchScript archive")
 
 
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with two layers in each tower."""
+    """The config with two layers in each tower."""
     config = json.loads(json.dumps(config))
     for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
         tower = config.get(part)
@@ -186,10 +190,12 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def shallow(name: str) -> dict[str, Any]:
+    """Arguments with which timm builds few layers."""
     return {"depths": (1, 1, 1, 1)} if name.startswith("convnext") else {"depth": 2}
 
 
 def transformers_config(name: str, **_: Any) -> Any:
+    """The config of a text tower of transformers, with two layers."""
     import transformers
 
     width, heads, tokens = WIDTHS[name]
@@ -207,12 +213,12 @@ def transformers_config(name: str, **_: Any) -> Any:
 
 
 def weights_for(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Random numbers by the tensors' names, as half precision holds them: OpenAI's weights are in it."""
-    state = model.state_dict()
-    return {key: made_up(key, tensor) for key, tensor in state.items()}
+    """Random weights for a model. Half precision can hold them, since OpenAI's weights have it."""
+    return {key: random_like(key, tensor) for key, tensor in model.state_dict().items()}
 
 
-def made_up(key: str, tensor: torch.Tensor) -> torch.Tensor:
+def random_like(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Random numbers of a tensor's shape and type, from its name as the seed."""
     if not tensor.is_floating_point():
         return tensor
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
@@ -220,7 +226,8 @@ def made_up(key: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim < 2:
         around = 1.0 if key.endswith(("weight", "running_var", "scale")) else 0.0
         return (around + 0.1 * noise).half().to(tensor.dtype)
-    return (noise * (1.5 / tensor[0].numel() ** 0.5)).half().to(tensor.dtype)
+    scale = float(1.5 / tensor[0].numel() ** 0.5)
+    return (noise * scale).half().to(tensor.dtype)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures that look like photographs to a codec and to a resize, made from a seed: for tests and benchmarks."""
+"""Pictures that resemble photographs for codecs and resizing, generated from seeds, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-# Pillow writes into a buffer of a guessed size, which noise at the best quality does not fit into.
+# Pillow encodes into a buffer of an estimated size, which is too small for noise at the best quality.
 ImageFile.MAXBLOCK = 2**22
 
 Floats = npt.NDArray[np.float32]
@@ -31,11 +31,12 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:
-    """As JPEG, at quality 88 unless told otherwise."""
+    """The picture as a JPEG file, by default at quality 88."""
     return encoded(image, "JPEG", **{"quality": 88, **options})
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    """The picture as a file of a format of Pillow's, with options of `Image.save`."""
     buffer = BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -45,11 +46,12 @@ def _gradient(rng: np.random.Generator, width: int, height: int) -> Floats:
     start, across, down = rng.uniform((60, -50, -50), (190, 50, 50), (3, 3)).T.astype(np.float32)
     x = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    return start + across * x + down * y
+    gradient: Floats = start + across * x + down * y
+    return gradient
 
 
 def _texture(rng: np.random.Generator, width: int, height: int) -> Floats:
-    """Octaves of smooth noise, each half as strong as the one twice as coarse; hardly any colour in the fine ones."""
+    """Octaves of smooth noise, each about half as strong as the next coarser one, with little colour."""
     total = np.zeros((height, width, 3), np.float32)
     cell, strength = max(width, height) / 2, 32.0
     while cell >= FINEST_CELL:
@@ -63,7 +65,7 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> Floats:
 
 
 def _draw_shapes(rng: np.random.Generator, canvas: Floats) -> None:
-    """Boxes and discs, half see-through: edges at every scale."""
+    """Semi-transparent boxes and discs: sharp edges at every scale."""
     height, width = canvas.shape[:2]
     for _ in range(8):
         h, w = (max(1, int(side * rng.uniform(0.04, 0.3))) for side in (height, width))

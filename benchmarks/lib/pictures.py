@@ -1,9 +1,10 @@
-"""The pictures of all benchmarks: photograph-like JPEGs made from seeds, cached on disk."""
+"""The pictures of all benchmarks: JPEGs like photographs, generated from seeds and cached on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,25 @@ def large(count: int = 3) -> list[Path]:
     return _cached(LARGE, [LARGE_SIZE] * count)
 
 
-def contents(paths: Sequence[Path]) -> list[bytes]:
+def file_bytes(paths: Sequence[Path]) -> list[bytes]:
     """The files' bytes, in order."""
     return [path.read_bytes() for path in paths]
+
+
+def open_clip_transform(size: int) -> Callable[[Any], Any]:
+    """open_clip's own validation transform: from a PIL picture to a float32 tensor (3, size, size)."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    transform: Callable[[Any], Any] = image_transform_v2(PreprocessCfg(size=size), is_train=False)
+    return transform
+
+
+def preprocessed(paths: Sequence[Path]) -> np.ndarray:
+    """float32 (n, 3, 224, 224): the pictures after open_clip's transform."""
+    from PIL import Image
+
+    transform = open_clip_transform(224)
+    return np.stack([transform(Image.open(path)).numpy() for path in paths])
 
 
 def _cached(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[Path]:

@@ -4,6 +4,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "benchmarks" / "out"
-"""What benchmarks leave behind: caches, logs, JSON. Not committed."""
+"""Caches, logs and JSON of benchmarks. Not committed."""
 RESULTS = ROOT / "benchmarks" / "results"
-"""Pictures of the last full run. Committed."""
+"""Diagrams of the last full runs. Committed."""

@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for, and stopped with everything that it started."""
+"""A server in a process of its own: started, waited for, and stopped with everything that it started."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STOP_S = 30.0
 
 
 class NotStarted(Exception):
-    """A server did not come up; the message holds the end of its log."""
+    """A server did not start. The message has the end of its log."""
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens, outside the range from which outgoing connections get theirs:
-    one of those could take it before the server does."""
+    """A free port of loopback. It is outside the range from which outgoing connections get their ports: one of those
+    could take it before the server does."""
     while True:
         port = random.randint(20_000, 30_000)
         with contextlib.suppress(OSError), contextlib.closing(socket.create_server(("127.0.0.1", port))):
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody takes connections at this port of loopback."""
+    """Whether a process listens at this port of loopback."""
     with contextlib.closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -48,17 +48,17 @@ def server(
     environment: Mapping[str, str] | None = None,
     ready_word: str = "",
 ) -> Iterator[int]:
-    """Runs `command` until the end of the context, in which `health_url` answers with 200.
+    """Runs `command` while the context lasts, which begins when `health_url` answers with 200.
 
     Args:
         name: of the log file under benchmarks/out/logs.
         command: program and arguments.
         health_url: asked until it answers.
-        environment: beside this process's own.
-        ready_word: what its log must say as well before it counts as started.
+        environment: variables beside those of this process.
+        ready_word: a text that its log must contain too before it counts as started.
 
     Yields:
-        The process id; the servers are it and its descendants.
+        The process id. The server is this process and its descendants.
 
     Raises:
         NotStarted: it ended, or did not answer in time.
@@ -83,7 +83,7 @@ def server(
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """The process and all that it started, as far as they still live."""
+    """The process and all of its descendants that are running."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -92,7 +92,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks a process to end, and ends whatever is left of it and of what it started."""
+    """Interrupts a process, and kills what is left of it and of its descendants after `STOP_S`."""
     family = descendants(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -111,4 +111,4 @@ def _wait(process: subprocess.Popen[bytes], url: str, ready_word: str, log: Path
             if ready_word in log.read_text() and httpx.get(url, timeout=10).status_code == 200:
                 return
         time.sleep(0.25)
-    raise NotStarted(f"{log.stem} is not up; the end of its log:\n{log.read_text()[-2000:]}")
+    raise NotStarted(f"{log.stem} did not start; the end of its log:\n{log.read_text()[-2000:]}")

@@ -1,4 +1,4 @@
-"""Our server for a benchmark: the graph of config/demo.yaml with other values, run as `make serve` runs it."""
+"""Our server for a benchmark: config/demo.yaml with other values, run as `make serve` runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.lib.process import free_port, server
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How big the graph is. No autoscaling: a benchmark measures one shape at a time.
+    """The size of the graph. There is no autoscaling: a benchmark measures one shape at a time.
 
     Args:
         ingresses: replicas.
@@ -27,7 +27,7 @@ class Shape:
         decode_threads: of each preprocessor.
         encoders: replicas.
         encoder_threads: torch threads of each encoder; None = one for each core.
-        image_chunk: pictures in one call.
+        image_chunk: pictures in one call of a preprocessor.
         max_image_batch: most pictures in one forward pass.
         device: of the encoders.
         ingress: further settings of the ingress.
@@ -46,10 +46,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Args:
-    url: where it answers.
-    pid: its first process.
-    config: its Serve config, as it was written down.
+    """A server that runs.
+
+    Args:
+        url: where it answers.
+        pid: its first process.
+        config: the file with its Serve config.
     """
 
     url: str
@@ -57,7 +59,7 @@ class Running:
     config: Path
 
     def meter(self) -> CpuMeter:
-        """CPU of all of its processes, by deployment."""
+        """CPU time of all of its processes, by deployment."""
         return CpuMeter(self.pid, ray_group)
 
 
@@ -71,7 +73,7 @@ def graph(shape: Shape | None = None, environment: Mapping[str, str] | None = No
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    path = _written(_config(shape or Shape(), port), port)
+    path = written(_config(shape or Shape(), port))
     command = [sys.executable, "-m", "operations.launch", str(path)]
     with server("graph", command, f"{url}/healthz", environment, ready_word="ready: ") as pid:
         yield Running(url, pid, path)
@@ -82,9 +84,25 @@ def described(shape: Shape | None = None) -> dict[str, Any]:
     return asdict(shape or Shape())
 
 
-def _config(shape: Shape, port: int) -> dict[str, Any]:
+def demo_config(port: int) -> dict[str, Any]:
+    """The Serve config of config/demo.yaml, on this port of loopback and without autoscaling."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    for deployment in config["applications"][0]["deployments"]:
+        deployment.pop("autoscaling_config", None)
+    return config
+
+
+def written(config: Mapping[str, Any]) -> Path:
+    """Writes a Serve config to a file, and returns its path."""
+    path = OUT / "configs" / f"{config['http_options']['port']}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path
+
+
+def _config(shape: Shape, port: int) -> dict[str, Any]:
+    config = demo_config(port)
     (application,) = config["applications"]
     arguments = application["args"]
     arguments["ingress"] = {"image_chunk": shape.image_chunk, **shape.ingress}
@@ -97,16 +115,8 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
     }
     replicas = {"Ingress": shape.ingresses, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
     for deployment in application["deployments"]:
-        deployment.pop("autoscaling_config", None)
         deployment["num_replicas"] = replicas[deployment["name"]]
         deployment["ray_actor_options"] = {"num_cpus": 0.1}
         if deployment["name"] == "Encoder":
             deployment["user_config"]["max_image_batch"] = shape.max_image_batch
     return config
-
-
-def _written(config: Mapping[str, Any], port: int) -> Path:
-    path = OUT / "configs" / f"{port}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(config)))
-    return path

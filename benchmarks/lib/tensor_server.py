@@ -1,6 +1,8 @@
-"""A minimal server that takes preprocessed tensors and runs the same encoder: what a picture costs without URLs.
+"""A minimal server that takes preprocessed tensors and runs the same model: the cost of a picture without its URL.
 
-`python -m benchmarks.lib.tensor_server ARCHITECTURE PORT`. POST /json: nested lists; POST /msgpack: packed float32.
+    python -m benchmarks.lib.tensor_server ARCHITECTURE PORT
+
+`POST /json` takes and returns nested lists, `POST /msgpack` packed float32.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgpack
@@ -21,7 +24,11 @@ from benchmarks.lib import models
 
 
 class TensorServer:
-    """Holds the model. Requests are parsed and encoded in one thread, so that nothing is spent on switching."""
+    """Holds the model. All requests are decoded and encoded in one thread, so no time is spent on switching.
+
+    Args:
+        checkpoint: the model.
+    """
 
     def __init__(self, checkpoint: models.Checkpoint) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -29,17 +36,20 @@ class TensorServer:
         self._module = open_clip.create_model(checkpoint.architecture, pretrained=str(checkpoint.path)).eval()
 
     async def json(self, request: web.Request) -> web.Response:
+        """Answers `POST /json`."""
         body = await self._run(self._json, await request.read())
         return web.Response(body=body, content_type="application/json")
 
     async def msgpack(self, request: web.Request) -> web.Response:
+        """Answers `POST /msgpack`."""
         body = await self._run(self._msgpack, await request.read())
         return web.Response(body=body, content_type="application/msgpack")
 
     async def health(self, _: web.Request) -> web.Response:
+        """Answers `GET /health`."""
         return web.Response(text="ok")
 
-    async def _run(self, work, body: bytes) -> bytes:
+    async def _run(self, work: Callable[[bytes], bytes], body: bytes) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, body)
 
     def _json(self, body: bytes) -> bytes:
@@ -48,12 +58,13 @@ class TensorServer:
 
     def _msgpack(self, body: bytes) -> bytes:
         pixels = msgpack.unpackb(body, object_hook=msgpack_numpy.decode)
-        return msgpack.packb(self._encode(pixels), default=msgpack_numpy.encode)
+        reply: bytes = msgpack.packb(self._encode(pixels), default=msgpack_numpy.encode)
+        return reply
 
     @torch.inference_mode()
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(np.array(pixels))
-        rows = [self._module.encode_image(part, normalize=True) for part in batch.split(32)]
+        rows = [self._module.encode_image(part, normalize=True) for part in torch.split(batch, 32)]
         return torch.cat(rows).numpy()
 
 

@@ -1,5 +1,5 @@
-"""Everything that clients send, in a mixture: good, slow, broken and huge pictures, texts, data URIs, several models,
-requests that must be refused, and clients that hang up. Every answer is checked."""
+"""Mixed traffic: good, slow, broken and huge pictures, texts, data URIs, several models, requests that must be refused,
+and clients that hang up. Every answer is checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import base64
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,24 +39,25 @@ WORDS = [
     "new",
     "wooden",
 ]
+# Paths of benchmarks/lib/image_host.py whose answers must become errors.
 BROKEN = ("/cut", "/cut-chunked", "/reset", "/html", "/empty", "/status/404", "/garbage", "/huge-headers", "/bad-chunk")
 HOSTILE = ("/drip", "/hang", "/gzip-bomb", "/redirect/20", "/lie-length")
 HANG_UP_S = 0.15
+"""Seconds after which a client that hangs up does so at the latest."""
 PAUSE_S = 0.05
-Check = Callable[[int, Any], str]
-"""Takes the status and the decoded reply; says what is wrong with them, or nothing."""
+"""Seconds between an answer and a client's next request."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the clients know.
+    """What the clients can ask for.
 
     Args:
         url: of the server.
         host: `http://address:port` of the image host.
         pictures: paths of small pictures on it, and the files themselves.
-        large: paths of large pictures.
-        models: properties by name; empty properties are a registry name.
+        large: paths of large pictures on it.
+        models: properties by name; empty properties mean a model of the registry.
     """
 
     url: str
@@ -67,12 +68,12 @@ class World:
 
 
 class Client:
-    """One client: sends one thing after the other, chosen by its own dice.
+    """One client, which sends requests of random kinds, one after the other.
 
     Args:
-        world: what there is to ask for.
-        known: right vectors, by model and picture.
-        seed: of the dice.
+        world: what it can ask for.
+        known: right vectors, by model and path of a picture.
+        seed: of its random choices.
     """
 
     def __init__(self, world: World, known: Mapping[tuple[str, str], np.ndarray], seed: int) -> None:
@@ -83,7 +84,7 @@ class Client:
         self.wrong: list[str] = []
 
     async def run(self, http: aiohttp.ClientSession, until: float) -> None:
-        """Sends until the time is up."""
+        """Sends requests until then (`time.monotonic()`)."""
         kinds = {
             self._good: 8,
             self._texts: 8,
@@ -112,9 +113,9 @@ class Client:
 
     async def _mixed(self, http: aiohttp.ClientSession) -> str:
         bad = [*self._dice.sample(BROKEN, 3), self._dice.choice(HOSTILE)]
-        contents = [self._url(path) for path in [*self._some(8), *bad]]
-        self._dice.shuffle(contents)
-        return await self._pictures(http, contents)
+        urls = [self._url(path) for path in [*self._some(8), *bad]]
+        self._dice.shuffle(urls)
+        return await self._pictures(http, urls)
 
     async def _slow(self, http: aiohttp.ClientSession) -> str:
         return await self._pictures(
@@ -125,7 +126,7 @@ class Client:
         return await self._pictures(http, [self._url(self._dice.choice(self._world.large)) for _ in range(2)])
 
     async def _dead_hosts(self, http: aiohttp.ClientSession) -> str:
-        """Hosts of which most have never been asked before."""
+        """Pictures of hosts that do not answer, most of which have never been asked before."""
         dice = self._dice
         dead = [f"http://127.{dice.randrange(1, 255)}.{dice.randrange(255)}.1:9/a.jpg" for _ in range(8)]
         return await self._pictures(http, [*dead, *(self._url(path) for path in self._some(4))])
@@ -138,10 +139,9 @@ class Client:
     async def _texts(self, http: aiohttp.ClientSession) -> str:
         count = self._dice.choice((1, 1, 1, 64))
         texts = [" ".join(self._dice.choices(WORDS, k=self._dice.randrange(1, 60))) for _ in range(count)]
-        status, items = await self._ask(http, texts, "language", useInferenceCache=count == 1)
-        return (
-            "" if status == 200 and all(isinstance(item, list) for item in items) else f"{status}: {str(items)[:200]}"
-        )
+        status, answers = await self._ask(http, texts, "language", useInferenceCache=count == 1)
+        right = status == 200 and all(isinstance(answer, list) for answer in answers)
+        return "" if right else f"{status}: {str(answers)[:200]}"
 
     async def _refused(self, http: aiohttp.ClientSession) -> str:
         model = self._dice.choice(("no-such-model", "hf/" + str(self._dice.randrange(10**9))))
@@ -163,41 +163,40 @@ class Client:
             pass
         return ""
 
-    async def _pictures(self, http: aiohttp.ClientSession, contents: Sequence[str]) -> str:
-        """Good pictures must have their vectors, all others an error of their own."""
+    async def _pictures(self, http: aiohttp.ClientSession, urls: Sequence[str]) -> str:
+        """Asks for pictures. Each good one must have its vector, each other one an error."""
         model = self._dice.choice(list(self._world.models))
-        status, items = await self._ask(
-            http, contents, "image", model=model, properties=self._world.models[model] or None
-        )
+        properties = self._world.models[model] or None
+        status, answers = await self._ask(http, urls, "image", model=model, properties=properties)
         if status != 200:
-            return f"{status}: {str(items)[:200]}"
-        for content, item in zip(contents, items, strict=True):
-            right = self._right(model, content)
-            if right is not None and isinstance(item, dict):
-                return f"a good picture failed: {item['error_message']}"
-            if right is not None and right.size and np.abs(item[0][1] - right).max() > TOLERANCE:
-                return f"a wrong vector for {content[:80]}"
-            if right is None and not isinstance(item, dict):
-                return f"a bad picture has a vector: {content[:80]}"
+            return f"{status}: {str(answers)[:200]}"
+        for url, answer in zip(urls, answers, strict=True):
+            right = self._right(model, url)
+            if right is not None and isinstance(answer, dict):
+                return f"a good picture failed: {answer['error_message']}"
+            if right is not None and right.size and np.abs(answer[0][1] - right).max() > TOLERANCE:
+                return f"a wrong vector for {url[:80]}"
+            if right is None and not isinstance(answer, dict):
+                return f"a bad picture has a vector: {url[:80]}"
         return ""
 
-    def _right(self, model: str, content: str) -> np.ndarray | None:
-        """The vector that a content must have; an empty one if any will do, None if it must fail."""
-        path = content.removeprefix(self._world.host).partition("?")[0]
-        if content.startswith("data:") or path in self._world.large:
+    def _right(self, model: str, item: str) -> np.ndarray | None:
+        """The vector that an item must have; an empty array if any vector is right, None if the item must fail."""
+        path = item.removeprefix(self._world.host).partition("?")[0]
+        if item.startswith("data:") or path in self._world.large:
             return np.empty(0)
         return self._known.get((model, path))
 
     async def _ask(
         self,
         http: aiohttp.ClientSession,
-        contents: Sequence[str],
+        items: Sequence[str],
         modality: str,
         model: str = "demo/clip",
         properties: Mapping[str, Any] | None = None,
         **members: Any,
     ) -> tuple[int, Any]:
-        body = request(contents, modality, model, properties) | members
+        body = request(items, modality, model, properties) | members
         async with http.post(f"{self._world.url}/vectorise", data=msgpack.packb(body), headers=HEADERS) as response:
             reply = msgpack.unpackb(await response.read(), object_hook=msgpack_numpy.decode)
             return response.status, reply["result"] if response.status == 200 else reply
@@ -209,11 +208,11 @@ class Client:
         return self._world.host + path
 
 
-def request(contents: Sequence[str], modality: str, model: str, properties: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As Marqo's newer generation sends it."""
+def request(items: Sequence[str], modality: str, model: str, properties: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A request's body as newer releases of Marqo send it."""
     return {
         "modality": modality,
-        "contents": list(contents),
+        "contents": list(items),
         "device": None,
         "embeddingModelConfig": {"modelName": model, "modelProperties": properties, "normalizeEmbeddings": True},
         "preprocessingConfig": {"modality": modality},
@@ -225,10 +224,10 @@ def request(contents: Sequence[str], modality: str, model: str, properties: Mapp
 def run(
     world: World, known: Mapping[tuple[str, str], np.ndarray], clients: int, seconds: float
 ) -> tuple[dict[str, int], list[str]]:
-    """Lets clients loose on the server.
+    """Runs clients against the server for some time.
 
     Returns:
-        How often each kind of thing was done; what was wrong.
+        How many requests of each kind were sent, and what was wrong.
     """
     return asyncio.run(_run(world, known, clients, seconds))
 

@@ -1,4 +1,4 @@
-"""What a running server holds, over time: memory, descriptors and threads of its processes, objects in Ray's store."""
+"""Samples of a running server: memory, descriptors and threads of its processes, and objects in Ray's store."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from benchmarks.lib.cpu import ray_group
 from benchmarks.lib.process import descendants
 
 MEASURES = ("rss", "anonymous", "descriptors", "threads")
-"""Of processes. Resident bytes; those of them that are neither files nor shared memory, so not Ray's store either."""
+"""Of processes. `rss` is resident bytes. `anonymous` is those of them that are neither files nor shared memory, so
+without Ray's object store."""
 Sample = dict[str, Any]
 """`{"at": time.monotonic(), "groups": {group: {measure: value}}, "objects": number, "object bytes": number, "busy": CPU
-seconds of the machine so far, "stolen": CPU seconds so far that its host gave to others}`."""
+seconds of the machine so far, "stolen": CPU seconds so far that a virtual machine's host gave to others}`."""
 
 
 @contextlib.contextmanager
 def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
-    """Samples a server and all of its descendants while the context lasts; the list grows meanwhile.
+    """Samples a server and all of its descendants while the context lasts. The list that it yields grows meanwhile.
 
     Args:
         pid: the server's first process.
@@ -40,7 +41,7 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
     with attached(pid):
         import ray
 
-        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]
+        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]  # type: ignore[no-untyped-call]
         thread = threading.Thread(target=watch, name="watch")
         thread.start()
         try:
@@ -51,7 +52,7 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
 
 
 def held(pid: int) -> dict[str, dict[str, int]]:
-    """What the processes of each group hold at the moment; a group is a deployment, `proxy`, or the rest of Ray."""
+    """What the processes of each group hold now. Groups are those of `kind`."""
     groups: dict[str, dict[str, int]] = {}
     for process in descendants(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -66,11 +67,11 @@ def held(pid: int) -> dict[str, dict[str, int]]:
 
 def total(sample: Mapping[str, Any], measure: str) -> int:
     """A measure over all groups."""
-    return sum(group[measure] for group in sample["groups"].values())
+    return int(sum(group[measure] for group in sample["groups"].values()))
 
 
 def kind(process: psutil.Process) -> str:
-    """The group of a process. The raylet and the GCS are apart from the small processes around them."""
+    """The group of a process: `raylet`, `gcs_server`, `haproxy`, or what `ray_group` says."""
     name = process.name()
     return name if name in ("raylet", "gcs_server", "haproxy") else ray_group(process)
 

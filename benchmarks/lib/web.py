@@ -1,6 +1,6 @@
-"""The web server that the pictures come from: a process of its own, so that its CPU is nobody else's.
+"""The web server from which pictures are downloaded: a process of its own, so its CPU time is counted for no other.
 
-nginx if it is installed, else the tests' image host.
+It is nginx if that is installed, else the image host: `python -m benchmarks.lib.web FOLDER`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ http {{
 
 @contextlib.contextmanager
 def web(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Serves files of one folder while the context lasts; yields their URLs, in order."""
+    """Serves files of one folder while the context lasts. Yields their URLs, in order."""
     (folder,) = {path.parent for path in paths}
     nginx = shutil.which("nginx")
     with _nginx(nginx, folder) if nginx else misbehaving(folder) as port:
@@ -54,7 +54,7 @@ def _nginx(program: str, folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def misbehaving(folder: Path) -> Iterator[int]:
-    """The tests' image host with the files of a folder, and all of its bad manners; yields its port."""
+    """Serves a folder with the image host, which misbehaves on demand, while the context lasts. Yields its port."""
     command = [sys.executable, "-m", "benchmarks.lib.web", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     try:
@@ -65,7 +65,7 @@ def misbehaving(folder: Path) -> Iterator[int]:
 
 
 def main() -> None:
-    """Serves a folder, having printed the port, until it is interrupted."""
+    """Prints the port and serves a folder until it is interrupted."""
     files = {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()}
     with contextlib.suppress(KeyboardInterrupt), ImageHost(files, record=False) as host:
         print(host.port, flush=True)

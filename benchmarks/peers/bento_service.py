@@ -1,7 +1,7 @@
-"""The same as a BentoML service with adaptive batching: by URL, and with preprocessed tensors.
+"""A BentoML service with adaptive batching, which takes pictures by URL and as preprocessed tensors.
 
-Runs in a virtualenv of its own: `bentoml serve bento_service:Clip`, configured by ARCHITECTURE, WEIGHTS and WORKERS in
-the environment. Several workers share the cores: each decodes and encodes with its share of them.
+Runs in a virtual environment of its own: `bentoml serve bento_service:Clip`, configured by ARCHITECTURE, WEIGHTS,
+WORKERS and MAX_BATCH in the environment. Each of several workers decodes and encodes with its part of the cores.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import aiohttp
-import bentoml
+import bentoml  # type: ignore[import-not-found]
 import numpy as np
 import open_clip
 import torch
-from bentoml.validators import DType, Shape
+from bentoml.validators import DType, Shape  # type: ignore[import-not-found]
 from PIL import Image
 
 ARCHITECTURE, WEIGHTS = os.environ["ARCHITECTURE"], Path(os.environ["WEIGHTS"])
@@ -27,6 +27,8 @@ MAX_BATCH = int(os.environ.get("MAX_BATCH", "64"))
 
 @bentoml.service(workers=WORKERS, traffic={"timeout": 300}, metrics={"enabled": False})
 class Clip:
+    """One worker."""
+
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
         open_clip.add_model_config(WEIGHTS.parent)
@@ -37,13 +39,18 @@ class Clip:
         self.session: aiohttp.ClientSession | None = None
 
     def decode(self, data: bytes) -> torch.Tensor:
-        return self.transform(Image.open(io.BytesIO(data)))
+        """Preprocesses one picture."""
+        pixels: torch.Tensor = self.transform(Image.open(io.BytesIO(data)))
+        return pixels
 
     def encode(self, pixels: torch.Tensor) -> np.ndarray:
+        """Vectors of preprocessed pictures."""
         with torch.inference_mode():
-            return self.model.encode_image(pixels, normalize=True).numpy()
+            vectors: np.ndarray = self.model.encode_image(pixels, normalize=True).numpy()
+        return vectors
 
     async def load(self, url: str) -> torch.Tensor:
+        """Downloads and preprocesses one picture."""
         if self.session is None:
             self.session = aiohttp.ClientSession()
         async with self.session.get(url) as reply:
@@ -51,14 +58,16 @@ class Clip:
             data = await reply.read()
         return await asyncio.get_running_loop().run_in_executor(self.decoders, self.decode, data)
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     async def embed(self, urls: list[str]) -> np.ndarray:
+        """A vector for each picture by URL."""
         pixels = torch.stack(await asyncio.gather(*(self.load(url) for url in urls)))
         return await asyncio.get_running_loop().run_in_executor(self.device, self.encode, pixels)
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=60_000)  # type: ignore[untyped-decorator]
     async def embed_tensors(
         self, pixels: Annotated[np.ndarray, Shape((-1, 3, 224, 224)), DType("float32")]
     ) -> np.ndarray:
+        """A vector for each preprocessed picture."""
         batch = torch.from_numpy(pixels)
         return await asyncio.get_running_loop().run_in_executor(self.device, self.encode, batch)

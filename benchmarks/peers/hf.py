@@ -1,17 +1,18 @@
-"""An open_clip checkpoint as a Hugging Face CLIPModel folder, the same weights: for servers that load only those."""
+"""Converts an open_clip checkpoint to a folder of a Hugging Face CLIPModel, for servers that load only those."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.lib.models import FOLDER, Checkpoint
 
-Tensors = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
 BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -37,7 +38,7 @@ PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "te
 
 
 def hf_folder(checkpoint: Checkpoint) -> Path:
-    """The folder for `from_pretrained`, made if need be."""
+    """The folder for `from_pretrained`, which is made if need be."""
     folder = FOLDER / f"{checkpoint.architecture}-hf"
     if not (folder / "model.safetensors").exists():
         import open_clip

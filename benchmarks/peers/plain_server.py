@@ -1,7 +1,7 @@
-"""The server that one writes on an afternoon: FastAPI, Pillow and open_clip in one process.
+"""A simple server: FastAPI, Pillow and open_clip in one process.
 
-Runs in a virtualenv of its own: `python plain_server.py ARCHITECTURE WEIGHTS PORT`. Downloads and preprocessing run in
-threads, one request's pictures at a time through the model.
+Runs in a virtual environment of its own: `python plain_server.py ARCHITECTURE WEIGHTS PORT`. Downloads and
+preprocessing run in threads; the model encodes the pictures of one request at a time.
 """
 
 import io
@@ -32,26 +32,33 @@ app = FastAPI()
 
 
 class Pictures(BaseModel):
+    """The body of a request."""
+
     urls: list[str]
 
 
 def load(url: str) -> torch.Tensor:
+    """Downloads and preprocesses one picture."""
     if not hasattr(local, "session"):
         local.session = requests.Session()
     reply = local.session.get(url, timeout=10)
     reply.raise_for_status()
-    return transform(Image.open(io.BytesIO(reply.content)))
+    pixels: torch.Tensor = transform(Image.open(io.BytesIO(reply.content)))
+    return pixels
 
 
 @app.post("/embed")
 def embed(pictures: Pictures) -> list[list[float]]:
+    """A vector for each picture."""
     pixels = torch.stack(list(threads.map(load, pictures.urls)))
     with one_at_a_time, torch.inference_mode(), torch.autocast(DEVICE, torch.float16, enabled=DEVICE == "cuda"):
-        return model.encode_image(pixels.to(DEVICE), normalize=True).float().tolist()
+        vectors: list[list[float]] = model.encode_image(pixels.to(DEVICE), normalize=True).float().tolist()
+    return vectors
 
 
 @app.get("/healthz")
 def healthz() -> str:
+    """Whether the server answers."""
     return "ok"
 
 

@@ -1,4 +1,4 @@
-"""How each server is started and asked. Ours comes first; the others are configured as their own docs advise."""
+"""How each server is started and asked. The others are configured as their own documentation advises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.peers.hf import hf_folder
 from benchmarks.peers.venvs import venv
 
 HERE = Path(__file__).parent
-# infinity's default without 127.0.0.0/8, as `allowed_networks` for us: the benchmark's pictures come from this machine.
+# infinity's default without 127.0.0.0/8, since the pictures come from this machine: as our server's `allowed_networks`.
 MEDIA_BLACKLIST = (
     "localhost;*.localhost;0.0.0.0/8;10.0.0.0/8;100.64.0.0/10;169.254.0.0/16;172.16.0.0/12;192.168.0.0/16;224.0.0.0/4;"
     "::/128;::1/128;fc00::/7;fe80::/10;ff00::/8"
@@ -32,9 +32,9 @@ class Peer:
     """A server that runs.
 
     Args:
-        target: pictures by URL.
+        target: how it is asked for pictures by URL.
         pid: its first process.
-        tensors: preprocessed float32 pictures as JSON, where it takes those.
+        tensors: how it is asked with preprocessed float32 pictures as JSON, if it takes those.
     """
 
     target: Target
@@ -42,20 +42,20 @@ class Peer:
     tensors: Target | None = None
 
     def meter(self) -> CpuMeter:
-        """CPU of all of its processes."""
+        """CPU time of all of its processes."""
         return CpuMeter(self.pid)
 
 
 @contextlib.contextmanager
 def ours(checkpoint: Checkpoint) -> Iterator[Peer]:
-    """This project."""
+    """This project's server."""
     with graph() as running:
         yield Peer(marqo(running.url, checkpoint.properties), running.pid)
 
 
 @contextlib.contextmanager
 def plain(checkpoint: Checkpoint, python: str | None = None) -> Iterator[Peer]:
-    """FastAPI, Pillow and open_clip in one process; run by `python` if that is given."""
+    """FastAPI, Pillow and open_clip in one process; run with the interpreter `python` if that is given."""
     port = free_port()
     script = str(HERE / "plain_server.py")
     command = [
@@ -71,7 +71,7 @@ def plain(checkpoint: Checkpoint, python: str | None = None) -> Iterator[Peer]:
 
 @contextlib.contextmanager
 def bentoml(checkpoint: Checkpoint, workers: int = 1, batch: int = 64) -> Iterator[Peer]:
-    """BentoML: URLs with adaptive batching of up to `batch` pictures, and its tensor path."""
+    """BentoML: URLs with adaptive batching of up to `batch` pictures, and an interface for tensors."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(venv("bentoml") / "bentoml"), "serve", "bento_service:Clip"]
@@ -115,10 +115,10 @@ def _openai_rows(reply: dict[str, list[dict[str, list[float]]]]) -> list[list[fl
 Server = Callable[[Checkpoint], AbstractContextManager[Peer]]
 CORES = os.cpu_count() or 1
 SERVERS: dict[str, Server] = {"ours": ours, "infinity": infinity, "plain": plain}
-"""By the name that reports use. BentoML's come from BENTOML."""
+"""By the name in reports. Configurations of BentoML are in BENTOML."""
 BENTOML: dict[str, Server] = {
     f"BentoML, {_counted(workers, 'worker')}, batches of {batch}": partial(bentoml, workers=workers, batch=batch)
     for workers in sorted({1, CORES})
     for batch in (16, 32, 64, 128)
 }
-"""Configurations among which the best is looked for."""
+"""Configurations, of which the best ones are compared."""

@@ -1,4 +1,4 @@
-"""The peers' virtualenvs: made once from pinned requirements, under benchmarks/out."""
+"""Virtual environments of the other servers: made once from pinned requirements, under benchmarks/out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 
 @cache
 def venv(peer: str) -> Path:
-    """The folder with the programs of a peer's virtualenv.
+    """The folder with the programs of a server's virtual environment, which is made if need be.
 
     Raises:
-        subprocess.CalledProcessError: pip could not install it; pip has said why.
+        subprocess.CalledProcessError: pip could not install it, and has printed why.
     """
     folder = OUT / "venvs" / peer
     wanted = (REQUIREMENTS / f"{peer}.txt").read_text()
@@ -31,8 +31,18 @@ def venv(peer: str) -> Path:
     return folder / "bin"
 
 
+def make_all() -> None:
+    """Makes the virtual environments of all servers.
+
+    Raises:
+        subprocess.CalledProcessError: as `venv`.
+    """
+    for requirements in sorted(REQUIREMENTS.glob("*.txt")):
+        venv(requirements.stem)
+
+
 def version(peer: str, package: str) -> str:
-    """The version of a package in a peer's virtualenv."""
+    """The version of a package in a server's virtual environment."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     answer = subprocess.run([str(venv(peer) / "python"), "-c", code], capture_output=True, text=True, check=True)
     return answer.stdout.strip()
