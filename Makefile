@@ -2,15 +2,21 @@
 PYTHON ?= python3
 CONFIG ?= config/demo.yaml
 SEED ?= 1
+JOBS ?= auto
 BIN := .venv/bin
 
-.PHONY: demo test serve check fuzz bench bench-peers chaos soak clean
+.PHONY: demo test unit check serve fuzz bench bench-peers chaos soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
 
-test: .venv/ready check
-	$(BIN)/python -m pytest
+# Everything: lint and types, the unit tests side by side, then what needs a running Ray, one after the other.
+test: .venv/ready check unit
+	$(BIN)/python -m pytest tests/serve tests/operations tests/fuzz
+
+# No Ray. Tests of one file stay together, since they share what is dear to make.
+unit: .venv/ready
+	$(BIN)/python -m pytest tests/unit --numprocesses $(JOBS) --dist loadfile
 
 serve: .venv/ready
 	@exec $(BIN)/python -m operations.launch $(CONFIG)
@@ -28,16 +34,16 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.run
 
 bench-peers: .venv/ready
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.run peers peers-vit-b-32
 
 soak: .venv/ready
-	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
+	$(BIN)/python -m benchmarks.run soak --minutes $(or $(MINUTES),20)
 
 chaos: .venv/ready
-	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.run chaos
 
 .venv/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("error: Python 3.11 or 3.12 is needed, not %d.%d; say make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("error: Python 3.11 to 3.14 is needed, not %d.%d; say make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
