@@ -10,9 +10,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python -m demo.run
 
-# Everything: lint and types, the unit tests side by side, then what needs a running Ray, one after the other.
+# Everything: lint and types, the unit tests side by side, then what needs a running Ray or a quiet machine, one after the other.
 test: .venv/ready check unit
-	$(BIN)/python -m pytest tests/serve tests/operations tests/fuzz
+	$(BIN)/python -m pytest tests/benchmarks tests/serve tests/operations tests/fuzz
 
 # No Ray. Tests of one file stay together, since they share what is dear to make.
 unit: .venv/ready

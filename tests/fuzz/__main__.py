@@ -15,7 +15,7 @@ from tests.fuzz.expanding import Expanding
 from tests.fuzz.images import Images
 from tests.fuzz.repositories import Repositories
 from tests.fuzz.scans import Scans
-from tests.fuzz.target import Target, apart, minimised
+from tests.fuzz.target import Target, in_subprocess, minimised
 from tests.fuzz.texts import Texts
 from tests.fuzz.trap import Trap
 
@@ -57,7 +57,7 @@ def main() -> int:
 def _replay(target: Target) -> int:
     found = 0
     for name, data in corpus.kept(target.name).items():
-        finding = apart(target, data).finding
+        finding = in_subprocess(target, data).finding
         found += bool(finding)
         print(f"{target.name}/{name}: {finding or 'good'}")
     return found

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from tests.fuzz.target import Target, apart, be_silent, death, judged, peak, quiet_heap
+from tests.fuzz.target import Target, be_silent, death, in_subprocess, judged, peak, quiet_heap
 
 SLICE = 5000
 """Executions of one process: a fresh one has a fresh peak of memory."""
@@ -117,7 +117,7 @@ def _slice(target: Target, seed: int, part: range, total: Tally) -> Tally:
             parts += [half for half in (range(index + 1, part.stop), range(part.start, index)) if half]
     for index in list(tally.findings):
         if tally.findings[index].startswith("slow"):
-            verdicts = [apart(target, target.make(seed, index), index) for _ in range(AGAIN)]
+            verdicts = [in_subprocess(target, target.make(seed, index), index) for _ in range(AGAIN)]
             if not all(verdict.finding for verdict in verdicts):
                 del tally.findings[index]
     return tally

@@ -133,8 +133,11 @@ NUMBERS = [
     0, 1, -1, 2, 3, 127, 128, 255, 256, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**64 - 1, -(2**31), -(2**63),
     0.0, -0.0, 0.5, 1e-320, 1e308, float("inf"), float("-inf"), float("nan"),
 ]  # fmt: skip
-HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\x7f\xff\xff\xff")
-HEADS += (
+HEADS = (
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xdb\xff\xff\xff\xff",
+    b"\xc6\x7f\xff\xff\xff",
     b"\xdc\xff\xff",
     b"\xde\xff\xff",
     b"\xc9\xff\xff\xff\xff\x05",
@@ -163,7 +166,7 @@ def make_body(seed: int, index: int) -> bytes:
     if rng.random() < 0.05:
         at = rng.randrange(len(body) + 1)
         body = body[:at] + rng.choice(HEADS) + body[at + rng.randrange(6) :]
-    return body
+    return bytes(body)
 
 
 def _packed(rng: Random, request: Any) -> bytes:

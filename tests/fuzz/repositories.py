@@ -12,14 +12,14 @@ import msgpack
 
 from embedding.errors import Fault, RequestError
 from embedding.models.files.json_file import parse_map
-from embedding.models.hf.description import (
-    check_description,
+from embedding.models.hf.config_checks import (
+    check_config_files,
     checked_config,
     checked_index,
     checked_special_tokens,
     checked_tokenizer_config,
 )
-from embedding.models.openclip.config import checked_openclip
+from embedding.models.openclip.config_checks import checked_openclip
 from tests.fuzz import bytewise
 from tests.fuzz.target import Finding
 
@@ -105,7 +105,7 @@ class Repositories:
         except Exception:
             return "no input"
         try:
-            check_description(files)
+            check_config_files(files)
             for name, content in files.items():
                 passed = CHECKED[name](parse_map(content, name)) if name in CHECKED else None
                 if name in ("config.json", "tokenizer_config.json"):

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.lib.photo import jpeg, photo
 from embedding.errors import MediaError, SlowError
-from embedding.image.decode_cost import estimated
+from embedding.image.decode_cost import estimate_cost
 from embedding.image.pixels import ImageLimits, ImageSpec, limit_pillow, preprocess
 from tests.fuzz import bytewise, headers
 from tests.fuzz.target import Finding
@@ -54,7 +54,7 @@ class Scans:
 
     def run(self, data: bytes, index: int) -> str:
         """Pixels, or a `MediaError`."""
-        told = estimated(data)
+        told = estimate_cost(data)
         start = time.process_time()
         try:
             preprocess(data, SPEC, "it", LIMITS)

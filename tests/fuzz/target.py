@@ -97,7 +97,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def apart(target: Target, data: bytes, index: int = 0) -> Verdict:
+def in_subprocess(target: Target, data: bytes, index: int = 0) -> Verdict:
     """Runs one input in a process of its own, which it may crash."""
     ours, theirs = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=_tell, args=(target, data, index, theirs))
@@ -122,14 +122,14 @@ def death(exitcode: int | None) -> str:
 
 def minimised(target: Target, data: bytes, tries: int = 400) -> bytes:
     """A shorter input with the same kind of finding, by leaving parts out."""
-    wanted = apart(target, data).finding.partition(":")[0]
+    wanted = in_subprocess(target, data).finding.partition(":")[0]
     size = len(data) // 2
     while size and tries:
         start = 0
         while start < len(data) and tries:
             tries -= 1
             shorter = data[:start] + data[start + size :]
-            if wanted and apart(target, shorter).finding.partition(":")[0] == wanted:
+            if wanted and in_subprocess(target, shorter).finding.partition(":")[0] == wanted:
                 data = shorter
             else:
                 start += size

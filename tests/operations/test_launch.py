@@ -65,7 +65,7 @@ def listening_beyond_loopback(pid: int) -> list[str]:
     """The processes, a server's and its descendants, that listen elsewhere than on loopback.
 
     Not counted: one port of each Serve replica. Serve binds its gRPC between deployments to every interface and has no
-    setting for that; the README tells operators so.
+    setting for that; SECURITY.md tells operators so.
     """
 
     def listens_beyond(process: psutil.Process) -> bool:
@@ -81,21 +81,21 @@ def listening_beyond_loopback(pid: int) -> list[str]:
 
 
 def fallbacks_of(pid: int) -> list[psutil.Process]:
-    """What waits to stand in for the HAProxy of a server. None of it is the server's descendant."""
+    """Fallback processes of the HAProxy of a server. None of them is the server's descendant."""
     haproxies = {str(process.pid) for process in psutil.Process(pid).children(recursive=True)}
 
-    def stands_in(words: list[str] | None) -> bool:
+    def is_fallback(words: list[str] | None) -> bool:
         return (
             words is not None
             and any(word.endswith("/haproxy/fallback.py") for word in words)
             and not haproxies.isdisjoint(words)
         )
 
-    return [process for process in psutil.process_iter(["cmdline"]) if stands_in(process.info["cmdline"])]
+    return [process for process in psutil.process_iter(["cmdline"]) if is_fallback(process.info["cmdline"])]
 
 
 def production_config() -> dict[str, Any]:
-    config = yaml.safe_load((ROOT / "config" / "serve.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "serve.yaml").read_text())
     config["http_options"]["port"] = free_port()
     return config
 
@@ -106,12 +106,12 @@ def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., 
     server = command(sys.executable, "-m", "operations.launch", write_config(tmp_path / "config.yaml", config))
     server.wait_for_output("ready: http://127.0.0.1")
     assert listening_beyond_loopback(server.process.pid) == []
-    assert MarqoClient(f"http://127.0.0.1:{port}").results(["a red circle"])
+    MarqoClient(f"http://127.0.0.1:{port}").embed(["a red circle"])
     watchers = fallbacks_of(server.process.pid)
     assert watchers
     assert stop(server) == 0
     with socket.create_server(("127.0.0.1", port)):
-        pass  # nobody holds the port any more
+        pass  # the port is free again
     assert psutil.wait_procs(watchers, timeout=30)[1] == []
 
 
@@ -141,18 +141,18 @@ def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[
     config = production_config()
     server = command(BIN / "serve", "run", write_config(tmp_path / "serve.yaml", config))
     client = server.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
-    assert client.results(["hi"], model="random/small")
+    client.embed(["hi"], model="random/small")
 
 
 def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
     server = command(BIN / "serve", "run", "graph:app")
     client = server.wait_until_healthy("http://127.0.0.1:8000")
-    assert client.get("/-/routes").json() == {"/": "default"}  # as the README says
-    assert client.results(["hi"], model="random/small")
+    assert client.get("/-/routes").json() == {"/": "default"}  # as docs/quickstart.md says
+    client.embed(["hi"], model="random/small")
 
 
 def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callable[..., Command]) -> None:
-    """One that was started as the README says has HAProxy in front, with somebody to stand in for it."""
+    """One that was started as docs/quickstart.md says has HAProxy in front, and its fallback."""
     config = production_config()
     dashboard = free_port()
     head = (
@@ -172,5 +172,5 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     token = operators_environment() | {"RAY_AUTH_MODE": "token"}
     subprocess.run([BIN / "serve", "deploy", path, "--address", address], cwd=ROOT, check=True, timeout=120, env=token)
     client = cluster.wait_until_healthy(f"http://127.0.0.1:{config['http_options']['port']}")
-    assert client.results(["hi"], model="random/small")
+    client.embed(["hi"], model="random/small")
     assert fallbacks_of(cluster.process.pid)

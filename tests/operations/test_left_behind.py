@@ -98,6 +98,7 @@ def all_gone_after(launch: Launch, timeout_s: float = GONE_S) -> Iterator[None]:
 
 def under_load(server: Launch) -> None:
     """Until requests of several clients are being answered."""
+    server.wait_for_output("ready: ")
     url = server.output.partition("ready: ")[2].split()[0]
     answers: list[int] = []
 
@@ -108,14 +109,14 @@ def under_load(server: Launch) -> None:
 
     for _ in range(4):
         threading.Thread(target=ask, daemon=True).start()
-    server.wait_for(lambda: len(answers) > 40, "answers")
+    server.wait_for(lambda: answers.count(200) > 40, "answers")
 
 
 MOMENTS: dict[str, Callable[[Launch], object]] = {
     "Ray starts": lambda server: server.wait_for_process("raylet"),
     "HAProxy runs": lambda server: server.wait_for_process("haproxy"),
     "ready": lambda server: server.wait_for_output("ready: "),
-    "under load": lambda server: (server.wait_for_output("ready: "), under_load(server)),
+    "under load": under_load,
 }
 
 
@@ -160,7 +161,7 @@ def restart_controller(server: Launch) -> None:
 
 
 def shut_serve_down(server: Launch) -> None:
-    """As somebody would who is connected to the same Ray."""
+    """As another process does that is connected to the same Ray."""
     words = server.wait_for_process("raylet").cmdline()
     address = next(word.partition("=")[2] for word in words if word.startswith(("--gcs-address=", "--gcs_address=")))
     program = f"import ray; from ray import serve; ray.init('{address}', namespace='serve'); serve.shutdown()"

@@ -1,11 +1,13 @@
-"""The front door listens where it is told, and all else on loopback."""
+"""HAProxy listens for requests where the config says, and everything else on loopback."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -14,7 +16,7 @@ import pytest
 from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port
 from operations import address
-from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_door
+from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_frontend_bind
 from tests.support.launched import READY, empty_config, launched
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -58,14 +60,14 @@ def test_a_server_listens_where_it_is_told(tmp_path: Path, told: str | None, at:
     port = config["http_options"]["port"]
     with launched(tmp_path, config) as server:
         server.wait_for_output(READY)
-        doors = listening(server.process.pid, "haproxy")
-        assert {ip for ip, number in doors if number == port} == {own if at == "own" else at}
-        pages = {ip for ip, number in doors if number != port}
+        found = listening(server.process.pid, "haproxy")
+        assert {ip for ip, number in found if number == port} == {own if at == "own" else at}
+        pages = {ip for ip, number in found if number != port}
         assert pages == {"127.0.0.1"}  # statistics and metrics
-        # A replica's own HTTP port, and the proxy to which HAProxy turns while there is none.
+        # A replica's own HTTP port, and Serve's proxy, to which HAProxy sends requests while no replica runs.
         for process in ("ray::ProxyActor", "ray::ServeReplica"):
             http = {ip for ip, _ in listening(server.process.pid, process) if ip not in LOOPBACK}
-            assert http <= ({"::"} if "Replica" in process else set())  # gRPC between replicas: see README
+            assert http <= ({"::"} if "Replica" in process else set())  # gRPC between replicas
         for each in asked:
             url = f"http://{own if each == 'own' else each}:{port}/"
             assert httpx.get(url, timeout=10, trust_env=False).text == '"here"'
@@ -85,7 +87,7 @@ def test_a_server_listens_where_it_is_told(tmp_path: Path, told: str | None, at:
         ({"host": "localhost", "port": 1}, "http://127.0.0.1:1"),
     ],
 )
-def test_the_launcher_asks_where_clients_ask(http: dict, url: str) -> None:
+def test_the_launcher_asks_where_clients_ask(http: dict[str, Any], url: str) -> None:
     assert address.url_of(http) == url
 
 
@@ -102,19 +104,19 @@ def test_a_name_stands_for_addresses_that_the_machine_has() -> None:
         ("127.0.0.1", 70_000, "from 1 to 65535"),
     ],
 )
-def test_where_nobody_can_listen_is_said_so(host: str, port: int, reason: str) -> None:
-    assert reason in (address.trouble(host, port) or "")
+def test_an_address_that_cannot_be_used_is_an_error(host: str, port: int, reason: str) -> None:
+    assert reason in (address.problem(host, port) or "")
 
 
 @pytest.mark.parametrize(("taken", "host"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")])
 def test_a_busy_port_is_noticed_at_whatever_address(taken: str, host: str) -> None:
     family = socket.AF_INET6 if ":" in taken else socket.AF_INET
     with socket.create_server((taken, 0), family=family) as other:
-        assert "stop what uses it" in (address.trouble(host, other.getsockname()[1]) or "")
+        assert "stop what uses it" in (address.problem(host, other.getsockname()[1]) or "")
 
 
-def rays_config(host: str, port: int = 8881) -> str:
-    """What Ray's own code writes for a replica and a fallback on this machine."""
+def rays_config(host: str | None, port: int = 8881) -> str:
+    """What Ray's own code writes for a replica on this machine and one on another."""
     program = f"""
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -167,14 +169,47 @@ def test_several_addresses_have_a_line_each(everywhere: str) -> None:
     assert lines(sections, "frontend http_frontend", "bind") == binds
 
 
-def test_who_stands_in_listens_at_the_front_door_only(everywhere: str) -> None:
+def test_the_fallback_listens_for_requests_only(everywhere: str) -> None:
     sections = corrected(everywhere, ["127.0.0.1"], 20_000)
     binds = [line.strip() for line in render(fallback(sections)).splitlines() if line.split()[:1] == ["bind"]]
     assert binds == ["bind 127.0.0.1:8881"]
     assert "stats socket" not in render(fallback(sections))
-    first = [line.strip() for line in render(without_door(sections)).splitlines() if line.split()[:1] == ["bind"]]
+    first = [
+        line.strip() for line in render(without_frontend_bind(sections)).splitlines() if line.split()[:1] == ["bind"]
+    ]
     assert len(first) == 2
     assert "bind 127.0.0.1:8881" not in first
+
+
+@pytest.mark.parametrize(
+    ("host", "binds"),
+    [
+        (None, ["bind [::]:8881 v4v6"]),
+        ("0.0.0.0", ["bind 0.0.0.0:8881"]),
+        ("::", ["bind [::]:8881 v4v6"]),
+        ("192.0.2.1", ["bind 192.0.2.1:8881"]),
+        ("::1", ["bind [::1]:8881"]),
+    ],
+)
+def test_every_line_that_listens(host: str | None, binds: list[str]) -> None:
+    """Of Ray's configuration for the host itself, and so also of the one for loopback that `for_serve` has it write."""
+    if host is None and address.addresses(None) == ["0.0.0.0"]:
+        binds = ["bind 0.0.0.0:8881"]  # a machine without IPv6
+    for told in (host, "127.0.0.1"):
+        sections = corrected(rays_config(told), address.addresses(host), 20_000)
+        listeners = {heading: found for heading in sections if (found := listening_lines(sections[heading]))}
+        assert listeners.pop("frontend http_frontend") == binds
+        (socket_line,) = listeners.pop("global")
+        assert socket_line.split()[2].startswith("/")
+        assert listeners.keys() == {"frontend prometheus", "listen stats"}
+        for found in listeners.values():
+            assert len(found) == 1
+            assert re.fullmatch(r"bind 127\.0\.0\.1:\d+", found[0])
+
+
+def listening_lines(section: list[str]) -> list[str]:
+    """By HAProxy's manual every statement that opens an address or a socket."""
+    return [line.strip() for line in section if re.match(r"\s*(bind|dgram-bind|peer|stats\s+(socket|bind))\s", line)]
 
 
 def test_haproxy_accepts_what_is_made_of_it(tmp_path: Path, everywhere: str) -> None:
@@ -188,12 +223,50 @@ def test_haproxy_accepts_what_is_made_of_it(tmp_path: Path, everywhere: str) -> 
     assert check.returncode == 0, check.stderr
 
 
-@pytest.mark.parametrize("missing", ["    bind *:8881", "option splice-request", "frontend prometheus", "maxconn"])
-def test_a_config_of_another_ray_is_an_error(everywhere: str, missing: str) -> None:
-    """Half a correction would open what it should close."""
-    assert missing in everywhere
-    with pytest.raises(UnknownConfigError):
-        corrected(everywhere.replace(missing, "# " + missing), [], 20_000)
+@pytest.mark.parametrize(
+    ("theirs", "other"),
+    [
+        ("    bind *:8881", ""),
+        ("    bind *:8881", "    bind *:8881 ssl"),
+        ("    bind *:8881", "    bind *:8881\n    bind *:8882"),
+        ("    bind *:8881", "    bind unix@/tmp/socket"),
+        ("option splice-request", ""),
+        ("errorfile", "# errorfile"),
+        ("maxconn", "# maxconn"),
+        ("maxconn", "maxconn many #"),
+        ("frontend prometheus", "frontend metrics"),
+        ("listen stats", "listen statistics"),
+        ("frontend http_frontend", "frontend http"),
+        ("backend default_backend", "frontend another\n    bind *:8883\nbackend default_backend"),
+        ("stats socket /", "stats socket ipv4@0.0.0.0:9999 #"),
+    ],
+)
+def test_a_config_of_another_ray_is_an_error(everywhere: str, theirs: str, other: str) -> None:
+    """A correction that does not match could leave an address open."""
+    assert theirs in everywhere
+    with pytest.raises(UnknownConfigError, match="this is not the HAProxy of Ray Serve"):
+        corrected(everywhere.replace(theirs, other), [], 20_000)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-sf", "1"]])
+@pytest.mark.parametrize("known", [True, False])
+def test_haproxy_is_not_started_with_a_config_that_cannot_be_corrected(
+    tmp_path: Path, everywhere: str, arguments: list[str], known: bool
+) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(everywhere if known else everywhere.replace("frontend prometheus", "frontend metrics"))
+    environment = {**os.environ, "MARQO_HAPROXY_BINARY": "/bin/echo", "MARQO_PYTHON": sys.executable}
+    run = subprocess.run(
+        [ROOT / "operations" / "haproxy" / "wrapper", "-db", "-f", config, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (run.returncode == 0) == known
+    assert run.stdout.startswith("-db -f ") == known
+    assert ("this is not the HAProxy of Ray Serve 2.60" in run.stderr) != known
 
 
 def test_few_open_files_are_few_connections(everywhere: str) -> None:

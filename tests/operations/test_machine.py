@@ -28,7 +28,7 @@ def test_proxies_are_for_others(tmp_path: Path) -> None:
     with launched(tmp_path, config, variables) as server:
         server.wait_for_output(READY)
         client = MarqoClient(f"http://127.0.0.1:{config['http_options']['port']}")
-        assert client.results(["hi"])
+        client.embed(["hi"])
         assert client.get("/healthz").status_code == 200
 
 
@@ -70,7 +70,7 @@ def trouble_within(script: str, environment: dict[str, str]) -> str:
     tried = subprocess.run([*words, "true"], capture_output=True, check=False)
     if tried.returncode != 0:
         pytest.skip(f"no mounts here: {tried.stderr.decode().strip()}")
-    program = "from deployments import machine; print(machine.trouble())"
+    program = "from operations import machine; print(machine.problem())"
     variables = operators_environment() | environment
     run = subprocess.run(
         [*words, sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True, check=True

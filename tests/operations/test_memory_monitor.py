@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,52 +109,75 @@ def replicas(server: Command) -> set[psutil.Process]:
     return workers(server, "ServeReplica:")
 
 
+class Clients:
+    """Ask all the while the context lasts, without a pause, so that requests of theirs are always in flight.
+
+    Args:
+        url: of the server.
+        count: of clients.
+    """
+
+    def __init__(self, url: str, count: int) -> None:
+        self.answers: list[Answer] = []
+        self.cuts: list[httpx.TransportError] = []
+        """Requests that got no answer."""
+        self._url, self._count = url, count
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(count)
+
+    def __enter__(self) -> "Clients":
+        self._running = [self._pool.submit(self._ask) for _ in range(self._count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._pool.shutdown()
+        for client in self._running:
+            client.result()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=REFUSED_S) as client:
+            while not self._over.is_set():
+                try:
+                    reply = client.post(f"{self._url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
+                except httpx.TransportError as error:
+                    self.cuts.append(error)
+                    continue
+                self.answers.append((reply.status_code, reply.headers["Content-Type"], reply.content))
+
+
 def test_replicas_that_the_memory_monitor_kills_cost_nobody_a_wrong_answer(server: Command, memory: Memory) -> None:
     server.wait_for(lambda: "ready: " in server.output, "a server", START_S)
     url = server.output.partition("ready: ")[2].split()[0]
-    done = threading.Event()
-    cuts: list[httpx.TransportError] = []
-
-    def ask() -> list[Answer]:
-        answers: list[Answer] = []
-        with httpx.Client(timeout=REFUSED_S) as client:
-            while not done.is_set():
-                try:
-                    reply = client.post(f"{url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
-                except httpx.TransportError as error:
-                    cuts.append(error)
-                    continue
-                answers.append((reply.status_code, reply.headers["Content-Type"], reply.content))
-        return answers
-
     right = vectors(httpx.post(f"{url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK}).content)
     before = replicas(server)
     assert len(before) >= 4
-    front_door = workers(server, "HAProxyManager")
-    assert front_door
-    with ThreadPoolExecutor(6) as pool:
-        clients = [pool.submit(ask) for _ in range(6)]
+    supervisor = workers(server, "HAProxyManager")
+    assert supervisor
+    with Clients(url, 6) as clients:
         try:
             memory.take_away()
             server.wait_for(lambda: len(before - replicas(server)) >= 2, "killed replicas")
-            memory.give_back()
-            server.wait_for(lambda: len(replicas(server)) >= len(before), "replicas in their place", START_S)
-            time.sleep(1)  # for requests that meet those
         finally:
             memory.give_back()
-            done.set()
-        answers = [answer for client in clients for answer in client.result()]
-    # The monitor may choose the front door too, whose connections end with it (tests/serve/test_chaos.py).
-    assert not cuts or not front_door & workers(server, "HAProxyManager"), cuts
-    statuses = [status for status, _, _ in answers]
-    assert statuses.count(200) >= 6
-    for status, kind, body in answers:
-        assert status in (200, 503), (status, kind, body[:300])
-        assert kind == MSGPACK
-        if status == 200:
-            assert np.abs(vectors(body) - right).max() < 1e-5
-        else:
-            assert "try again" in msgpack.unpackb(body)["detail"].lower()
+        server.wait_for(lambda: len(replicas(server)) >= len(before), "replicas in their place", START_S)
+        known = len(clients.answers)
+        server.wait_for(lambda: len(clients.answers) >= known + 60, "answers of those")
+    # The monitor may choose HAProxy's supervisor too, and connections end with HAProxy (tests/serve/test_chaos.py).
+    assert not clients.cuts or not supervisor & workers(server, "HAProxyManager"), clients.cuts
+    assert [status for status, _, _ in clients.answers].count(200) >= 6
+    for answer in clients.answers:
+        assert_right_or_refused(answer, right)
+
+
+def assert_right_or_refused(answer: Answer, right: np.ndarray) -> None:
+    status, kind, body = answer
+    assert status in (200, 503), (status, kind, body[:300])
+    assert kind == MSGPACK
+    if status == 200:
+        assert np.abs(vectors(body) - right).max() < 1e-5
+    else:
+        assert "try again" in msgpack.unpackb(body)["detail"].lower()
 
 
 def vectors(body: bytes) -> np.ndarray:

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
-from deployments.ingress.admission import Admission, Load, of_contents
+from deployments.ingress.admission import Admission, Load, of_items
 from embedding.errors import Fault, RequestError
 from tests.support.marqo_client import MSGPACK, MarqoClient
 from tests.support.metrics import scraped, wait_for
@@ -64,7 +64,7 @@ def loaded(work: Admission, downloads: Admission) -> Iterator[Load]:
 
 
 def test_what_waits_is_no_work_and_what_arrives_is() -> None:
-    work, downloads = of_contents(128, "contents", 16), of_contents(1024, "waiting contents", 16)
+    work, downloads = of_items(128, "contents", 16), of_items(1024, "waiting contents", 16)
     with loaded(work, downloads) as first, loaded(work, downloads) as second:
         first.admit(100)
         with pytest.raises(RequestError):
@@ -81,7 +81,7 @@ def test_what_waits_is_no_work_and_what_arrives_is() -> None:
 
 
 def test_what_finds_no_room_to_wait_stays_work() -> None:
-    work, downloads = of_contents(128, "contents", 16), of_contents(50, "waiting contents", 16)
+    work, downloads = of_items(128, "contents", 16), of_items(50, "waiting contents", 16)
     with loaded(work, downloads) as first, loaded(work, downloads) as second:
         first.admit(100)
         first.change(working=0, waiting=100)
@@ -92,7 +92,7 @@ def test_what_finds_no_room_to_wait_stays_work() -> None:
 
 
 def test_a_large_request_leaves_small_ones_some_room() -> None:
-    work, downloads = of_contents(512, "contents", 32), of_contents(512, "waiting contents", 32)
+    work, downloads = of_items(512, "contents", 32), of_items(512, "waiting contents", 32)
     with loaded(work, downloads) as large, loaded(work, downloads) as small, loaded(work, downloads) as medium:
         large.admit(10_000)
         with pytest.raises(RequestError):
@@ -111,7 +111,7 @@ def narrow(serve_instance: Serve) -> Iterator[MarqoClient]:
     limits |= {"body_grace_s": GRACE_S, "max_downloads_in_flight": 0}
     serve_instance.deploy(sturdy_config(name="narrow", replicas=1, **limits))
     client = MarqoClient(serve_instance.url + "/narrow")
-    assert client.results(["warm"])
+    client.embed(["warm"])
     yield client
     serve_instance.deploy()
 
@@ -133,11 +133,12 @@ def busy(client: MarqoClient, host: ImageHost, **members: Any) -> Iterator[None]
 def refusal(reply: Any) -> str:
     assert reply.status_code == 503
     assert int(reply.headers["retry-after"]) >= 1
-    return msgpack.unpackb(reply.content)["detail"]
+    detail: str = msgpack.unpackb(reply.content)["detail"]
+    return detail
 
 
 def body(contents: list[str], search: bool = False) -> bytes:
-    return msgpack.packb(
+    packed: bytes = msgpack.packb(
         {
             "modality": "language",
             "contents": contents,
@@ -146,6 +147,7 @@ def body(contents: list[str], search: bool = False) -> bytes:
             "useInferenceCache": search,
         }
     )
+    return packed
 
 
 def test_indexing_keeps_no_search_out(narrow: MarqoClient, image_host: ImageHost) -> None:
@@ -167,7 +169,7 @@ def test_hundreds_of_refusals_at_once_are_prompt(narrow: MarqoClient, image_host
         started = time.monotonic()
         replies = list(pool.map(lambda _: narrow.post(body(["one more"])), range(300)))
         took = time.monotonic() - started
-        # Whoever comes after the four seconds is answered.
+        # A request that comes after the four seconds is answered.
         assert sum(reply.status_code == 503 for reply in replies) > 64
         assert all("busy" in refusal(reply) for reply in replies if reply.status_code != 200)
         assert took < 10

@@ -1,4 +1,4 @@
-"""Preprocessors and encoders grow apart, each with its own load. Fractional CPUs and short delays: this is a test."""
+"""Preprocessors and encoders scale separately, each with its own load. With fractional CPUs and short delays."""
 
 import threading
 import time
@@ -87,7 +87,7 @@ def load(clients: int, send: Callable[[], Any]) -> Iterator[None]:
 
 
 def most_replicas_until(grown: str, *others: str) -> dict[str, int]:
-    """Watches until `grown` has two replicas, and a little longer; the most that each of the others had meanwhile."""
+    """Watches until `grown` has two replicas; the most that each of the others had meanwhile."""
     most = dict.fromkeys((grown, *others), 0)
     deadline = time.monotonic() + PATIENCE_S
     while most[grown] < 2:
@@ -109,7 +109,7 @@ def test_slow_image_hosts_grow_the_preprocessors_alone(
     application: Callable[[dict[str, Any]], MarqoClient], pictures: Sequence[str]
 ) -> None:
     client = application(application_config())
-    with load(8, lambda: client.results(pictures, "image")):
+    with load(8, lambda: client.embed(pictures, "image")):
         most = most_replicas_until("Preprocessor", "Encoder")
     assert most["Encoder"] == 1
 
@@ -117,6 +117,6 @@ def test_slow_image_hosts_grow_the_preprocessors_alone(
 def test_texts_grow_the_encoders_alone(application: Callable[[dict[str, Any]], MarqoClient]) -> None:
     client = application(application_config())
     texts = [f"text number {i} of many, long enough to cost the encoder something" for i in range(128)]
-    with load(8, lambda: client.results(texts)):
+    with load(8, lambda: client.embed(texts)):
         most = most_replicas_until("Encoder", "Preprocessor")
     assert most["Preprocessor"] == 1

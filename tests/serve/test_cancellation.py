@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,7 +47,7 @@ def clients(serve_instance: Serve) -> Iterator[tuple[MarqoClient, MarqoClient]]:
     both = MarqoClient(f"{serve_instance.url}/{APP}"), MarqoClient(f"{serve_instance.url}/hasty")
     with ImageHost({"a.jpg": jpeg(photo(1, 300, 200))}) as host:
         for client in (*both, *both):
-            assert client.results([host.url("/ok/a.jpg")], "image")
+            client.embed([host.url("/ok/a.jpg")], "image")
     yield both
     serve_instance.deploy()
 
@@ -75,11 +76,15 @@ def hang_up_after(client: MarqoClient, body: dict[str, Any], condition: Callable
         until(condition)
 
 
-def app_handle() -> DeploymentHandle:
+def app_handle() -> DeploymentHandle[Any]:
     handle = serve.get_app_handle(APP)
     if not handle.is_initialized:
         for_this_thread(handle)
     return handle
+
+
+def is_busy(host: ImageHost) -> bool:
+    return host.in_flight == AT_A_TIME
 
 
 def hanging(host: ImageHost, count: int = 64) -> list[str]:
@@ -90,7 +95,7 @@ def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
     """Downloads end, and those that waited are never begun: the host sees only what is asked for from then on."""
     assert host.wait_for("in_flight", 0, timeout=1.5)
     # A chunk may start downloads in the moment between another's cancellation and its own.
-    client.results([host.url("/ok/a.jpg")], "image")
+    client.embed([host.url("/ok/a.jpg")], "image")
     assert host.wait_for("in_flight", 0, timeout=1.5)
     begun = len(host.requests)
     assert begun <= 3 * AT_A_TIME
@@ -104,7 +109,7 @@ def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, Ma
     client, _ = clients
     for _ in range(HANG_UPS):
         with ImageHost({}) as host:
-            hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), lambda host=host: host.in_flight == AT_A_TIME)
+            hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), partial(is_busy, host))
             assert host.wait_for("in_flight", 0, timeout=1.5)
 
 
@@ -141,16 +146,18 @@ def test_a_request_that_is_given_up_ends_its_downloads(
 def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
     """Without individual errors the first failure decides; the other chunks' work is for nothing then."""
     client, _ = clients
-    contents = [host.url("/status/404"), host.url("/ok/a.jpg"), *hanging(host)]
-    status, _ = client.request(request(contents) | {"returnIndividualError": False})
+    contents = [host.url("/status/404?delay=0.5"), host.url("/ok/a.jpg"), *hanging(host)]
+    status, body = client.request(request(contents) | {"returnIndividualError": False})
     assert status == 400
+    assert "returned 404" in body["detail"]
+    assert any(request.path.startswith("/hang") for request in host.requests)
     assert_quiet(client, host)
 
 
 def test_a_cancelled_handle_call_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
     call = app_handle().vectorise.remote(request(hanging(host)))
     assert host.wait_for("in_flight", AT_A_TIME)
-    call.cancel()
+    call.cancel()  # type: ignore[no-untyped-call]  # Ray's
     assert_quiet(clients[0], host)
 
 
@@ -165,14 +172,14 @@ def test_a_cancelled_handle_call_costs_no_forwards(clients: tuple[MarqoClient, M
         times = encoder.cpu_times()
         return times.user + times.system
 
-    client.results(texts[:256])
+    client.embed(texts[:256])
     before = spent()
-    client.results(texts)
+    client.embed(texts)
     whole = spent() - before
     before = spent()
     call = app_handle().vectorise.remote(request(texts, "language"))
     until(lambda: spent() - before > 0.1 * whole)
-    call.cancel()
+    call.cancel()  # type: ignore[no-untyped-call]  # Ray's
     until(lambda: client.vectorise(["one more"])[0] == 200)
     settled = spent()
     until(lambda: still(spent))

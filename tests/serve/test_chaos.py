@@ -1,9 +1,9 @@
 """Parts of the server are killed, and its config changes, under load: the short form of `make chaos`."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,14 +19,15 @@ from benchmarks.lib.known_answers import KnownAnswers, Question, counts, elsewhe
 from benchmarks.lib.process import free_port
 from benchmarks.lib.target import registered
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes
+from tests.support.ingress import is_error
 from tests.support.marqo_client import MarqoClient
 from tests.support.serve import SCENES, Serve, sturdy_config
 
 APP = "chaos"
 LIMIT_S = 60.0
 CLIENTS = 4
-STAND_IN_S = 2.0
-"""Ray alone needs three to notice that HAProxy is gone."""
+FALLBACK_S = 2.0
+"""Ray alone needs three seconds to notice that HAProxy is gone."""
 
 
 @pytest.fixture(scope="module")
@@ -89,53 +90,78 @@ def wait_for_right_answers(load: KnownAnswers, count: int = 20) -> None:
     wait_until(right, "right answers", LIMIT_S)
 
 
+Killing = tuple[float, float]
+"""When it began and ended, by time.monotonic()."""
+
+
+def kill_at_work(load: KnownAnswers, kill_them: Callable[[], None]) -> Killing:
+    """Kills as soon as a request has just been sent, and so is not answered yet."""
+    deadline = time.monotonic() + LIMIT_S
+    while not 0 < load.longest_wait() < 0.005:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    began = time.monotonic()
+    kill_them()
+    return began, time.monotonic()
+
+
+def assert_was_at_work(load: KnownAnswers, killing: Killing) -> None:
+    began, ended = killing
+    assert any(reply.sent < ended and reply.ended > began for reply in load.replies)
+
+
 def complete(victims: Victims) -> bool:
     return all(len(victims.replicas(one)) == 2 == running(one, APP) for one in DEPLOYMENTS)
 
 
 def fallbacks() -> list[str]:
-    """HAProxy processes that stand in for one that was killed, of whatever server."""
+    """Fallback processes of a HAProxy that was killed, of any server."""
     words = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
     return [" ".join(line) for line in words if any(word.endswith("fallback.cfg") for word in line)]
 
 
 def test_a_killed_ingress_costs_nobody_an_answer(load: KnownAnswers, victims: Victims) -> None:
-    kill(victims.replicas("Ingress")[0])
+    pid = victims.replicas("Ingress")[0]
+    killing = kill_at_work(load, lambda: kill(pid))
     wait_until(lambda: complete(victims), "another ingress", LIMIT_S)
     wait_for_right_answers(load)
+    assert_was_at_work(load, killing)
     assert failures(load.replies) == []
 
 
-@pytest.mark.parametrize("part", ["front_doors", "proxy_actors"])
+@pytest.mark.parametrize("part", ["haproxies", "proxy_actors"])
 def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims: Victims, part: str) -> None:
-    """Ray ends HAProxy together with the actor that supervises it; another one stands in until both are replaced."""
-    doors = victims.front_doors()
-    began = time.monotonic()
-    kill(*getattr(victims, part)())
-    wait_until(lambda: set(victims.front_doors()) - set(doors), "another front door", LIMIT_S)
+    """Ray ends HAProxy together with the actor that supervises it; the fallback listens until both are replaced."""
+    doors = victims.haproxies()
+    pids = getattr(victims, part)()
+    killing = kill_at_work(load, lambda: kill(*pids))
+    wait_until(lambda: set(victims.haproxies()) - set(doors), "another front door", LIMIT_S)
     wait_for_right_answers(load)
+    assert_was_at_work(load, killing)
     assert set(counts(load.replies)) <= {"sent", "right", "lost", "refused"}, failures(load.replies)
     assert counts(load.replies).get("lost", 0) <= CLIENTS  # what each had in flight
-    refused = [reply.sent - began for reply in load.replies if reply.outcome == "refused"]
-    assert max(refused, default=0) < STAND_IN_S
+    refused = [reply.sent - killing[0] for reply in load.replies if reply.outcome == "refused"]
+    assert max(refused, default=0) < FALLBACK_S
     wait_until(lambda: not fallbacks(), "the fallback to go", LIMIT_S)
 
 
-@pytest.mark.parametrize(("part", "dead"), [("front_doors", 0), ("proxy_actors", 0), ("front_doors", 1)])
+@pytest.mark.parametrize(("part", "dead"), [("haproxies", 0), ("proxy_actors", 0), ("haproxies", 1)])
 def test_with_a_haproxy_beside_marqo_a_killed_front_door_costs_nobody_an_answer(
     questions: list[Question], serve_instance: Serve, victims: Victims, part: str, dead: int
 ) -> None:
     """Also where it is the last one, after those of nodes that are gone already."""
-    doors = victims.front_doors()
+    doors = victims.haproxies()
     gone = [f"127.0.0.1:{free_port()}" for _ in range(dead)]
     with (
         beside_marqo(*gone, urlsplit(serve_instance.url).netloc) as url,
         KnownAnswers([elsewhere(asked, url) for asked in questions], CLIENTS, period_s=0.1) as load,
     ):
         wait_for_right_answers(load)
-        kill(*getattr(victims, part)())
-        wait_until(lambda: set(victims.front_doors()) - set(doors), "another front door", LIMIT_S)
+        pids = getattr(victims, part)()
+        killing = kill_at_work(load, lambda: kill(*pids))
+        wait_until(lambda: set(victims.haproxies()) - set(doors), "another front door", LIMIT_S)
         wait_for_right_answers(load)
+    assert_was_at_work(load, killing)
     assert failures(load.replies) == []
     wait_until(lambda: not fallbacks(), "the fallback to go", LIMIT_S)
 
@@ -167,9 +193,12 @@ def test_a_killed_node_costs_nobody_an_answer(
         on_node = Victims(node.pid, serve_instance.url, APP)
         wait_until(lambda: all(on_node.replicas(one) for one in DEPLOYMENTS), "replicas on the node", LIMIT_S)
         wait_for_right_answers(load)
-    finally:
+        killing = kill_at_work(load, node.kill)
+    except BaseException:
         node.kill()
+        raise
     wait_for_right_answers(load, 60)
+    assert_was_at_work(load, killing)
     assert failures(load.replies) == []
 
 
@@ -197,18 +226,16 @@ def test_a_busy_graph_is_healthy_at_once(
     for deployment in config["deployments"][1:]:
         deployment["max_ongoing_requests"] = 1
     client = application(config)
-    client.results(["warm"])
+    client.embed(["warm"])
     hanging = [image_host.url(f"/hang?busy={i}") for i in range(8)]
-    asking = threading.Thread(
-        target=client.vectorise, args=(hanging, "image"), kwargs={"preprocessing": {"downloadTimeoutMs": 3000}}
-    )
-    asking.start()
-    assert image_host.wait_for("in_flight", 4)
-    latencies = []
-    for _ in range(10):
-        started = time.monotonic()
-        assert MarqoClient(client.url).get("/healthz").status_code == 200
-        latencies.append(time.monotonic() - started)
-    assert asking.is_alive()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client.results, hanging, "image", preprocessing={"downloadTimeoutMs": 3000})
+        assert image_host.wait_for("in_flight", 4)
+        latencies = []
+        for _ in range(10):
+            started = time.monotonic()
+            assert MarqoClient(client.url).get("/healthz").status_code == 200
+            latencies.append(time.monotonic() - started)
+        assert not asking.done()
+        assert all(map(is_error, asking.result()))
     assert sorted(latencies)[5] < 0.25
-    asking.join()

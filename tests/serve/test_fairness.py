@@ -22,7 +22,7 @@ CHUNK = 4
 def client(serve_instance: Serve) -> Iterator[MarqoClient]:
     serve_instance.deploy(sturdy_config(name="fair", replicas=1))
     client = MarqoClient(serve_instance.url + "/fair")
-    assert client.results(["warm"])
+    client.embed(["warm"])
     yield client
     serve_instance.deploy()
 
@@ -34,10 +34,10 @@ def asking_for(client: MarqoClient, urls: list[str]) -> Iterator[None]:
     asked = threading.Semaphore(0)
 
     def ask() -> None:
-        patient = MarqoClient(client.url)
+        own = MarqoClient(client.url)
         while not stop.wait(0.05):
             asked.release()
-            assert all(isinstance(item, dict) for item in patient.results(urls, "image"))
+            assert all(isinstance(item, dict) for item in own.results(urls, "image"))
 
     threads = [threading.Thread(target=ask) for _ in range(SLOW_CLIENTS)]
     for thread in threads:
@@ -67,7 +67,7 @@ def latency(client: MarqoClient, host: ImageHost) -> float:
 def test_a_bad_host_slows_no_other(client: MarqoClient, kind: str) -> None:
     files = {f"{i}.jpg": jpeg(photo(i, 200, 150)) for i in range(CHUNK)}
     with ImageHost(files) as good, ImageHost(address="127.0.0.2") as slow, socket.socket() as dead:
-        dead.bind(("127.0.0.3", 0))  # a port on which nobody listens
+        dead.bind(("127.0.0.3", 0))  # a port on which no process listens
         address = slow.url("/hang") if kind == "slow" else f"http://127.0.0.3:{dead.getsockname()[1]}/hang"
         latency(client, good)
         alone = latency(client, good)

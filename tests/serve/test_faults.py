@@ -1,8 +1,5 @@
 """Replicas die, clients misbehave, too much arrives: every client still gets its right answer, or a prompt refusal."""
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +8,7 @@ from typing import Any
 import httpx
 import msgpack
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
@@ -18,7 +16,11 @@ from benchmarks.lib.places import ROOT
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes
 from tests.support.marqo_client import MSGPACK, MarqoClient
 from tests.support.serve import SCENES, Serve, replica_pids, sturdy_config
+from tests.support.waiting import until
 
+RESTART_S = 60.0
+LONG_TIMEOUT = {"downloadTimeoutMs": 60_000}
+"""For pictures that are held back until the test releases them."""
 CRASHING_DECODER = ROOT / "tests" / "support" / "crash"
 
 
@@ -29,42 +31,68 @@ def pictures() -> Iterator[list[str]]:
         yield [host.url(f"/ok/{name}") for name in files]
 
 
-def vectors(client: MarqoClient, urls: list[str]) -> np.ndarray:
-    return np.stack([vector for ((_, vector),) in client.results(urls, "image")])
+def vectors(client: MarqoClient, contents: list[str], modality: str = "image", **options: Any) -> np.ndarray:
+    return np.stack([vector for ((_, vector),) in client.results(contents, modality, **options)])
 
 
-@pytest.mark.parametrize("deployment", ["Preprocessor", "Encoder"])
-def test_a_killed_replica_costs_nobody_an_answer(
-    application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str], deployment: str
+def assert_right(answers: list[np.ndarray], right: np.ndarray) -> None:
+    assert all(np.abs(answer - right).max() < 1e-5 for answer in answers)
+
+
+def downloads_from(pid: int, host: ImageHost) -> bool:
+    """Whether a process has a connection to the host."""
+    connections = psutil.Process(pid).net_connections("tcp")
+    return any(connection.raddr and connection.raddr.port == host.port for connection in connections)
+
+
+def test_a_killed_preprocessor_costs_nobody_an_answer(
+    application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str]
 ) -> None:
+    """It is killed while it downloads a picture of some of four requests. What it had is downloaded anew."""
     client = application(sturdy_config())
     right = vectors(client, pictures)
-    killed = threading.Event()
-    after = threading.Semaphore(0)
+    files = {"last.jpg": jpeg_bytes(SCENES[-1].draw(EVALUATION_SEEDS[len(SCENES) - 1]))}
+    with ImageHost(files, address="127.0.0.2") as host, ThreadPoolExecutor(4) as pool:
+        urls = [*pictures[:-1], host.url("/held/last.jpg")]
+        requests = [pool.submit(vectors, client, urls, preprocessing=LONG_TIMEOUT) for _ in range(4)]
+        until(lambda: host.in_flight == 4)
+        victim = next(pid for pid in replica_pids("Preprocessor") if downloads_from(pid, host))
+        psutil.Process(victim).kill()
+        until(lambda: len(host.requests) > 4 and host.in_flight == 4, RESTART_S)
+        host.release()
+        assert_right([request.result() for request in requests], right)
+        assert_right(list(pool.map(lambda _: vectors(client, pictures), range(8))), right)
 
-    def work(_: int) -> list[np.ndarray]:
-        answers = []
-        while not killed.is_set() or after.acquire(blocking=False):
-            answers.append(vectors(client, pictures))
-        return answers
 
+def test_a_killed_encoder_costs_nobody_an_answer(application: Callable[[dict[str, Any]], MarqoClient]) -> None:
+    """It is killed while it works on a large request. Its CPU time tells: a third of what that takes is spent."""
+    client = application(sturdy_config())
+    texts = [f"a text, number {i}, of some words that are not a search" for i in range(4096)]
+    encoders = [psutil.Process(pid) for pid in replica_pids("Encoder")]
+
+    def spent() -> dict[psutil.Process, float]:
+        return {encoder: encoder.cpu_times().user for encoder in encoders}
+
+    vectors(client, texts[:256], "language")
+    begin = sum(spent().values())
+    right = vectors(client, texts, "language")
+    whole = sum(spent().values()) - begin
+    before = spent()
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(work, i) for i in range(4)]
-        victim = replica_pids(deployment)[0]
-        os.kill(victim, signal.SIGKILL)
-        for _ in range(8):
-            after.release()
-        killed.set()
-        answers = [answer for future in futures for answer in future.result()]
-    assert len(answers) >= 8
-    assert all(np.abs(answer - right).max() < 1e-5 for answer in answers)
+        request = pool.submit(vectors, client, texts, "language")
+        until(lambda: sum(spent().values()) - sum(before.values()) > whole / 3)
+        victim = max(encoders, key=lambda encoder: encoder.cpu_times().user - before[encoder])
+        assert not request.done()
+        victim.kill()
+        assert_right([request.result()], right)
+        assert_right(list(pool.map(lambda _: vectors(client, texts[:64], "language"), range(8))), right[:64])
 
 
 def test_a_content_that_kills_its_decoder_costs_itself_only(
     application: Callable[[dict[str, Any]], MarqoClient], pictures: list[str]
 ) -> None:
-    """One preprocessor has everybody's pictures in hand when it dies. It dies once, and nobody else is blamed. Only a
-    plain JPEG can do it, since others are decoded in other processes."""
+    """One preprocessor works for four clients when it dies. It dies once, and no other item gets an error. Only a plain
+    JPEG can do it, since other pictures are decoded in subprocesses."""
     config = sturdy_config(name="poisoned", replicas=1)
     hook = {"runtime_env": {"env_vars": {"PYTHONPATH": str(CRASHING_DECODER)}}}
     config["deployments"][1]["ray_actor_options"] |= hook
@@ -73,15 +101,18 @@ def test_a_content_that_kills_its_decoder_costs_itself_only(
     first = set(replica_pids("Preprocessor", "poisoned"))
     plain = jpeg_bytes(SCENES[0].draw(EVALUATION_SEEDS[0]))
     files = {"crash": plain[:2] + b"\xff\xfe\0\x07CRASH" + plain[2:], "other": b"CRASH" + bytes(100)}
-    with ImageHost(files) as host, ThreadPoolExecutor(4) as pool:
-        poison = host.url("/ok/crash?delay=0.3")
-        # They are in the decoder's queue, or on their way, when the poison arrives.
-        slow = [f"{url}?delay=0.4" for url in pictures]
-        others = [pool.submit(vectors, client, slow) for _ in range(3)]
+    good = {f"{i}.jpg": jpeg_bytes(SCENES[i].draw(EVALUATION_SEEDS[i])) for i in range(2)}
+    with ImageHost(files) as host, ImageHost(good, address="127.0.0.2") as slow, ThreadPoolExecutor(4) as pool:
+        poison = host.url("/ok/crash")
+        held = [slow.url(f"/held/{name}") for name in good]
+        others = [pool.submit(vectors, client, held, preprocessing=LONG_TIMEOUT) for _ in range(3)]
+        until(lambda: slow.in_flight == 6)
         results = client.results([*pictures[:3], poison, *pictures[3:6]], "image")
         second = set(replica_pids("Preprocessor", "poisoned"))
         again = client.results([poison], "image")
-        assert all(np.abs(other.result() - right).max() < 1e-5 for other in others)
+        until(lambda: len(slow.requests) >= 12 and slow.in_flight == 6, RESTART_S)  # all were lost, and begin anew
+        slow.release()
+        assert_right([other.result() for other in others], right[:2])
         harmless = [client.results([host.url("/ok/other")], "image")[0]["error_message"] for _ in range(2)]
     assert [isinstance(item, dict) for item in results] == [False] * 3 + [True] + [False] * 3
     assert "crashed its decoder (exit code -11)" in results[3]["error_message"]
@@ -132,7 +163,7 @@ def test_too_much_at_once_is_refused_promptly(limited: MarqoClient, image_host: 
         assert "busy" in msgpack.unpackb(reply.content)["detail"]
         status, _ = first.result()
         assert status == 200
-    assert limited.results(["one more"])
+    limited.embed(["one more"])
 
 
 @pytest.mark.parametrize("contents", [["a"] * 9, ["a" * 20_000]], ids=["contents", "bytes"])
@@ -140,7 +171,7 @@ def test_a_request_that_is_too_large(limited: MarqoClient, contents: list[str]) 
     status, body = limited.vectorise(contents)
     assert status == 413
     assert "send several requests" in body["detail"]
-    assert limited.results(["a"])
+    limited.embed(["a"])
 
 
 def test_a_text_that_is_too_long_is_its_own_error(limited: MarqoClient) -> None:
@@ -161,6 +192,7 @@ def test_the_fingerprint_tells_models_apart(marqo: MarqoClient) -> None:
         request = REQUEST | {"modelConfig": {"modelName": model}}
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Embedding-Fingerprint": "1"}
         reply: httpx.Response = marqo.post(msgpack.packb(request), headers)
+        assert reply.status_code == 200
         return reply.headers["X-Embedding-Fingerprint"]
 
     assert fingerprint("demo/clip") == fingerprint("demo/clip")

@@ -1,4 +1,4 @@
-"""Documents made to be slow to split: whoever sends them waits, nobody else does."""
+"""Documents made to be slow to split: only the client that sends them waits."""
 
 import random
 import time
@@ -40,7 +40,7 @@ def test_hostile_documents_hold_up_nobody(marqo: MarqoClient) -> None:
         while not all(document.done() for document in documents):
             start = time.monotonic()
             assert marqo.get("/healthz").status_code == 200
-            assert marqo.results(["a red circle"], model="random/small", properties=SMALL)
+            marqo.embed(["a red circle"], model="random/small", properties=SMALL)
             waits.append(time.monotonic() - start)
     assert all(document.result() > 50 for document in documents)
     assert len(waits) > 10

@@ -1,4 +1,5 @@
-"""Models that others name, through the whole graph: slow ones hold up nobody, many fill nothing, some are private."""
+"""Models that requests describe, through the whole graph: slow downloads delay no other model, many models take bounded
+memory, and some are private."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from tests.support.hub_host import HubHost
 from tests.support.ingress import drawn, request, vectors
 from tests.support.marqo_client import MarqoClient
 from tests.support.serve import Serve
+from tests.support.waiting import until
 
 PROMPT_S = 10.0
 """Far below the hour that a download may take, far above what two busy cores need."""
@@ -61,8 +63,8 @@ def random_model(number: int, characters: int = 0) -> dict[str, Any]:
 
 
 def test_downloads_that_trickle_hold_up_nobody(client: MarqoClient) -> None:
-    """Not models without files, nor one from the disk, nor the hub's; and who comes too late to the line is told so."""
-    client.results(["a"], model="random/loaded", properties=random_model(0))
+    """Not models without files, nor one from the disk, nor the hub's; requests beyond the queue's limit get a 503."""
+    client.embed(["a"], model="random/loaded", properties=random_model(0))
     with ThreadPoolExecutor(64) as pool:
         with ImageHost(address="0.0.0.0") as host:
 
@@ -71,12 +73,11 @@ def test_downloads_that_trickle_hold_up_nobody(client: MarqoClient) -> None:
                 return MarqoClient(client.url).vectorise(["a"], model="slow", properties={**CLIP, "url": url})[0]
 
             attack = [pool.submit(slow, number) for number in range(64)]
-            while host.in_flight < 8 or not any(one.done() for one in attack):
-                time.sleep(0.02)
+            until(lambda: host.in_flight == 8 and any(one.done() for one in attack), 60)
             started = time.monotonic()
-            client.results(["a"], model="random/loaded", properties=random_model(0))
-            client.results(["a"], model="random/new", properties=random_model(1))
-            client.results(["a red circle"], model="demo/clip")
+            client.embed(["a"], model="random/loaded", properties=random_model(0))
+            client.embed(["a"], model="random/new", properties=random_model(1))
+            client.embed(["a red circle"], model="demo/clip")
             status, body = client.vectorise(["a"], model="mine", properties={**CLIP, "name": "hf-hub:me/unknown"})
             assert status == 400
             assert "does not exist" in body["detail"]
@@ -94,7 +95,7 @@ def encoder() -> psutil.Process:
 
 def test_many_models_with_long_properties(client: MarqoClient) -> None:
     def ask(number: int) -> None:
-        client.results(["a"], model=f"many/{number}", properties=random_model(number, 90_000))
+        client.embed(["a"], model=f"many/{number}", properties=random_model(number, 90_000))
 
     for number in range(100):
         ask(number)
@@ -120,7 +121,7 @@ def test_many_models_with_long_properties(client: MarqoClient) -> None:
 def test_many_long_names_are_listed_as_far_as_a_message_goes(client: MarqoClient) -> None:
     for number in range(50):
         name = f"{number}" + "😀" * 20_000
-        client.results(["a"], model=name, properties=random_model(number))
+        client.embed(["a"], model=name, properties=random_model(number))
     reply = client.get("/models")
     assert reply.status_code == 200
     assert client.delete("/models?model_name=nobody").status_code == 200

@@ -86,10 +86,10 @@ def test_properties_name_the_demo_model(marqo: MarqoClient, image_host: ImageHos
 
 
 def test_the_demos_properties_are_those_of_the_registry(marqo: MarqoClient) -> None:
-    """So an encoder that has loaded it before anybody asked does not load it again."""
-    marqo.results(["a red circle"])
+    """So an encoder that has preloaded it does not load it again."""
+    marqo.embed(["a red circle"])
     before = [line["modelName"] for line in listed(marqo)]
-    marqo.results(["a red circle"], model="demo/clip", properties=DEMO)
+    marqo.embed(["a red circle"], model="demo/clip", properties=DEMO)
     assert [line["modelName"] for line in listed(marqo)].count(model_key("demo/clip", DEMO)) == 1
     assert len(listed(marqo)) == len(before)
 
@@ -111,7 +111,7 @@ TINY = {"name": "random/tiny", "dimensions": 3, "type": "random"}
 
 
 def test_models_as_the_older_generation_has_them(marqo: MarqoClient) -> None:
-    marqo.results(["a"], model="tiny/one", properties=TINY)
+    marqo.embed(["a"], model="tiny/one", properties=TINY)
     line = {"model_name": "tiny/one", "model_device": "cpu", "modelName": model_key("tiny/one", TINY)}
     assert line in listed(marqo)
     demo = {"model_name": "demo/clip", "model_device": "cpu", "modelName": model_key("demo/clip", DEMO)}
@@ -129,7 +129,7 @@ def test_models_as_the_older_generation_has_them(marqo: MarqoClient) -> None:
 
 
 def test_models_as_the_newer_generation_has_them(marqo: MarqoClient) -> None:
-    marqo.results(["a"], model="tiny/two", properties=TINY)
+    marqo.embed(["a"], model="tiny/two", properties=TINY)
     (line,) = [line for line in listed(marqo, "?detailed=false") if line["modelName"].startswith("tiny/two||")]
     assert line.keys() == {"modelName"}
     key = line["modelName"]
@@ -150,7 +150,7 @@ def test_models_are_listed_without_the_credentials_of_their_urls(marqo: MarqoCli
     url = "https://me:hunter2@models.example/x.pt?X-Amz-Signature=hunter3"
     graph = {"sources": [url]}
     properties = {**SMALL, "url": url, "tritonTextEncoderProperties": graph}
-    marqo.results(["a"], model="tiny/signed", properties=properties)
+    marqo.embed(["a"], model="tiny/signed", properties=properties)
     reply = marqo.get(f"/models{query}")
     assert "tiny/signed" in reply.text
     assert "hunter" not in reply.text
@@ -159,13 +159,13 @@ def test_models_are_listed_without_the_credentials_of_their_urls(marqo: MarqoCli
 
 
 def test_the_newer_generation_may_use_the_bare_name(marqo: MarqoClient) -> None:
-    marqo.results(["a"], model="tiny/three", properties=TINY)
+    marqo.embed(["a"], model="tiny/three", properties=TINY)
     assert raw(marqo, "DELETE", "/models?model_name=tiny/three")[0] == 200
     assert not any(line["model_name"] == "tiny/three" for line in listed(marqo))
 
 
 def test_the_key_of_a_registry_model(marqo: MarqoClient) -> None:
-    marqo.results(["a"], model="random/small")
+    marqo.embed(["a"], model="random/small")
     assert "random/small||8c36" in [line["modelName"] for line in listed(marqo, "?detailed=false")]
 
 
@@ -183,7 +183,7 @@ def test_an_eject_needs_a_name(marqo: MarqoClient, query: str) -> None:
 
 
 def test_ejecting_nothing_in_particular_ejects_nothing(marqo: MarqoClient) -> None:
-    marqo.results(["a"], model="tiny/four", properties=TINY)
+    marqo.embed(["a"], model="tiny/four", properties=TINY)
     for query in ("model_name=", "model_name=tiny", "model_name=tiny/four|", "model_name=&model_device="):
         raw(marqo, "DELETE", "/models?" + query)
     assert any(line["model_name"] == "tiny/four" for line in listed(marqo))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_company_changes_nothing(marqo: MarqoClient, urls: list[str], modality: 
 
 
 def test_replicas_and_chunks_change_nothing(
-    marqo: MarqoClient, urls: list[str], application: Callable[[dict], MarqoClient]
+    marqo: MarqoClient, urls: list[str], application: Callable[[dict[str, Any]], MarqoClient]
 ) -> None:
     """Two encoders, two preprocessors, odd chunk sizes and small batches give the main application's vectors."""
     other = application(

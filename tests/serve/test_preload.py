@@ -18,12 +18,13 @@ def test_the_variable_and_the_config_both_name_models(monkeypatch: pytest.Monkey
     monkeypatch.setenv(PRELOAD_VARIABLE, json.dumps(["demo/clip", MINE]))
     mine = PreloadedModel.model_validate(MINE)
     assert EncoderSettings().preload == ("demo/clip", mine)
-    assert EncoderSettings(preload=["random/small", MINE]).preload == ("random/small", mine, "demo/clip")
+    both = EncoderSettings.model_validate({"preload": ["random/small", MINE]})
+    assert both.preload == ("random/small", mine, "demo/clip")
     for nothing in ("", "[]"):
         monkeypatch.setenv(PRELOAD_VARIABLE, nothing)
         assert EncoderSettings().preload == ()
     monkeypatch.delenv(PRELOAD_VARIABLE)
-    assert EncoderSettings(preload=[MINE]).preload == (mine,)
+    assert EncoderSettings.model_validate({"preload": [MINE]}).preload == (mine,)
 
 
 @pytest.mark.parametrize("path", ["config/demo.yaml", "config/serve.yaml"])

@@ -1,4 +1,4 @@
-"""Who gives way to whom when the cores are busy."""
+"""Which processes have priority when the cores are busy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.lib.image_host import ImageHost
+from tests.support.ingress import vectors
 from tests.support.marqo_client import MarqoClient
 from tests.support.serve import replica_pids
 
@@ -23,7 +26,8 @@ def niceness(deployment: str) -> list[int]:
 
 
 def test_decoders_give_way_to_everybody(marqo: MarqoClient, image_host: ImageHost) -> None:
-    marqo.results([f"{image_host.url}/0.jpg"], modality="image")
+    rows = vectors(marqo.results([image_host.url("/ok/0.jpg"), image_host.url("/ok/L.png")], "image"))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     preprocessor, encoder, ingress = map(niceness, ("Preprocessor", "Encoder", "Ingress"))
     assert max(preprocessor) == 19 > max(encoder)
     assert min(preprocessor) >= min(encoder) >= min(ingress)

@@ -139,7 +139,7 @@ def test_what_is_taken_keeps_to_its_limit(expanding: MarqoClient, name: str) -> 
 
 
 def test_what_is_in_flight_together_keeps_to_its_limit(expanding: MarqoClient) -> None:
-    """Two of eight find room; the others are told so at once, and searches get in."""
+    """Two of eight fit into the memory budget; the others get a 503 at once, and searches are answered."""
     growth = Growth()
     large, search = TAKEN["prefix"], texts(["a search"]) | {"useInferenceCache": True}
     with ThreadPoolExecutor(9) as pool:

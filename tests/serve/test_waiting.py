@@ -29,7 +29,7 @@ SPAN_S = 4.0
 """Longer than the quickest of the slow hosts takes."""
 HASTY_S = 8.0
 FEW = 64
-PATIENT = {"downloadTimeoutMs": 60_000}
+LONG_TIMEOUT: dict[str, Any] = {"downloadTimeoutMs": 60_000}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def clients(serve_instance: Serve) -> Iterator[tuple[MarqoClient, MarqoClient]]:
     )
     both = MarqoClient(f"{serve_instance.url}/{APP}"), MarqoClient(f"{serve_instance.url}/{HASTY}")
     for client in both:
-        assert client.results(["warm"])
+        client.embed(["warm"])
     yield both
     serve_instance.deploy()
 
@@ -116,18 +116,18 @@ def assert_prompt(client: MarqoClient, healthy: ImageHost, name: str) -> None:
     assert max(p95) < PROMPT_S
 
 
-CASES = {
-    "640 of a host that takes 2.5 s": (["/ok/0.jpg?delay=2.5&{}"], 640, 1, {}),
-    "1280 of a host that takes 20 s": (["/ok/0.jpg?delay=20&{}"], 1280, 1, PATIENT),
-    "2000 that never come": (["/hang?{}"], 2000, 1, {}),
-    "2000 that never come, in 16 requests": (["/hang?{}"], 125, 16, {}),
-    "512 that never come, as a search": (["/hang?{}"], 512, 1, {"search": True}),
+CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "640 of a host that takes 2.5 s": ("/ok/0.jpg?delay=2.5&{}", 640, 1, {}),
+    "1280 of a host that takes 20 s": ("/ok/0.jpg?delay=20&{}", 1280, 1, LONG_TIMEOUT),
+    "2000 that never come": ("/hang?{}", 2000, 1, {}),
+    "2000 that never come, in 16 requests": ("/hang?{}", 125, 16, {}),
+    "512 that never come, as a search": ("/hang?{}", 512, 1, {"search": True}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_slow_hosts_delay_nobody_else(client: MarqoClient, healthy: ImageHost, slow: ImageHost, case: str) -> None:
-    (path,), count, requests, options = CASES[case]
+    path, count, requests, options = CASES[case]
     with contextlib.ExitStack() as stack:
         for number in range(requests):
             urls = [slow.url(path.format(f"{number}-{i}")) for i in range(count)]
@@ -152,10 +152,10 @@ def test_a_slow_picture_holds_up_no_encoding(client: MarqoClient, slow: ImageHos
     (pid,) = replica_pids("Encoder", APP)
     encoder = psutil.Process(pid)
     urls = [slow.url(f"/ok/{i}.jpg") for i in range(31)]
-    client.results(urls, "image")
+    client.embed(urls, "image")
     times = encoder.cpu_times()
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(client.results, [slow.url("/held/31.jpg"), *urls], "image", preprocessing=PATIENT)
+        late = pool.submit(client.results, [slow.url("/held/31.jpg"), *urls], "image", preprocessing=LONG_TIMEOUT)
         until(lambda: encoder.cpu_times().user - times.user > 0.03 and slow.in_flight == 1)
         slow.release()
         assert not any(map(is_error, late.result()))
@@ -167,7 +167,7 @@ def test_what_came_before_a_requests_time_was_up_is_not_lost(
     _, client = clients
     urls = [slow.url(f"/hang?{i}") if i % 8 == 7 else slow.url(f"/ok/{i % 40}.jpg") for i in range(64)]
     started = time.monotonic()
-    results = client.results(urls, "image", preprocessing=PATIENT)
+    results = client.results(urls, "image", preprocessing=LONG_TIMEOUT)
     assert time.monotonic() - started < HASTY_S
     assert [is_error(item) for item in results] == [i % 8 == 7 for i in range(64)]
     assert slow.wait_for("in_flight", 0)
@@ -177,10 +177,10 @@ def test_what_waits_is_no_work_until_too_much_waits(clients: tuple[MarqoClient, 
     """Eight contents may be worked on; 64 others may wait beside, and what is beyond counts as work."""
     _, client = clients
     many = [slow.url(f"/hang?{i}") for i in range(FEW)]
-    with asked(client, many, **PATIENT):
+    with asked(client, many, **LONG_TIMEOUT):
         until(lambda: slow.in_flight > 0)
         until(lambda: client.vectorise(["as many as there are places"] * 8)[0] == 200, 3.0)
-        with asked(client, [f"{url}-too" for url in many[:8]], **PATIENT):
+        with asked(client, [f"{url}-too" for url in many[:8]], **LONG_TIMEOUT):
             # A text that came before it would keep it out.
             until(lambda: any(request.path.endswith("-too") for request in slow.requests))
             assert client.vectorise(["one more"])[0] == 503
@@ -197,7 +197,7 @@ def test_a_lost_preprocessor_costs_no_answer_while_others_wait(client: MarqoClie
     slow.requests.clear()
     with ThreadPoolExecutor(1) as pool:
         before = encoder.cpu_times().user
-        late = pool.submit(client.results, urls, "image", preprocessing=PATIENT)
+        late = pool.submit(client.results, urls, "image", preprocessing=LONG_TIMEOUT)
         until(lambda: encoder.cpu_times().user - before > 0.03)
         # The other pictures are all in one part.
         until(lambda: still(lambda: encoder.cpu_times().user))

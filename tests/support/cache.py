@@ -7,10 +7,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
+from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
 
 WAIT_S = 10
@@ -21,6 +22,10 @@ class Weights:
     """A model as far as the cache is concerned: it knows its size."""
 
     info: ModelInfo
+
+
+def model_of(info: ModelInfo) -> Model:
+    return cast(Model, Weights(info))
 
 
 class Loader:
@@ -37,7 +42,7 @@ class Loader:
         self.gates[name] = threading.Event()
         return self.gates[name]
 
-    def __call__(self, spec: ModelSpec) -> Weights:
+    def __call__(self, spec: ModelSpec) -> Model:
         self.loads.append(spec.name)
         if spec.name in self.gates:
             self.started[spec.name].set()
@@ -47,7 +52,7 @@ class Loader:
         if spec.name.startswith("full"):
             raise MemoryError("no room")
         _, _, nbytes = spec.name.partition(":")
-        return Weights(ModelInfo(spec.name, spec.name + "||0000", "cpu", 4, None, "{}", int(nbytes or 10)))
+        return model_of(ModelInfo(spec.name, spec.name + "||0000", "cpu", 4, None, "{}", int(nbytes or 10)))
 
     async def loading(self, name: str) -> None:
         assert await asyncio.to_thread(self.started[name].wait, WAIT_S)
@@ -71,7 +76,7 @@ def run(test: Callable[[ModelCache, Loader], Awaitable[None]], budget: int = 0, 
     asyncio.run(main())
 
 
-async def touch(cache: ModelCache, name: str) -> Weights:
+async def touch(cache: ModelCache, name: str) -> Model:
     async with cache.use(spec(name)) as model:
         return model
 

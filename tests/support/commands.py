@@ -18,7 +18,7 @@ from tests.support.serve import demo_config
 
 
 class Command:
-    """A running command. Its output goes to a file, since one that nobody reads would stop a talkative process."""
+    """A running command. Its output goes to a file, since a pipe that is not read would stop the process."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process

@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, ImageCms, features
 
 from benchmarks.lib.photo import encoded, jpeg, photo
@@ -16,11 +17,13 @@ from benchmarks.lib.photo import encoded, jpeg, photo
 Corpus = dict[str, bytes]
 
 
+@cache
 def whole() -> Corpus:
     """Pictures that the reference accepts, by name."""
     return {**jpegs(), **pngs(), **animations(), **tiffs(), **others(), **odd_sizes()}
 
 
+@cache
 def damaged() -> Corpus:
     """Pictures cut, flipped and prolonged: the reference accepts some of them and refuses others."""
     base = photo(5, 150, 110)
@@ -49,6 +52,7 @@ def damaged() -> Corpus:
     }
 
 
+@cache
 def no_pictures() -> Corpus:
     return {
         "empty": b"",
@@ -61,6 +65,7 @@ def no_pictures() -> Corpus:
     }
 
 
+@cache
 def jpegs() -> Corpus:
     base = photo(1, 320, 243)
     rgb, grey, cmyk = np.asarray(base), base.convert("L"), base.convert("CMYK")
@@ -182,6 +187,7 @@ def odd_sizes() -> Corpus:
     }
 
 
+@cache
 def elongated() -> Corpus:
     """Their shortest edge scaled to the target, they cost the reference hundreds of megabytes."""
     return {

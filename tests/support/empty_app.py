@@ -1,4 +1,4 @@
-"""The smallest application there is, for tests of what stands in front of one."""
+"""The smallest application there is, for tests of HAProxy in front of it."""
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,4 +14,4 @@ class Empty:
         return "here"
 
 
-app = Empty.bind()
+app = Empty.bind()  # type: ignore[attr-defined]  # Serve's decorators are typed as if they gave the class back

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
+from embedding.fetch.guard import Resolver
 
 PICTURE = bytes(range(256)) * 400
 DOWNLOAD = "error when downloading the media url"
@@ -34,32 +34,26 @@ def host(server: ImageHost) -> ImageHost:
     return server
 
 
-class Names(AbstractResolver):
+class Names:
     """Made-up names, as no DNS can be reached here. The guard stands before it as before the real one."""
 
     def __init__(self, names: Mapping[str, str | list[str]]) -> None:
         self.names = dict(names)
         self.asked: list[str] = []
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> list[str]:
         self.asked.append(host)
         found = self.names.get(host)
         if found is None:
             raise OSError(f"{host} is not known")
-        addresses = [found] if isinstance(found, str) else found
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in addresses
-        ]
+        return [found] if isinstance(found, str) else found
 
     async def close(self) -> None:
         pass
 
 
 @asynccontextmanager
-async def fetching(resolver: AbstractResolver | None = None, **settings: Any) -> AsyncIterator[Fetcher]:
+async def fetching(resolver: Resolver | None = None, **settings: Any) -> AsyncIterator[Fetcher]:
     fetcher = Fetcher(FetchSettings(**{"allowed_networks": "127.0.0.0/8", **settings}), resolver)
     try:
         yield fetcher
@@ -71,7 +65,7 @@ def fetch(
     *contents: str,
     timeout_ms: int = 3000,
     headers: Mapping[str, str] | None = None,
-    resolver: AbstractResolver | None = None,
+    resolver: Resolver | None = None,
     **settings: Any,
 ) -> list[bytes]:
     """Fetches one after the other with one fetcher."""
@@ -93,6 +87,24 @@ async def failure_of(fetcher: Fetcher, content: str, timeout_ms: int = 3000) -> 
     with pytest.raises(MediaError) as caught:
         await fetcher.fetch(content, FetchOptions(timeout_ms))
     return caught.value.message
+
+
+async def outcome(fetcher: Fetcher, url: str, options: FetchOptions) -> str:
+    """What became of it: "" for a picture, else the reason."""
+    try:
+        await fetcher.fetch(url, options)
+    except MediaError as error:
+        return error.message
+    return ""
+
+
+async def outcomes(fetcher: Fetcher, urls: list[str], options: FetchOptions) -> list[str]:
+    """Of all of them at once."""
+    return await asyncio.gather(*(outcome(fetcher, url, options) for url in urls))
+
+
+def lost(results: list[str]) -> list[str]:
+    return [result for result in results if result]
 
 
 def unused_port() -> int:

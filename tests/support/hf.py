@@ -21,6 +21,7 @@ from embedding.models.spec import ModelSpec
 from embedding.models.tokenizers.process import Loading, TokenizerProcess
 from embedding.protocol import ModelConfig
 from tests.support.hub_host import HubHost
+from tests.support.models import ANY_LOCAL_FILE
 from tests.support.tiny_bert import TEXTS, WIDTH, archived, files_of, save_bert
 
 CPU = torch.device("cpu")
@@ -38,11 +39,11 @@ def spec(auth: dict[str, Any] | None = None, **properties: Any) -> ModelSpec:
     return ModelSpec.from_config(ModelConfig.model_validate(config))
 
 
-def load(folder: Path, options: LoadOptions | None = None, **properties: Any) -> Model:
+def load(folder: Path, options: LoadOptions = ANY_LOCAL_FILE, **properties: Any) -> Model:
     return load_model(spec(localpath=str(folder), **properties), CPU, options)
 
 
-def refusal(options: LoadOptions | None = None, **properties: Any) -> str:
+def refusal(options: LoadOptions = ANY_LOCAL_FILE, **properties: Any) -> str:
     with pytest.raises(RequestError) as caught:
         load_model(spec(**properties), CPU, options)
     assert caught.value.fault is Fault.REFUSED

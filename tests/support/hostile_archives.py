@@ -1,4 +1,4 @@
-"""Archives that nobody should unpack as they ask for it, and some that look odd and are all right.
+"""Archives that must not be unpacked as they ask for, and some that look odd and are all right.
 
 Each is made by a function without arguments. `REFUSED` and `TAKEN` have them all by name, `REFUSED` with a part of
 what the refusal says; `BROKEN` has those that are damaged.
@@ -334,5 +334,5 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 }
 """All hold `FILES`."""
 
-FILES = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+FILES: dict[str, bytes] = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
 whole: Callable[[], bytes] = partial(plain_tar, FILES, "w")

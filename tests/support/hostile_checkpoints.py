@@ -61,7 +61,7 @@ def saved(value: Any, new: bool = True) -> bytes:
 def torch_zip(description: bytes, parts: Mapping[str, bytes] | None = None, method: int = STORED) -> bytes:
     """An archive as torch.save's, with any pickle."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as file:
+    with zipfile.ZipFile(buffer, "w", method, compresslevel=1) as file:
         file.writestr("x/data.pkl", description)
         file.writestr("x/byteorder", "little")
         for name, content in (parts or {}).items():

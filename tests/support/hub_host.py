@@ -8,7 +8,7 @@
 | `GET /api/models/OWNER/NAME[/revision/REVISION]` | the list of files with sizes and, for those above 1 KiB, sha256 |
 | `HEAD` or `GET /OWNER/NAME/resolve/REVISION/FILE` | the file, with its ETag and the repository's commit |
 
-A gated repository lists its files to everybody, as the real hub does, and gives them to its token alone (else 401).
+A gated repository lists its files to all clients, as the real hub does, and gives them to its token alone (else 401).
 Unknown repositories give 401 without a token and 404 with one. The next transfer of a file in `cut` ends half-way;
 those in `corrupt` arrive with a byte changed. Every request is kept in `requests`.
 """
@@ -92,7 +92,8 @@ class HubHost(Loopback):
 class _Handler(Handler):
     @property
     def hub(self) -> HubHost:
-        return self.server.host
+        hub: HubHost = self.server.host
+        return hub
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -85,4 +85,5 @@ def listed(marqo: MarqoClient, query: str = "") -> list[dict[str, str]]:
     status, body = raw(marqo, "GET", "/models" + query)
     assert status == 200
     assert list(body) == ["models"]
-    return body["models"]
+    models: list[dict[str, str]] = body["models"]
+    return models

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import msgpack
 import msgpack_numpy
+import numpy as np
 
 MSGPACK = "application/msgpack"
 
@@ -63,7 +64,14 @@ class MarqoClient:
         status, body = self.vectorise(contents, *args, **kwargs)
         assert status == 200, body
         assert len(body["result"]) == len(contents)
-        return body["result"]
+        results: list[Any] = body["result"]
+        return results
+
+    def embed(self, contents: Sequence[str], *args: Any, **kwargs: Any) -> np.ndarray:
+        """The vectors of contents that must have one each: (len(contents), dimensions)."""
+        results = self.results(contents, *args, **kwargs)
+        assert all(isinstance(item, list) and len(item) == 1 for item in results), results
+        return np.stack([item[0][1] for item in results])
 
     def get(self, path: str) -> httpx.Response:
         """`GET`, the path with whatever is in it unescaped, as Marqo sends it."""

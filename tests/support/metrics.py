@@ -11,9 +11,10 @@ TIMEOUT_S = 60.0
 
 
 def scraped(name: str, **wanted: str) -> float:
-    """The sum of a metric over everything that has the wanted labels; 0 if nobody has told it yet."""
+    """The sum of a metric over everything that has the wanted labels; 0 if it has not been reported yet."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
     # Ray goes on listing nodes that have been killed.
-    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+    ports = [node["MetricsExportPort"] for node in nodes if node["Alive"]]
     page = "\n".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports)
     lines = re.findall(rf"^ray_{name}{{([^}}]*)}} (\S+)$", page, re.MULTILINE)
     pairs = {f'{label}="{value}"' for label, value in wanted.items()}

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from embedding.errors import Fault, RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import load_model
 from embedding.models.model import Model
 from embedding.models.openclip.model import add_architectures
@@ -22,6 +23,8 @@ from embedding.protocol import ModelConfig
 ARCHITECTURE, OTHER = "tiny-B-16", "tiny-other"
 DIMENSIONS, SIZE = 24, 32
 CPU = torch.device("cpu")
+ANY_LOCAL_FILE = LoadOptions(model_sources=("registry", "hub", "path"), path_roots=(Path("/"),))
+"""What a server never has: any file of this machine may be loaded."""
 
 
 def architecture(width: int) -> dict[str, Any]:
@@ -46,7 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(folder: Path) -> torch.nn.Module:
     """open_clip's own model, untrained; its weights are in the checkpoints."""
     torch.manual_seed(0)
-    return open_clip.create_model(ARCHITECTURE, require_pretrained=False).eval()
+    model: torch.nn.Module = open_clip.create_model(ARCHITECTURE, require_pretrained=False).eval()
+    return model
 
 
 Save = Callable[[dict[str, torch.Tensor], Path], None]
@@ -74,12 +78,12 @@ def spec(**properties: Any) -> ModelSpec:
 
 
 def load(checkpoint: Path, **properties: Any) -> Model:
-    return load_model(spec(localpath=str(checkpoint), **properties), CPU)
+    return load_model(spec(localpath=str(checkpoint), **properties), CPU, ANY_LOCAL_FILE)
 
 
 def refusal(**properties: Any) -> str:
     with pytest.raises(RequestError) as caught:
-        load_model(spec(**properties), CPU)
+        load_model(spec(**properties), CPU, ANY_LOCAL_FILE)
     assert caught.value.fault is Fault.REFUSED
     assert len(caught.value.message) < 2000
     return caught.value.message

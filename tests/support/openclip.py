@@ -157,13 +157,14 @@ def check(model: OpenClipModel, reference: str | Path, least: float = 0.9999999,
 
 @cache
 def tokens() -> torch.Tensor:
-    return open_clip.get_tokenizer(ARCHITECTURE)(TEXTS)
+    tokens: torch.Tensor = open_clip.get_tokenizer(ARCHITECTURE)(TEXTS)
+    return tokens
 
 
 def cosines(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     rows, others = rows.astype(np.float64), others.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
-    return (rows * others).sum(axis=1) / norms
+    return np.asarray((rows * others).sum(axis=1) / norms)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ CHUNKS = {"splitMethod": "sentence", "splitLength": 2, "splitOverlap": 1}
 
 def changed(path: str = "", value: Any = None, **members: Any) -> dict[str, Any]:
     """The request of docs/protocol.md with other top-level members, and `value` at the dotted `path`."""
-    request = deepcopy(TEXT) | members
+    request: dict[str, Any] = deepcopy(TEXT) | members
     if path:
         *parents, last = path.split(".")
         place = request

@@ -69,7 +69,8 @@ class RangeHost(Loopback):
 class _Handler(Handler):
     @property
     def host(self) -> RangeHost:
-        return self.server.host
+        host: RangeHost = self.server.host
+        return host
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -85,6 +86,9 @@ class _Handler(Handler):
             self._send(206, *_part(whole, start, lie))
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        # Before the client can see any of it, and so before a test can look.
+        limit = self.host.breaks.pop(0) if self.host.breaks else len(body)
+        self.host.sent.append(min(limit, len(body)))
         self.send_response(status)
         own = {"ETag": self.host.etag, "Last-Modified": self.host.modified} | headers
         for name, value in own.items():
@@ -92,11 +96,9 @@ class _Handler(Handler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self._send_body(body)
+        self._send_body(body, limit)
 
-    def _send_body(self, body: bytes) -> None:
-        limit = self.host.breaks.pop(0) if self.host.breaks else len(body)
-        self.host.sent.append(min(limit, len(body)))
+    def _send_body(self, body: bytes, limit: int) -> None:
         self.wfile.write(body[:limit])
         self.wfile.flush()
         if limit < len(body):

@@ -16,7 +16,7 @@ MINE = {"model": "mine", "modelProperties": {"type": "random", "dimensions": 7}}
 
 def demo_config() -> dict[str, Any]:
     """`config/demo.yaml`, small enough for several deployments on two cores: no autoscaling, tiny CPU shares."""
-    config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
     (application,) = config["applications"]
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 WIDTH = 24
 WORDS = ["a", "red", "blue", "green", "circle", "square", "star", "on", "the", "big", "small", "word"]
@@ -42,7 +42,7 @@ def save_bert(folder: Path, seed: int = 0, pooling: str | None = None, positions
 
 def save_tokenizer(folder: Path, vocabulary: list[str]) -> None:
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -64,8 +64,11 @@ import sys
 from pathlib import Path
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
-options = LoadOptions(model_sources=("url",), cache_dir=Path(sys.argv[1]), allowed_networks="127.0.0.0/8")
-print(Weights(options).url(sys.argv[2]))
+weights = Weights(
+    LoadOptions(model_sources=("url",), cache_dir=Path(sys.argv[1]), allowed_networks="127.0.0.0/8")
+)
+print("asks", flush=True)
+print(weights.url(sys.argv[2]))
 """
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from safetensors import SafetensorError, safe_open
-from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from embedding.models.files import pickles, zips
 from embedding.models.files.failure import described, is_out_of_memory, unloadable
@@ -26,6 +25,9 @@ from embedding.shown import shown
 
 Kind = Literal["safetensors", "pickle"]
 # A tensor takes about 110 bytes of a header: the largest models that are served here have 250 KB.
+# Source: torch.serialization, MAGIC_NUMBER and PROTOCOL_VERSION. Importing them would load torch.
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
 _MAX_HEADER_BYTES = 2 * 2**20
 _MAX_PARTS = 20_000
 
@@ -174,7 +176,7 @@ def _legacy_storages(content: bytes) -> tuple[list[Storage], int]:
         raise BrokenCheckpoint("it is a tar file")
     magic, position, _ = read_pickle(content)
     version, position, _ = read_pickle(content, position)
-    if (magic, version) != (MAGIC_NUMBER, PROTOCOL_VERSION):
+    if (magic, version) != (_MAGIC_NUMBER, _PROTOCOL_VERSION):
         raise BrokenCheckpoint("it is not of torch.save")
     _, position, _ = read_pickle(content, position)
     _, position, found = read_pickle(content, position)

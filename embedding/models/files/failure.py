@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-
-import torch
+import sys
 
 from embedding.errors import Fault, RequestError
 from embedding.shown import shown
@@ -88,8 +87,10 @@ _OUT_OF_MEMORY = (
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether lack of memory, on the device or the machine, caused an error or one that it wraps."""
+    torch = sys.modules.get("torch")  # where it has not been loaded, nothing of it can have been raised
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if isinstance(error, kinds):
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True

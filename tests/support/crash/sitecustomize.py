@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from functools import partial
 
 from PIL import Image, ImageFile
 
@@ -50,8 +51,12 @@ class Hungry(ImageFile.ImageFile):
             taken.append(bytes(2**24))
 
 
+def begins(magics: tuple[bytes, ...], prefix: bytes) -> bool:
+    return prefix.startswith(magics)
+
+
 for decoder in (Crashing, Endless, Busy, Hungry):
     magic = decoder.format.encode()
     # By itself, or as the comment with which a JPEG begins: those are decoded elsewhere.
     magics = magic, b"\xff\xd8\xff\xfe" + bytes([0, len(magic) + 2]) + magic
-    Image.register_open(decoder.format, decoder, lambda prefix, magics=magics: prefix.startswith(magics))
+    Image.register_open(decoder.format, decoder, partial(begins, magics))

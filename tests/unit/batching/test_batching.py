@@ -122,7 +122,7 @@ def test_the_maximum_is_the_lanes_and_may_change(device: Device) -> None:
         first = queue.put(job("first"))
         await device.busy()
         texts = [queue.put(job(i, "t")) for i in range(12)]
-        queue.max_items["t"] = 10
+        queue.max_items = {**queue.max_items, "t": 10}
         device.finish(3)
         await asyncio.gather(first, *texts)
         assert [len(batch) for _, batch in device.batches] == [1, 10, 2]
@@ -157,7 +157,7 @@ def test_urgent_work_goes_first(device: Device) -> None:
 
 
 def test_patience_ends(device: Device) -> None:
-    """Urgent work without end must not starve the rest: with no patience at all, what waits longest goes first."""
+    """Urgent work without end must not starve the rest: with a maximum wait of nothing, the oldest job goes first."""
 
     async def test(queue: DeviceQueue) -> None:
         first = queue.put(job("first"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deployments.encoder.cores import PART, Cores, shares
+from deployments.encoder.cores import PART, Cores, split_rows
 
 
 def numbered(*lengths: int) -> list[np.ndarray]:
@@ -22,7 +22,7 @@ def numbered(*lengths: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_shares_are_all_pictures_in_order_and_of_one_size(lengths: tuple[int, ...], parts: int) -> None:
     pixels = numbered(*lengths)
-    given = shares(pixels, parts)
+    given = split_rows(pixels, parts)
     sizes = [sum(map(len, share)) for share in given]
     assert len(given) == parts
     assert max(sizes) - min(sizes) <= 1

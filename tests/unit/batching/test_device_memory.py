@@ -21,7 +21,7 @@ class Tensors:
 
 
 def device(rows_that_fit: int, passes: list[int]) -> Callable[[Sequence[Any]], np.ndarray]:
-    """A device on which a pass that fails goes on to hold memory for as long as anybody holds its frame."""
+    """A device on which a pass that fails goes on to hold memory for as long as its frame is referenced."""
     held: list[weakref.ref[Tensors]] = []
 
     def encode(payloads: Sequence[Any]) -> np.ndarray:

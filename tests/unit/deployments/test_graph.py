@@ -1,7 +1,8 @@
 """The builder's arguments and the configs that come with the project are closed: a typo is an error, not a default."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -70,15 +71,47 @@ def test_batches_can_fill() -> None:
         assert encoder["max_ongoing_requests"] * args.ingress.image_chunk >= 2 * batches.max_image_batch
 
 
-def test_a_cuda_encoder_asks_ray_for_one_gpu() -> None:
-    args = graph.GraphArgs.model_validate({"encoder": {"device": "cuda"}})
-    app = graph.build_app(args)
-    (encoder,) = [
-        d
-        for d in app._bound_deployment.init_args
-        if getattr(d, "_bound_deployment", None) and d._bound_deployment.name == "Encoder"
-    ]
-    assert encoder._bound_deployment.ray_actor_options["num_gpus"] == 1
+class Bound:
+    """In place of a deployment: knows its options, and to what it was bound."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.name, self._options = name, options
+        self.arguments: tuple[Any, ...] = ()
+
+    def options(self, **options: Any) -> "Bound":
+        return Bound(self.name, **options)
+
+    def bind(self, *arguments: Any) -> "Bound":
+        self.arguments = arguments
+        return self
+
+    def all_options(self) -> dict[str, dict[str, Any]]:
+        """By name, of this one and those that it calls."""
+        inner = [each.all_options() for each in self.arguments if isinstance(each, Bound)]
+        return {self.name: self._options} | {name: options for each in inner for name, options in each.items()}
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Builds the graph of some arguments; gives the options of each deployment in it."""
+    for name in ("Ingress", "Preprocessor", "Encoder"):
+        monkeypatch.setattr(graph, name, Bound(getattr(graph, name).name))
+
+    def build(**arguments: Any) -> dict[str, dict[str, Any]]:
+        return cast(Bound, graph.build_app(graph.GraphArgs.model_validate(arguments))).all_options()
+
+    return build
+
+
+def test_a_cuda_encoder_asks_ray_for_one_gpu(built: Callable[..., dict[str, dict[str, Any]]]) -> None:
+    for device, gpus in (("cuda", 1), ("cpu", 0)):
+        options = built(encoder={"device": device})
+        assert options["Encoder"]["ray_actor_options"]["num_gpus"] == gpus
+        assert options["Ingress"] == options["Preprocessor"] == {}
+
+
+def test_the_graph_names_its_deployments(built: Callable[..., dict[str, dict[str, Any]]]) -> None:
+    assert built().keys() == graph.USER_CONFIGS.keys()
 
 
 def test_the_demo_config_is_the_default_of_make_serve() -> None:

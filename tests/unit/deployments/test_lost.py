@@ -12,7 +12,7 @@ from deployments.ingress.retry import as_request_error, is_lost, retried
 from embedding.errors import Fault, RequestError
 
 NOT_LOST = {
-    "TaskCancelledError",  # by whoever asked
+    "TaskCancelledError",  # by the caller
     "RequestCancelledError",
     "CrossLanguageError",
     "RayTaskError",  # as its cause is
@@ -59,9 +59,9 @@ def rpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
 
 
 LOST = [
-    exceptions.OutOfMemoryError("killed by the memory monitor"),
+    exceptions.OutOfMemoryError("killed by the memory monitor"),  # type: ignore[no-untyped-call]  # Ray's
     exceptions.WorkerCrashedError(),
-    exceptions.NodeDiedError("gone"),
+    exceptions.NodeDiedError("gone"),  # type: ignore[no-untyped-call]  # Ray's
     exceptions.ActorUnavailableError("for now", b"0" * 16),
     Killed(exceptions.OwnerDiedError("00" * 28, None, "owner")),
     rpc_error(grpc.StatusCode.UNAVAILABLE),

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from deployments.preprocessor import progress
-from deployments.preprocessor.progress import Progress
+from deployments.preprocessor.progress import PAUSE_S, Progress
+from tests.support.clock import run_without_waiting
 
 
 class Contents:
@@ -33,18 +33,12 @@ class Contents:
             self.ends[place].set()
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "FIRST_S", 0.05)
-    monkeypatch.setattr(progress, "PAUSE_S", 0.05)
-
-
 def run(count: int, scene: Callable[[Contents], Awaitable[None]]) -> None:
     async def play() -> None:
         async with asyncio.timeout(10):
             await scene(Contents(count))
 
-    asyncio.run(play())
+    run_without_waiting(play())
 
 
 def test_what_is_ready_soon_comes_in_one_part() -> None:
@@ -73,7 +67,7 @@ def test_those_that_become_ready_at_the_same_time_come_together() -> None:
         following = asyncio.ensure_future(anext(contents.parts))
         for place in range(2):
             contents.finish(place)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PAUSE_S / 3)
         assert await following == ({0: "content 0", 1: "content 1"}, 1)
 
     run(3, scene)
@@ -83,7 +77,7 @@ def test_nobody_is_told_twice_that_contents_wait() -> None:
     async def scene(contents: Contents) -> None:
         assert await anext(contents.parts) == ({}, 2)
         following = asyncio.ensure_future(anext(contents.parts))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(4 * PAUSE_S)
         assert not following.done()
         contents.finish(0)
         assert await following == ({0: "content 0"}, 1)
@@ -102,7 +96,7 @@ def test_what_has_arrived_is_work_and_comes_when_all_is_done() -> None:
         assert await anext(contents.parts) == ({}, 0)
         following = asyncio.ensure_future(anext(contents.parts))
         contents.finish(0)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(4 * PAUSE_S)
         assert not following.done()
         contents.finish(2)
         assert await following == ({0: "content 0", 2: "content 2"}, 0)

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 
 from deployments.ingress.transfer_share import ThreadShares
-from deployments.preprocessor.parts import DownloadTerms
-from deployments.preprocessor.transfer_pools import Pools
+from deployments.preprocessor.parts import DownloadOptions
+from deployments.preprocessor.transfer_pools import TransferPools
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_threads_that_no_later_call_takes_over_are_kept() -> None:
 
 
 def test_calls_of_one_request_have_their_threads_in_common() -> None:
-    pools = Pools()
+    pools = TransferPools()
 
-    def terms(threads: int, kept: bool = False, request: str = "a") -> DownloadTerms:
-        return DownloadTerms(3000, None, request, threads, kept)
+    def terms(threads: int, kept: bool = False, request: str = "a") -> DownloadOptions:
+        return DownloadOptions(3000, None, request, threads, kept)
 
     with pools.joined(terms(5)) as alone, pools.joined(terms(7, request="b")) as other:
         assert (alone, other) == (5, 7)

@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Iterable
 
 from deployments.encoder.loaded import MESSAGE_BYTES, in_one_message
-from deployments.routing import _home_key
-from embedding.fetch.breaker import Breaker
+from deployments.routing import model_key
+from embedding.fetch.breaker import CircuitBreaker
 from embedding.fetch.host import Host
-from embedding.fetch.scheduler import Slots
+from embedding.fetch.scheduler import Scheduler
 from embedding.models.spec import ModelInfo, ModelSpec
 
 
@@ -36,22 +36,22 @@ def info(name: str, **properties: object) -> ModelInfo:
 
 
 def test_hosts_that_cannot_exist_are_not_remembered() -> None:
-    async def fail(names: Iterable[str], slots: Slots) -> Host:
+    async def fail(names: Iterable[str], scheduler: Scheduler) -> Host:
         for name in names:
-            place = await slots.acquire(name, "request", 1, 1.0)
+            slot = await scheduler.acquire(name, "request", 1, 1.0)
             now = time.monotonic()
-            place.failed(now, f"could not resolve the host `{name}`")
-            place.leave(now)
-        return place.host
+            slot.failed(now, f"could not resolve the host `{name}`")
+            slot.release(now)
+        return slot.host
 
     async def both() -> None:
-        slots = Slots(8, lambda name: Host(name, 8, Breaker(2, 5.0, 30.0)))
-        await fail((f"{i}" + "x" * 16_000 for i in range(2000)), slots)
+        scheduler = Scheduler(8, lambda name: Host(name, 8, CircuitBreaker(2, 5.0, 30.0)))
+        await fail((f"{i}" + "x" * 16_000 for i in range(2000)), scheduler)
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 2**20
-        await fail((f"{i}.example" for i in range(2000)), slots)
+        await fail((f"{i}.example" for i in range(2000)), scheduler)
         assert tracemalloc.get_traced_memory()[0] < 4 * 2**20
-        assert (await fail(["1.example"], slots)).breaker.is_open  # those of a name that may exist count on
+        assert (await fail(["1.example"], scheduler)).breaker.is_open  # those of a name that may exist count on
 
     traced(lambda: asyncio.run(both()))
 
@@ -61,23 +61,23 @@ def test_hosts_are_forgotten_after_a_minute_without_transfers() -> None:
     now = 0.0
 
     def new_host(name: str) -> Host:
-        host = Host(name, 8, Breaker(2, 5.0, 30.0))
+        host = Host(name, 8, CircuitBreaker(2, 5.0, 30.0))
         known.add(host)
         return host
 
-    async def visited(slots: Slots, names: Iterable[str]) -> None:
+    async def visited(scheduler: Scheduler, names: Iterable[str]) -> None:
         for name in names:
-            (await slots.acquire(name, "request", 1, 1.0)).leave(now)
+            (await scheduler.acquire(name, "request", 1, 1.0)).release(now)
 
     async def run() -> None:
         nonlocal now
-        slots = Slots(8, new_host, clock=lambda: now)
-        await visited(slots, map(str, range(100)))
+        scheduler = Scheduler(8, new_host, clock=lambda: now)
+        await visited(scheduler, map(str, range(100)))
         now = 50.0
-        await visited(slots, ["one more"])
+        await visited(scheduler, ["one more"])
         assert len(known) == 101
         now = 100.0
-        await visited(slots, ["and another"])
+        await visited(scheduler, ["and another"])
         gc.collect()
         assert {host.name for host in known} == {"one more", "and another"}
 
@@ -85,8 +85,8 @@ def test_hosts_are_forgotten_after_a_minute_without_transfers() -> None:
 
 
 def test_the_home_of_a_model_is_not_remembered() -> None:
-    assert traced(lambda: [_home_key(f"{i}" + "x" * 90_000) for i in range(500)] and None) < 2**20
-    assert _home_key("a") == _home_key("a") != _home_key("b")
+    assert traced(lambda: [model_key(f"{i}" + "x" * 90_000) for i in range(500)] and None) < 2**20
+    assert model_key("a") == model_key("a") != model_key("b")
 
 
 def test_descriptions_fit_into_one_message() -> None:

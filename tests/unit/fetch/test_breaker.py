@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from embedding.fetch.breaker import Breaker
+from embedding.fetch.breaker import CircuitBreaker
 
 
-def opened() -> Breaker:
-    breaker = Breaker(threshold=2, pause_s=5, silence_s=30)
+def opened() -> CircuitBreaker:
+    breaker = CircuitBreaker(threshold=2, pause_s=5, silence_s=30)
     for _ in range(2):
         breaker.started(100.0)
         breaker.unreachable(100.0, "Connection refused")
@@ -14,7 +14,7 @@ def opened() -> Breaker:
 
 
 def test_a_host_that_cannot_be_reached_is_left_alone_after_failures_in_a_row() -> None:
-    breaker = Breaker(threshold=2, pause_s=5, silence_s=30)
+    breaker = CircuitBreaker(threshold=2, pause_s=5, silence_s=30)
     assert not breaker.unreachable(1.0, "Connection refused")
     assert breaker.admits(1.0)
     assert breaker.unreachable(2.0, "Connection refused")
@@ -24,14 +24,14 @@ def test_a_host_that_cannot_be_reached_is_left_alone_after_failures_in_a_row() -
 
 
 def test_an_answer_or_a_connection_in_between_starts_anew() -> None:
-    breaker = Breaker(threshold=2, pause_s=5, silence_s=30)
+    breaker = CircuitBreaker(threshold=2, pause_s=5, silence_s=30)
     for sign in (lambda: breaker.answered(2.0), breaker.connected) * 3:
         assert not breaker.unreachable(2.0, "x")
         sign()
 
 
 def test_silence_opens_it_only_if_nobody_hears_anything_for_long() -> None:
-    breaker = Breaker(threshold=2, pause_s=5, silence_s=30)
+    breaker = CircuitBreaker(threshold=2, pause_s=5, silence_s=30)
     breaker.started(0.0)
     for at in (3.0, 6.0, 9.0, 29.0):
         assert not breaker.silent(at, "no answer")
@@ -40,7 +40,7 @@ def test_silence_opens_it_only_if_nobody_hears_anything_for_long() -> None:
 
 
 def test_time_in_which_nobody_asked_is_no_silence() -> None:
-    breaker = Breaker(threshold=2, pause_s=5, silence_s=30)
+    breaker = CircuitBreaker(threshold=2, pause_s=5, silence_s=30)
     breaker.started(0.0)
     breaker.answered(1.0)
     breaker.started(100.0)
@@ -84,5 +84,5 @@ def test_an_abandoned_probe_makes_way_for_the_next() -> None:
 
 
 def test_a_threshold_of_none_never_opens() -> None:
-    breaker = Breaker(threshold=0, pause_s=5, silence_s=30)
+    breaker = CircuitBreaker(threshold=0, pause_s=5, silence_s=30)
     assert not any(breaker.unreachable(at, "x") for at in range(1000))

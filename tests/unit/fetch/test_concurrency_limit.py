@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from embedding.fetch.concurrency_limit import FIRST, Ended, Limit
+from embedding.fetch.concurrency_limit import INITIAL_LIMIT, ConcurrencyLimit, FinishedTransfer
 
 MOST = 64
-TOO_LATE = Ended(1000, 3.0, 1.0)
+TOO_LATE = FinishedTransfer(1000, 3.0, 1.0)
 Pace = Callable[[int], float]
 """Seconds that a transfer takes of so many that run."""
 
@@ -19,11 +19,11 @@ class Model:
     """A host of which more is always wanted: each transfer's time follows from how many run when it starts."""
 
     def __init__(self, pace: Pace, nbytes: int = 1000, limit_s: float = 3.0) -> None:
-        self.limit = Limit(MOST)
+        self.limit = ConcurrencyLimit(MOST)
         self.pace = pace
         self.now = 0.0
         self.done = 0
-        self.late = 0
+        self.timed_out = 0
         self._nbytes = nbytes
         self._limit_s = limit_s
         self._running: list[tuple[float, float, int]] = []
@@ -34,7 +34,7 @@ class Model:
             while len(self._running) < self.limit.value:
                 epoch = self.limit.started(self.now, len(self._running) + 1)
                 heapq.heappush(self._running, (self.now + self.pace(self.limit.value), self.now, epoch))
-            self.limit.pressed()
+            self.limit.note_blocked()
             self._end_one()
 
     def _end_one(self) -> None:
@@ -42,18 +42,18 @@ class Model:
         self.done += 1
         seconds = self.now - started
         if seconds > self._limit_s:
-            self.late += 1
+            self.timed_out += 1
             arrived = int(self._nbytes * self._limit_s / seconds)
-            self.limit.late(self.now, epoch, Ended(arrived, self._limit_s, 1.0))
+            self.limit.timed_out(self.now, epoch, FinishedTransfer(arrived, self._limit_s, 1.0))
         else:
-            ended = Ended(self._nbytes, seconds, seconds / self._limit_s)
+            ended = FinishedTransfer(self._nbytes, seconds, seconds / self._limit_s)
             self.limit.ended(self.now, epoch, ended, lambda: 0.0, waiting=True)
 
 
 def test_growth_that_brings_no_more_bytes_is_taken_back() -> None:
     model = Model(shared(0.01))
     model.run(2000)
-    assert model.limit.value <= 2 * FIRST
+    assert model.limit.value <= 2 * INITIAL_LIMIT
 
 
 def shared(alone_s: float) -> Pace:
@@ -62,8 +62,8 @@ def shared(alone_s: float) -> Pace:
 
 
 def test_it_starts_small() -> None:
-    assert Limit(MOST).value == FIRST
-    assert Limit(2).value == 2
+    assert ConcurrencyLimit(MOST).value == INITIAL_LIMIT
+    assert ConcurrencyLimit(2).value == 2
 
 
 def test_a_quick_host_soon_gets_all() -> None:
@@ -76,7 +76,7 @@ def test_a_quick_host_soon_gets_all() -> None:
 def test_a_shared_link_finds_its_measure_and_nobody_is_late(alone_s: float) -> None:
     model = Model(shared(alone_s))
     model.run(600)
-    assert model.late <= (FIRST if alone_s * FIRST > 3 else 0)
+    assert model.timed_out <= (INITIAL_LIMIT if alone_s * INITIAL_LIMIT > 3 else 0)
     assert alone_s * model.limit.value / 3.0 <= 0.67
     assert model.now <= 600 * alone_s * 1.1
 
@@ -108,24 +108,24 @@ def test_a_host_with_its_own_pace_and_a_shared_link_behind_it() -> None:
     model = Model(lambda running: max(2.0, running * 0.2))
     model.run(400)
     assert model.limit.value <= 16
-    assert model.late <= 64  # in minutes, in trials that become rare
+    assert model.timed_out <= 64  # in minutes, in trials that become rare
 
 
 def test_nobody_who_waits_means_no_growth() -> None:
-    limit = Limit(MOST)
+    limit = ConcurrencyLimit(MOST)
     for i in range(100):
         epoch = limit.started(float(i), 1)
-        limit.ended(i + 0.1, epoch, Ended(1000, 0.1, 0.03), lambda: 0.0, waiting=False)
-    assert limit.value == FIRST
+        limit.ended(i + 0.1, epoch, FinishedTransfer(1000, 0.1, 0.03), lambda: 0.0, waiting=False)
+    assert limit.value == INITIAL_LIMIT
 
 
 def test_what_still_runs_counts_by_its_age() -> None:
-    limit = Limit(MOST)
-    for _ in range(FIRST):
-        epoch = limit.started(0.0, FIRST)
-    limit.pressed()
-    limit.ended(1.5, epoch, Ended(1000, 0.3, 0.1), lambda: 0.8, waiting=True)
-    assert limit.value < FIRST
+    limit = ConcurrencyLimit(MOST)
+    for _ in range(INITIAL_LIMIT):
+        epoch = limit.started(0.0, INITIAL_LIMIT)
+    limit.note_blocked()
+    limit.ended(1.5, epoch, FinishedTransfer(1000, 0.3, 0.1), lambda: 0.8, waiting=True)
+    assert limit.value < INITIAL_LIMIT
 
 
 def test_refused_connections_cut_it_and_it_grows_slowly_afterwards() -> None:
@@ -139,15 +139,15 @@ def test_refused_connections_cut_it_and_it_grows_slowly_afterwards() -> None:
 
 
 def test_what_started_before_a_cut_does_not_cut_again() -> None:
-    limit = Limit(MOST, 32)
+    limit = ConcurrencyLimit(MOST, 32)
     epochs = [limit.started(0.0, 32) for _ in range(32)]
     for epoch in epochs:
-        limit.late(3.0, epoch, TOO_LATE)
+        limit.timed_out(3.0, epoch, TOO_LATE)
     assert limit.value == 16
 
 
 def test_it_never_falls_below_one() -> None:
-    limit = Limit(MOST)
+    limit = ConcurrencyLimit(MOST)
     for i in range(20):
-        limit.late(float(i), limit.started(float(i), 1), TOO_LATE)
+        limit.timed_out(float(i), limit.started(float(i), 1), TOO_LATE)
     assert limit.value == 1

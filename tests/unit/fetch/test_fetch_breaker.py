@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from benchmarks.lib.image_host import ImageHost
+from embedding.fetch import transfer
 from embedding.fetch.fetcher import FetchOptions
 from tests.support.fetch import DOWNLOAD, Names, answer_up, failure_of, fetching, host, server, unused_port  # noqa: F401
 
@@ -51,11 +54,13 @@ def test_impatient_callers_do_not_open_the_breaker(host: ImageHost) -> None:
     assert asyncio.run(many()) == b"b"
 
 
-def test_silence_opens_the_breaker(host: ImageHost) -> None:
+def test_silence_opens_the_breaker(host: ImageHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "MIN_SILENCE_S", 0.4)
+
     async def slow() -> str:
-        async with fetching(breaker_failures=2, breaker_silence_s=1) as fetcher:
+        async with fetching(breaker_failures=2, breaker_silence_s=0.3) as fetcher:
             url = host.url("/hang")
-            await asyncio.gather(*(failure_of(fetcher, url) for _ in range(2)))
+            await asyncio.gather(*(failure_of(fetcher, url, timeout_ms=500) for _ in range(2)))
             return await failure_of(fetcher, url, timeout_ms=50)
 
     assert "last failure: no answer" in asyncio.run(slow())

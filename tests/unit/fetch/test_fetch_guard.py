@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from urllib.parse import quote
 
 import pytest
-from aiohttp.abc import ResolveResult
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
@@ -47,7 +45,7 @@ LOOPBACK = """
 
 @pytest.mark.parametrize("netloc", LOOPBACK.split())
 def test_no_spelling_reaches_loopback(host: ImageHost, netloc: str) -> None:
-    """Rejected as a URL or by the guard: either way nobody connects."""
+    """Rejected as a URL or by the guard: either way there is no connection."""
     failure(host.url("/ok/b.jpg", netloc), allowed_networks="")
     assert not host.connections
 
@@ -55,14 +53,12 @@ def test_no_spelling_reaches_loopback(host: ImageHost, netloc: str) -> None:
 class NamesOrSystem(Names):
     """Unknown names go to the system, which takes `0x7f.1` and its like for addresses."""
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> list[str]:
         if host in self.names:
-            return await super().resolve(host, port, family)
+            return await super().resolve(host, port)
         resolver = SystemResolver(1)
         try:
-            return await resolver.resolve(host, port, family)
+            return await resolver.resolve(host, port)
         finally:
             await resolver.close()
 

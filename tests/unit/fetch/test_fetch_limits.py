@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -66,10 +67,10 @@ def test_exactly_the_allowed_bytes(host: ImageHost) -> None:
     ("limits", "threads", "peak"),
     [({"max_concurrency": 3}, 20, 3), ({"max_per_host": 2}, 20, 2), ({}, 3, 3), ({}, 0, 1), ({}, 20, 20)],
 )
-def test_transfers_at_a_time(host: ImageHost, limits: dict[str, int], threads: int, peak: int) -> None:
+def test_transfers_at_a_time(host: ImageHost, limits: dict[str, Any], threads: int, peak: int) -> None:
     async def many() -> None:
         async with fetching(**limits) as fetcher:
-            url = host.url("/ok/b.jpg?delay=0.2")
+            url = host.url("/ok/b.jpg?delay=0.1")
             await asyncio.gather(*(fetcher.fetch(url, FetchOptions(threads=64)) for _ in range(4 * peak)))
             host.peak = 0
             options = FetchOptions(threads=threads)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.helpers import is_ip_address
 
-from embedding.fetch.guard import VARIABLE, Guard, GuardedResolver, Refused, SystemResolver, is_literal
+from embedding.fetch.guard import VARIABLE, DestinationRefused, Guard, GuardedResolver, SystemResolver
 
 REFUSED = """
 127.0.0.1 127.255.255.254 0.0.0.0 10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.0.1
@@ -78,19 +75,14 @@ def test_a_bad_entry_is_named_with_the_variable(entry: str) -> None:
     assert f"`{entry}`" in str(caught.value)
 
 
-class Table(AbstractResolver):
+class Table:
     """A resolver that knows some names."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names = names
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in self.names[host]
-        ]
+    async def resolve(self, host: str, port: int) -> list[str]:
+        return self.names[host]
 
     async def close(self) -> None:
         pass
@@ -98,7 +90,7 @@ class Table(AbstractResolver):
 
 def resolve(addresses: list[str], allowed: str = "") -> list[str]:
     resolver = GuardedResolver(Guard.parse(allowed), Table({"pictures.example.com": addresses}))
-    return [result["host"] for result in asyncio.run(resolver.resolve("pictures.example.com", 80))]
+    return asyncio.run(resolver.resolve("pictures.example.com", 80))
 
 
 def test_the_resolver_lets_public_addresses_through() -> None:
@@ -111,7 +103,7 @@ def test_the_resolver_lets_public_addresses_through() -> None:
     [["10.1.1.1"], ["8.8.8.8", "10.1.1.1"], ["10.1.1.1", "8.8.8.8"], ["8.8.8.8", "::1"], ["fe80::1%2"]],
 )
 def test_one_bad_address_refuses_the_name_and_is_not_revealed(addresses: list[str]) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DestinationRefused) as caught:
         resolve(addresses)
     message = str(caught.value)
     assert "`pictures.example.com` resolved to an address that is not publicly routable" in message
@@ -124,14 +116,8 @@ def test_a_name_without_addresses_is_an_error() -> None:
         resolve([])
 
 
-@pytest.mark.parametrize("host", f"{REFUSED} {NOT_ADDRESSES} {ALLOWED} a.b.c 1.2.3.4.5 ٣.٣.٣.٣".split())
-def test_literals_are_what_the_client_takes_for_literals(host: str) -> None:
-    """If this fails after an upgrade of aiohttp, hosts slip between the two checks."""
-    assert is_literal(host) == is_ip_address(host)
-
-
 def test_the_system_resolver_knows_localhost_and_fails_cleanly() -> None:
-    async def both() -> list[ResolveResult]:
+    async def both() -> list[str]:
         resolver = SystemResolver(threads=2)
         try:
             with pytest.raises(OSError, match="not a host name"):
@@ -141,5 +127,5 @@ def test_the_system_resolver_knows_localhost_and_fails_cleanly() -> None:
             await resolver.close()
 
     found = asyncio.run(both())
-    assert {result["host"] for result in found} <= {"127.0.0.1", "::1"}
+    assert set(found) <= {"127.0.0.1", "::1"}
     assert found

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
-from embedding.fetch.memory_budget import Room, Share
+from embedding.fetch.memory_budget import MemoryBudget, Reservation
 
 LARGE = 2 * 2**20
-ROOM = 3 * LARGE
+BUDGET = 3 * LARGE
 PICTURE = 4_928_307
 """Bytes of a large picture: 4.7 MiB."""
 
@@ -28,7 +28,7 @@ def host() -> Iterator[ImageHost]:
 
 @asynccontextmanager
 async def fetching(**settings: Any) -> AsyncIterator[Fetcher]:
-    limits = {"allowed_networks": "127.0.0.0/8", "max_bytes": LARGE, "max_bytes_in_flight": ROOM}
+    limits = {"allowed_networks": "127.0.0.0/8", "max_bytes": LARGE, "max_bytes_in_flight": BUDGET}
     fetcher = Fetcher(FetchSettings(**{**limits, **settings}))
     try:
         yield fetcher
@@ -64,10 +64,10 @@ class Holders:
                 await self._changed.wait()
 
 
-async def grown(share: Share, nbytes: int) -> None:
+async def grown(reservation: Reservation, nbytes: int) -> None:
     """Waits until the share has so many bytes."""
     turn = asyncio.get_running_loop().create_future()
-    if not share.grow(nbytes, nbytes, lambda: turn.set_result(None)):
+    if not reservation.grow(nbytes, nbytes, lambda: turn.set_result(None)):
         await turn
 
 
@@ -83,25 +83,25 @@ def test_no_more_than_the_budget_is_held(host: ImageHost, path: str) -> None:
 
     sizes, most = asyncio.run(many())
     assert sizes == [LARGE] * 12
-    assert most <= ROOM
+    assert most <= BUDGET
 
 
 def test_those_who_have_begun_never_wait_for_each_other() -> None:
     """Each holds a start, together all there is, and needs more."""
 
     async def crowd() -> int:
-        room = Room(6)
+        budget = MemoryBudget(6)
 
         async def download() -> None:
-            share = room.share()
+            reservation = budget.reservation()
             for nbytes in range(1, 5):
-                await grown(share, nbytes)
+                await grown(reservation, nbytes)
                 await asyncio.sleep(0)
-            share.release()
+            reservation.release()
 
         async with asyncio.timeout(3):
             await asyncio.gather(*(download() for _ in range(6)))
-        return room.held
+        return budget.held_bytes
 
     assert asyncio.run(crowd()) == 0
 
@@ -111,7 +111,7 @@ def test_waiting_for_room_does_not_count_against_a_pictures_time(host: ImageHost
         async with fetching() as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
-            await holders.until(ROOM)
+            await holders.until(BUDGET)
             late = asyncio.create_task(fetcher.fetch(host.url("/ok/small"), FetchOptions(200)))
             await asyncio.sleep(0.5)
             holders.release.set()
@@ -140,7 +140,7 @@ def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: Ima
         async with fetching(breaker_failures=1) as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
-            await holders.until(ROOM)
+            await holders.until(BUDGET)
             with pytest.raises(MediaError) as late:
                 await fetcher.fetch(host.url("/ok/small"), FetchOptions(within_s=0.3))
             holders.release.set()
@@ -160,10 +160,10 @@ def test_bytes_are_held_until_they_are_let_go_and_then_no_longer(host: ImageHost
                 for _ in range(4):
                     try:
                         async with fetcher.holding(host.url(path), FetchOptions(200)) as data:
-                            assert fetcher._room.held == len(data)
+                            assert fetcher._budget.held_bytes == len(data)
                     except MediaError:
                         pass
-            return fetcher._room.held
+            return fetcher._budget.held_bytes
 
     assert asyncio.run(in_turn()) == 0
 
@@ -173,7 +173,7 @@ def test_a_cancelled_download_gives_its_room_back(host: ImageHost) -> None:
         async with fetching() as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(8)]
-            await holders.until(ROOM)
+            await holders.until(BUDGET)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -183,12 +183,12 @@ def test_a_cancelled_download_gives_its_room_back(host: ImageHost) -> None:
 
 
 def test_first_come_first_served_but_holders_first() -> None:
-    room = Room(10)
+    budget = MemoryBudget(10)
     order: list[str] = []
-    shares = {name: room.share() for name in ("first", "holder", "big", "small", "gone")}
+    reservations = {name: budget.reservation() for name in ("first", "holder", "big", "small", "gone")}
 
     def grow(name: str, nbytes: int) -> bool:
-        return shares[name].grow(nbytes, nbytes, lambda: order.append(name))
+        return reservations[name].grow(nbytes, nbytes, lambda: order.append(name))
 
     assert grow("holder", 1)
     assert grow("first", 7)
@@ -196,12 +196,12 @@ def test_first_come_first_served_but_holders_first() -> None:
     assert not grow("big", 6)
     assert not grow("small", 1)
     assert grow("holder", 5)  # beyond the limit, so that it can end
-    shares["gone"].release()
-    shares["first"].release()
+    reservations["gone"].release()
+    reservations["first"].release()
     assert order == []
-    shares["holder"].release()
+    reservations["holder"].release()
     assert order == ["big", "small"]
-    assert room.held == 7
+    assert budget.held_bytes == 7
 
 
 def test_what_is_larger_than_the_budget_is_taken_alone(host: ImageHost) -> None:

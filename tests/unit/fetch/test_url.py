@@ -10,7 +10,7 @@ from requests.utils import requote_uri
 from yarl import URL
 
 from embedding.errors import MediaError
-from embedding.fetch.guard import Refused
+from embedding.fetch.guard import DestinationRefused
 from embedding.fetch.url import MAX_URL_CHARS, _is_url, make_target, parse_redirect, parse_url
 from embedding.shown import shown, without_credentials
 
@@ -86,13 +86,13 @@ def test_other_schemes_are_named(url: str) -> None:
 
 
 def test_a_missing_scheme_is_named() -> None:
-    with pytest.raises(Refused, match="over http and https only, and the scheme is `<none>`"):
+    with pytest.raises(DestinationRefused, match="over http and https only, and the scheme is `<none>`"):
         make_target("//example.com/a.jpg")
 
 
 @pytest.mark.parametrize(("url", "reason"), [("http:///a", "no host"), ("http://a.io:99999/", "port is invalid")])
 def test_hosts_and_ports_must_be_there(url: str, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(DestinationRefused, match=reason):
         make_target(url)
 
 
@@ -157,7 +157,7 @@ def test_hosts_are_lower_case_ascii() -> None:
 
 @pytest.mark.parametrize("host", ["a%2fb.com", "a%40b.com", "a%00.com", "a%20b.com", "a%3a80.com", "a%0d%0ab.com", "%"])
 def test_hosts_hide_nothing(host: str) -> None:
-    with pytest.raises(Refused, match="host"):
+    with pytest.raises(DestinationRefused, match="host"):
         make_target(f"http://{host}/")
 
 
@@ -218,7 +218,7 @@ def test_whatever_a_redirect_says_one_host_is_meant(path: str, location: str) ->
     base = make_target(requote_uri(f"http://a.example.com:81/{path}")).url
     try:
         target = parse_redirect(base, location)
-    except Refused:
+    except DestinationRefused:
         return
     assert (target.url.scheme, target.url.raw_host, target.url.port) == target.origin
     if not location.startswith(("//", "http:")):
@@ -231,7 +231,7 @@ def test_whatever_a_redirect_says_one_host_is_meant(path: str, location: str) ->
     ["file:///etc/passwd", "ftp://example.com/", "javascript:alert(1)", "gopher://127.0.0.1:25/", "http://["],
 )
 def test_redirects_to_elsewhere_are_refused(location: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(DestinationRefused):
         parse_redirect(URL("http://example.com/"), location)
 
 

@@ -19,8 +19,8 @@ from embedding.image.pixels import ImageLimits, ImageSpec, preprocess
 from tests.support import hostile_pictures
 
 SPEC = ImageSpec((64, 64), (0.5,) * 3, (0.5,) * 3)
-LIMITS = ImageLimits(max_decode_s=0.3)
-FLOOD = 5
+LIMITS = ImageLimits(max_decode_s=0.2)
+FLOOD = 4
 ORDINARY = {
     "jpeg": jpeg(photo(1, 300, 200)),
     "png": encoded(photo(2, 300, 200), "PNG"),
@@ -91,7 +91,7 @@ async def _outcomes() -> dict[str, object]:
 def test_a_slow_picture_is_ended(outcomes: dict[str, object], name: str) -> None:
     error = outcomes[name]
     assert isinstance(error, SlowError), error
-    assert "takes more than 0.3 s of CPU to decode" in error.message
+    assert "takes more than 0.2 s of CPU to decode" in error.message
     assert "max_decode_s" in error.message
 
 

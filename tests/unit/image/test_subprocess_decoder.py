@@ -38,7 +38,7 @@ PROGRAM = """
 import pickle, sys
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
-from embedding.image import subprocess_decoder as apart
+from embedding.image import subprocess_decoder
 
 def children():
     return Path(f"/proc/{_forkserver._forkserver_pid}/task/{_forkserver._forkserver_pid}/children").read_text().split()
@@ -46,17 +46,17 @@ def children():
 if __name__ == "__main__":
     data, spec, limits = pickle.load(sys.stdin.buffer)
     outcomes = {}
-    apart.LOOK_S = 0.5
-    decoders = apart.Decoders(limits)
+    subprocess_decoder.CHECK_INTERVAL_S = 0.5
+    decoders = subprocess_decoder.DecoderPool(limits)
     for name, one in data.items():
         try:
             outcomes[name] = decoders.decode(one, spec, name, 0.5)
         except Exception as error:
             outcomes[name] = type(error).__name__, str(error)
         outcomes[f"{name}: process"] = children()
-    others = [decoders._take() for _ in range(3)]
+    others = [decoders._acquire() for _ in range(3)]
     for other in others:
-        decoders._give_back(other)
+        decoders._release(other)
     outcomes["many"] = children()
     decoders.trim(3600)
     outcomes["many still"] = children()
@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    program = tmp_path_factory.mktemp("apart") / "program.py"
+    program = tmp_path_factory.mktemp("subprocess_decoder") / "program.py"
     program.write_text(PROGRAM)
     crash = ROOT / "tests" / "support" / "crash"
     environment = os.environ | {"PYTHONPATH": f"{crash}:{ROOT}"}
@@ -82,7 +82,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=300,
         check=True,
     )
-    return pickle.loads(ran.stdout)
+    outcomes: dict[str, Any] = pickle.loads(ran.stdout)
+    return outcomes
 
 
 @pytest.mark.parametrize("name", ["good", "png", "good again"])
@@ -120,7 +121,7 @@ def test_a_decoder_that_sleeps_for_ever_is_ended(outcomes: dict[str, Any]) -> No
 
 
 def test_a_decoder_that_works_for_ever_is_ended(outcomes: dict[str, Any]) -> None:
-    assert outcomes["busy"][0] == "TimeSpent"
+    assert outcomes["busy"][0] == "TimeLimitExceeded"
 
 
 def test_a_decoder_that_allocates_for_ever_is_refused(outcomes: dict[str, Any]) -> None:

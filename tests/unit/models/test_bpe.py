@@ -69,21 +69,21 @@ def _symbols(word: str) -> list[str]:
     return [*word[:-1], word[-1] + "</w>"]
 
 
-def test_20000_texts() -> None:
+def test_5000_texts() -> None:
     generator = random.Random(0)
-    texts = [_any_text(generator) for _ in range(20_000)]
+    texts = [_any_text(generator) for _ in range(5000)]
     assert torch.equal(OURS(texts), THEIRS(texts))
-    assert [OURS.encode(text) for text in texts[:4000]] == [THEIRS.encode(text) for text in texts[:4000]]
+    assert [OURS.encode(text) for text in texts[:1000]] == [THEIRS.encode(text) for text in texts[:1000]]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(max_size=200) | st.text(st.sampled_from("aehrstw' &;\n"), max_size=200), max_size=3))
 def test_any_texts(texts: list[str]) -> None:
     theirs = THEIRS(texts) if texts else torch.zeros(0, 77, dtype=torch.long)
     assert torch.equal(OURS(texts), theirs)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_merges(data: st.DataObject) -> None:
     """Of vocabularies too whose merges are in an order that no training gives, so that passes wake lower ranks."""

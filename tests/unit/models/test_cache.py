@@ -197,7 +197,7 @@ def test_an_ejected_model_in_use_still_counts() -> None:
 
 @pytest.mark.parametrize("estimate", [None, foreseen])
 def test_a_model_that_is_ejected_while_it_loads_does_not_stay(estimate: Estimate) -> None:
-    """Those who wait for it get their answers; who asks after the ejection gets one that was loaded after it."""
+    """Requests that wait for it get their answers; later ones get a model that was loaded after the ejection."""
 
     async def test(cache: ModelCache, loader: Loader) -> None:
         gate = loader.gate("a")
@@ -221,7 +221,7 @@ def test_a_model_that_is_ejected_while_it_loads_does_not_stay(estimate: Estimate
 
 @pytest.mark.parametrize("hang_up", [False, True])
 def test_an_ejected_load_counts_until_its_end(hang_up: bool) -> None:
-    """Even if nobody waits for it any more: what has begun takes its memory."""
+    """Even if no request waits for it any more: what has begun takes its memory."""
 
     async def test(cache: ModelCache, loader: Loader) -> None:
         gate = loader.gate("a")

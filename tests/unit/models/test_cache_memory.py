@@ -1,4 +1,4 @@
-"""Room in the model cache: sizes that are known beforehand, waiting in line, a device that is full."""
+"""Memory of the model cache: sizes that are known beforehand, the queue, a device that is full."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.model import Model
 from embedding.models.spec import ModelSpec
-from tests.support.cache import WAIT_S, Loader, Weights, foreseen, names, run, settle, spec, touch, until
+from tests.support.cache import WAIT_S, Loader, foreseen, model_of, names, run, settle, spec, touch, until
 
 
 def test_room_is_made_before_the_load() -> None:
@@ -71,9 +71,9 @@ def test_an_estimate_may_be_wrong(name: str) -> None:
         assert cache.stats().bytes == 0
 
     class Sized(Loader):
-        def __call__(self, spec: ModelSpec) -> Weights:
+        def __call__(self, spec: ModelSpec) -> Model:
             model = super().__call__(ModelSpec(spec.name.rpartition(":")[0] if spec.name == name else spec.name, "{}"))
-            return Weights(dataclasses.replace(model.info, name=spec.name))
+            return model_of(dataclasses.replace(model.info, name=spec.name))
 
     async def main() -> None:
         with ThreadPoolExecutor(4) as executor:
@@ -117,7 +117,7 @@ def test_what_was_measured_once_is_known() -> None:
 
 def test_a_forward_pass_that_nobody_waits_for_still_holds_its_model() -> None:
     """Its caller has hung up, but the device is not done: only then is the memory free for the next model."""
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     async def test(cache: ModelCache, loader: Loader) -> None:
         async def caller() -> None:
@@ -125,17 +125,21 @@ def test_a_forward_pass_that_nobody_waits_for_still_holds_its_model() -> None:
                 await asyncio.get_running_loop().run_in_executor(loader.pool, hold, [model])
 
         def hold(models: list[Model]) -> None:
+            begun.set()
             assert done.wait(WAIT_S)
+            loader.loads.append("the forward pass is done")
             models.clear()
 
         impatient = asyncio.create_task(caller())
-        await settle()
+        await until(begun.is_set)
         impatient.cancel()
+        await asyncio.wait([impatient])
         newcomer = asyncio.create_task(touch(cache, "b"))
-        await asyncio.sleep(0.1)
-        assert loader.loads == ["a"]
+        await until(lambda: cache.stats().evictions == 1)
+        await settle()
         done.set()
         await newcomer
+        assert loader.loads == ["a", "the forward pass is done", "b"]
 
     run(test, budget=10, estimate=foreseen)
 
@@ -183,15 +187,14 @@ def test_a_model_that_is_never_idle_cannot_keep_others_out() -> None:
 
         await touch(cache, "hot")
         busy = [asyncio.create_task(keep_busy(i)) for i in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: served > 2)
         assert (await touch(cache, "cold")).info.name == "cold"
         before = served
-        await asyncio.sleep(0.2)
-        assert served > before, "and it is served again afterwards"
+        await until(lambda: served > before)  # it is served again afterwards
         done = True
         await asyncio.gather(*busy)
 
-    run(test, budget=10, estimate=foreseen, patience_s=0.2)
+    run(test, budget=10, estimate=foreseen, drain_after_s=0.2)
 
 
 def test_nothing_is_loaded_for_those_who_have_hung_up() -> None:
@@ -223,10 +226,10 @@ class Full(Loader):
     def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
-        self.alive: list[weakref.ref[Weights]] = []
+        self.alive: list[weakref.ref[Model]] = []
         self.released = 0
 
-    def __call__(self, spec: ModelSpec) -> Weights:
+    def __call__(self, spec: ModelSpec) -> Model:
         if sum(model() is not None for model in self.alive) > self.most:
             raise MemoryError("no room for 10 bytes")
         model = super().__call__(spec)

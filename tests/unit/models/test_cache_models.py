@@ -20,6 +20,7 @@ from embedding.models.model import Model
 from embedding.models.openclip.model import add_architectures
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
+from tests.support.models import ANY_LOCAL_FILE
 
 TINY = {
     "embed_dim": 8,
@@ -48,16 +49,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[ModelSpec]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_twenty_models_through_room_for_five(checkpoints: list[ModelSpec]) -> None:
-    """From eight clients at random: every vector right, and never more models alive than there is room for."""
+    """From eight clients at random: every vector is right, and no more models are alive than the budget holds."""
     device = torch.device("cpu")
-    (nbytes,) = {load_model(spec, device).info.nbytes for spec in checkpoints[:2]}
-    expected = {spec: vector(load_model(spec, device)) for spec in checkpoints}
+    (nbytes,) = {load_model(spec, device, ANY_LOCAL_FILE).info.nbytes for spec in checkpoints[:2]}
+    expected = {spec: vector(load_model(spec, device, ANY_LOCAL_FILE)) for spec in checkpoints}
     alive: list[weakref.ref[Model]] = []
     most = 0
 
     def load(spec: ModelSpec) -> Model:
         nonlocal most
-        model = load_model(spec, device)
+        model = load_model(spec, device, ANY_LOCAL_FILE)
         alive.append(weakref.ref(model))
         alive[:] = [reference for reference in alive if reference() is not None]
         most = max(most, len(alive))
@@ -75,7 +76,9 @@ def test_twenty_models_through_room_for_five(checkpoints: list[ModelSpec]) -> No
 
     async def main() -> None:
         with ThreadPoolExecutor(2) as executor:
-            cache = ModelCache(load, executor, 5 * nbytes + 10, lambda spec: estimate_bytes(spec, device))
+            cache = ModelCache(
+                load, executor, 5 * nbytes + 10, lambda spec: estimate_bytes(spec, device, ANY_LOCAL_FILE)
+            )
             await asyncio.wait_for(asyncio.gather(*(client(cache, i) for i in range(CLIENTS))), 60)
             stats = cache.stats()
             assert stats.failed_loads == 0

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
+from embedding.models.model import Model
 from embedding.models.spec import ModelSpec
 from tests.support.cache import WAIT_S, Loader, foreseen, names, run, settle, spec, touch, until
 
@@ -53,8 +54,10 @@ def test_neither_downloads_nor_loads_hold_up_what_needs_none() -> None:
             await loader.loading(f"huge{i}")
         assert (await touch(cache, "quick")).info.name == "quick"
         assert not any(task.done() for task in (*downloading, *loading))
-        for event in (*files.there.values(), *loader.gates.values()):
+        for event in files.there.values():
             event.set()
+        for gate in loader.gates.values():
+            gate.set()
         await asyncio.gather(*downloading, *loading)
 
     run(test, fetch=files.fetch, quick=is_quick)
@@ -133,7 +136,7 @@ def test_a_session_spans_all_steps() -> None:
 
 
 def test_models_are_counted() -> None:
-    """Quick ones, which anybody can name by the thousand, cost no other its place, nor do loads that fail."""
+    """Quick ones, of which a client can name thousands, evict no others, nor do loads that fail."""
 
     async def test(cache: ModelCache, loader: Loader) -> None:
         for i in range(5):
@@ -233,7 +236,7 @@ def test_names_without_end_take_no_memory_without_end(kind: str) -> None:
         gc.collect()
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
-        await ask(cache, range(100, 1100))
+        await ask(cache, range(100, 500))
         loader.loads.clear()
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
@@ -255,19 +258,19 @@ def private(token: str | None, owner: str = "") -> ModelSpec:
 class Guarded(Loader):
     """A loader that wants credentials."""
 
-    def __call__(self, spec: ModelSpec):  # type: ignore[no-untyped-def]
+    def __call__(self, spec: ModelSpec) -> Model:
         model = super().__call__(ModelSpec("private", "{}", auth_json=spec.auth_json))
         if spec.auth_json != private("good").auth_json:
             raise RequestError(Fault.REFUSED, "wrong token")
         return model
 
 
-def with_guard(test: Callable[[ModelCache, Guarded], object]) -> None:
+def with_guard(test: Callable[[ModelCache, Guarded], Awaitable[None]]) -> None:
     async def main() -> None:
         loader = Guarded()
         with loader.pool as executor:
             async with asyncio.timeout(WAIT_S):
-                await test(ModelCache(loader, executor), loader)  # type: ignore[misc]
+                await test(ModelCache(loader, executor), loader)
 
     asyncio.run(main())
 
@@ -285,7 +288,7 @@ def test_somebody_elses_wrong_credentials_cost_nobody_a_model() -> None:
         await settle()
         gate.set()
         outcomes = await asyncio.gather(*attackers, owner, return_exceptions=True)
-        # The owner's load may serve those too who have waited with the wrong ones.
+        # The owner's load may also serve the requests that have waited with the wrong ones.
         assert outcomes[-1] is None
         assert isinstance(outcomes[0], RequestError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,28 +14,30 @@ from tests.support.cost import cost
 from tests.support.hostile_checkpoints import BROKEN, REFUSED, saved
 
 
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all of them, of which some take seconds to make."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, make in {**{name: make for name, (make, _) in REFUSED.items()}, **BROKEN}.items():
+        (folder / name).write_bytes(make())
+    return folder
+
+
 @pytest.mark.parametrize("name", [name for name in REFUSED if "-mb-" not in name])
-def test_refused(tmp_path: Path, name: str) -> None:
-    make, reason = REFUSED[name]
-    path = tmp_path / "model.pt"
-    path.write_bytes(make())
-    with pytest.raises((RequestError, BrokenCheckpoint), match=reason):
-        checkpoint_kind(path)
+def test_refused(hostile: Path, name: str) -> None:
+    with pytest.raises((RequestError, BrokenCheckpoint), match=REFUSED[name][1]):
+        checkpoint_kind(hostile / name)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(BROKEN[name]())
+def test_broken(hostile: Path, name: str) -> None:
     with pytest.raises(BrokenCheckpoint) as caught:
-        checkpoint_kind(path)
+        checkpoint_kind(hostile / name)
     assert len(str(caught.value)) < 600
 
 
-def test_what_hostile_checkpoints_cost(tmp_path: Path) -> None:
-    for name, make in {**{name: make for name, (make, _) in REFUSED.items()}, **BROKEN}.items():
-        (tmp_path / name).write_bytes(make())
-    costs = cost("tests.support.weights:judge_checkpoint", [str(path) for path in sorted(tmp_path.iterdir())])
+def test_what_hostile_checkpoints_cost(hostile: Path) -> None:
+    costs = cost("tests.support.weights:judge_checkpoint", [str(path) for path in sorted(hostile.iterdir())])
     for path, one in costs.items():
         assert one.result.startswith(("RequestError", "BrokenCheckpoint")), (path, one)
         assert one.peak_mib < 200, (path, one)
@@ -79,21 +82,10 @@ def views() -> dict[str, torch.Tensor]:
 
 
 TYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64)
-WHOLE = {
+WHOLE: dict[str, Callable[[], object]] = {
     "training": training,
     "views": views,
-    "types": lambda: {
-        str(dtype): torch.zeros(3).to(dtype)
-        for dtype in (
-            torch.float16,
-            torch.bfloat16,
-            torch.float64,
-            torch.int64,
-            torch.uint8,
-            torch.bool,
-            torch.complex64,
-        )
-    },
+    "types": lambda: {str(dtype): torch.zeros(3).to(dtype) for dtype in TYPES},
     "bare": lambda: torch.zeros(3),
     "parameter": lambda: {"w": torch.nn.Parameter(torch.zeros(3)), "scalar": torch.tensor(1.0)},
     "conjugated": lambda: {"w": torch.zeros(3, dtype=torch.complex64).conj()},

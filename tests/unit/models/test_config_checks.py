@@ -12,18 +12,18 @@ import open_clip
 import pytest
 
 from embedding.errors import Fault, RequestError
-from embedding.models.hf.description import (
+from embedding.models.hf.config_checks import (
     MODEL_TYPES,
     TOKENIZER_CLASSES,
-    check_description,
+    check_config_files,
     check_sizes,
     checked_config,
     checked_index,
     checked_special_tokens,
     checked_tokenizer_config,
 )
-from embedding.models.hf.staging import own_file, staged_model, staged_tokenizer
-from embedding.models.openclip.config import check_openclip_sizes, checked_openclip
+from embedding.models.hf.staging import resolved_file, staged_model, staged_tokenizer
+from embedding.models.openclip.config_checks import check_openclip_sizes, checked_openclip
 from tests.support.hostile_repositories import CONFIGS, DROPPED, FILE_KEYS, JSON, OPENCLIP, changed, reads_a_file, write
 from tests.support.openclip import architecture
 from tests.support.tiny_bert import files_of, save_bert
@@ -41,13 +41,13 @@ def bert_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def refusal(files: dict[str, bytes]) -> str:
     with pytest.raises(RequestError) as caught:
-        check_description(files)
+        check_config_files(files)
     assert caught.value.fault is Fault.REFUSED
     return caught.value.message
 
 
 def test_a_good_repository(bert_files: dict[str, bytes]) -> None:
-    check_description(bert_files)
+    check_config_files(bert_files)
 
 
 # As the repositories of the registry's models have them.
@@ -72,7 +72,8 @@ def test_towers_of_open_clip_are_among_the_types() -> None:
 
 def test_types_and_classes_are_those_of_transformers() -> None:
     """A misspelt name would be a model that cannot be had."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    # The name is imported there, and then extended.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     assert CONFIG_MAPPING_NAMES.keys() >= MODEL_TYPES
@@ -201,7 +202,7 @@ def test_links_of_the_hubs_client(tmp_path: Path) -> None:
         place.mkdir(parents=True)
     (blobs / "abcd").write_text("x")
     (folder / "vocab.txt").symlink_to("../../blobs/abcd")
-    assert own_file(folder / "vocab.txt", folder) == blobs / "abcd"
+    assert resolved_file(folder / "vocab.txt", folder) == blobs / "abcd"
 
 
 def test_a_thousand_descriptions_take_no_time(bert_files: dict[str, bytes]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from embedding.models.loader import estimate_bytes
 from tests.support.hf import CPU, bert, load, same, spec, vectors  # noqa: F401
+from tests.support.models import ANY_LOCAL_FILE
 from tests.support.tiny_bert import TEXTS, archived, reference, save_bert
 
 
 @pytest.mark.parametrize("spelling", ["poolingMethod", "pooling_method"])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_the_properties_pooling(bert: Path, pooling: str, spelling: str) -> None:
-    same(vectors(load(bert, **{spelling: pooling})), reference(bert, TEXTS, pooling))
+    properties: dict[str, Any] = {spelling: pooling}
+    same(vectors(load(bert, **properties)), reference(bert, TEXTS, pooling))
 
 
 def test_mean_and_cls_differ(bert: Path) -> None:
@@ -35,7 +38,7 @@ def test_mean_and_cls_differ(bert: Path) -> None:
 ])  # fmt: skip
 def test_the_repositorys_pooling(tmp_path: Path, own: str | None, asked: str | None, expected: str) -> None:
     folder = save_bert(tmp_path / "model", pooling=own)
-    properties = {} if asked is None else {"poolingMethod": asked}
+    properties: dict[str, Any] = {} if asked is None else {"poolingMethod": asked}
     same(vectors(load(folder, **properties)), reference(folder, TEXTS, expected))
 
 
@@ -59,7 +62,7 @@ def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path, bert: Path) -> None:
 
 
 @pytest.mark.parametrize(("properties", "limit"), [({}, 128), ({"tokens": 5}, 5), ({"tokens": 300}, 300)])
-def test_long_texts_are_cut_off(bert: Path, properties: dict[str, int], limit: int) -> None:
+def test_long_texts_are_cut_off(bert: Path, properties: dict[str, Any], limit: int) -> None:
     model = load(bert, **properties)
     assert len(model.tokenize(TEXTS)[-1]["input_ids"]) == limit
     same(vectors(model), reference(bert, TEXTS, "mean", tokens=limit))
@@ -89,7 +92,7 @@ def test_it_is_a_text_model_and_says_how_large(bert: Path) -> None:
     assert model.info.image is None
     assert model.info.key == wanted.key
     assert model.info.nbytes >= sum(w.nbytes for w in load_file(bert / "model.safetensors").values())
-    assert estimate_bytes(wanted, CPU) == model.info.nbytes
+    assert estimate_bytes(wanted, CPU, ANY_LOCAL_FILE) == model.info.nbytes
 
 
 def test_fingerprints(tmp_path: Path, bert: Path) -> None:

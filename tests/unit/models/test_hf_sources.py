@@ -84,7 +84,8 @@ def test_a_repository_without_a_model(hub: HubHost, hub_options: LoadOptions) ->
 
 def test_a_source_that_the_operator_does_not_allow(tmp_path: Path, bert: Path) -> None:
     options = LoadOptions(model_sources=("registry",), cache_dir=tmp_path)
-    for properties in ({"name": "st/cls"}, {"localpath": str(bert)}, {"url": "http://example.com/a.zip"}):
+    sources: list[dict[str, Any]] = [{"name": "st/cls"}, {"localpath": str(bert)}, {"url": "http://example.com/a.zip"}]
+    for properties in sources:
         assert "model_sources" in refusal(options, **properties)
         with pytest.raises(RequestError, match="model_sources"):
             estimate_bytes(spec(**properties), CPU, options)
@@ -152,7 +153,8 @@ def test_code_runs_if_asked_for_and_allowed(tmp_path: Path, with_code: Path) -> 
 
 
 def test_stella(tmp_path: Path, with_code: Path) -> None:
-    options, common = trusting(tmp_path), {"type": "hf_stella", "trustRemoteCode": True}
+    options = trusting(tmp_path)
+    common: dict[str, Any] = {"type": "hf_stella", "trustRemoteCode": True}
     for width in (8, 16):
         model = load(with_code, options, dimensions=width, **common)
         dense = torch.load(with_code / f"2_Dense_{width}" / "pytorch_model.bin", weights_only=True)

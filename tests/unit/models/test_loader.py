@@ -27,6 +27,7 @@ from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.random import random_vectors
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
+from tests.support.models import ANY_LOCAL_FILE
 from tests.support.tiny_bert import WIDTH, save_bert
 
 CPU = torch.device("cpu")
@@ -77,28 +78,28 @@ def clip(folder: Path, file: str = f"{ARCHITECTURE}.safetensors", name: str = AR
 def test_the_size_is_known_beforehand(folder: Path, name: str, suffix: str) -> None:
     """Exactly, whatever else is in the file and in whatever precision."""
     wanted = clip(folder, name + suffix, name)
-    assert estimate_bytes(wanted, CPU) == load_model(wanted, CPU).info.nbytes
+    assert estimate_bytes(wanted, CPU, ANY_LOCAL_FILE) == load_model(wanted, CPU, ANY_LOCAL_FILE).info.nbytes
 
 
 @pytest.mark.parametrize("name", [ARCHITECTURE, TIMM])
 def test_the_size_in_half_precision(folder: Path, name: str) -> None:
     plain, half = (clip(folder, f"{name}.safetensors", name, precision=precision) for precision in ("fp32", "fp16"))
-    model = load_model(half, CPU)
-    assert model.info.nbytes < load_model(plain, CPU).info.nbytes
-    assert estimate_bytes(half, CPU) == pytest.approx(model.info.nbytes, rel=0.01)
+    model = load_model(half, CPU, ANY_LOCAL_FILE)
+    assert model.info.nbytes < load_model(plain, CPU, ANY_LOCAL_FILE).info.nbytes
+    assert estimate_bytes(half, CPU, ANY_LOCAL_FILE) == pytest.approx(model.info.nbytes, rel=0.01)
 
 
 def test_a_random_model_takes_nothing() -> None:
-    assert estimate_bytes(spec(type="random", dimensions=4), CPU) == 0
+    assert estimate_bytes(spec(type="random", dimensions=4), CPU, ANY_LOCAL_FILE) == 0
 
 
 def test_an_estimate_refuses_what_loading_would(folder: Path, tmp_path: Path) -> None:
     options = LoadOptions(model_sources=("path",), path_roots=(tmp_path,), cache_dir=tmp_path)
     for estimate in (estimate_bytes, load_model):
         with pytest.raises(RequestError, match=r"Unable to load model 'mine'.*path_roots"):
-            estimate(clip(folder), CPU, options)  # type: ignore[operator]
+            estimate(clip(folder), CPU, options)
         with pytest.raises(RequestError, match="Unsupported model type"):
-            estimate(spec(type="languagebind", dimensions=4), CPU)  # type: ignore[operator]
+            estimate(spec(type="languagebind", dimensions=4), CPU, ANY_LOCAL_FILE)
 
 
 # --- Warm-up ---
@@ -109,7 +110,7 @@ def test_the_first_request_is_as_quick_as_the_tenth(folder: Path, tmp_path: Path
     bert = spec(type="hf", dimensions=WIDTH, localpath=str(save_bert(tmp_path / "bert")))
     ratios = []
     for wanted in (clip(folder), bert) * 3:
-        model = load_model(wanted, CPU)
+        model = load_model(wanted, CPU, ANY_LOCAL_FILE)
         seconds = [request(model) for _ in range(10)]
         ratios.append(seconds[0] / median(seconds))
     # Neighbours on the same CPUs may slow single requests down, but not all first ones.
@@ -140,7 +141,7 @@ def test_warm_up_runs_both_towers_alone_and_together(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(OpenClipModel, "encode_texts", encode_texts)
     monkeypatch.setattr(OpenClipModel, "encode_images", encode_images)
-    load_model(clip(folder), CPU)
+    load_model(clip(folder), CPU, ANY_LOCAL_FILE)
     assert sorted(seen) == [("image", 1), ("image", 8), ("text", 1), ("text", 8)]
 
 
@@ -149,7 +150,7 @@ def test_the_log_tells_time_and_size(folder: Path, caplog: pytest.LogCaptureFixt
     logger.addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO, "ray.serve"):
-            model = load_model(clip(folder), CPU)
+            model = load_model(clip(folder), CPU, ANY_LOCAL_FILE)
     finally:
         logger.removeHandler(caplog.handler)
     (line,) = {record.getMessage() for record in caplog.records if "loaded model" in record.getMessage()}
@@ -168,8 +169,8 @@ def huge(folder: Path) -> ModelSpec:
 
 def test_a_model_that_memory_cannot_hold(huge: ModelSpec) -> None:
     with pytest.raises(MemoryError, match="memory"):
-        load_model(huge, CPU)
-    expected = estimate_bytes(huge, CPU)
+        load_model(huge, CPU, ANY_LOCAL_FILE)
+    expected = estimate_bytes(huge, CPU, ANY_LOCAL_FILE)
     assert expected is not None
     assert expected > 2**44
 
@@ -181,10 +182,10 @@ def test_it_fails_alone(folder: Path, huge: ModelSpec, budget: int) -> None:
     async def main() -> None:
         with ThreadPoolExecutor(2) as executor:
             cache = ModelCache(
-                lambda spec: load_model(spec, CPU),
+                lambda spec: load_model(spec, CPU, ANY_LOCAL_FILE),
                 executor,
                 budget,
-                lambda spec: estimate_bytes(spec, CPU) if budget else None,
+                lambda spec: estimate_bytes(spec, CPU, ANY_LOCAL_FILE) if budget else None,
                 release_memory,
             )
             async with cache.use(clip(folder)):
@@ -215,7 +216,7 @@ def test_the_operators_hash_for_random_models() -> None:
 @pytest.mark.parametrize("kind", ["languagebind", "multilingual_clip", "twelvelabs", "sbert", "clip"])
 def test_types_that_are_not_served(kind: str) -> None:
     with pytest.raises(RequestError) as caught:
-        load_model(spec(type=kind, name="x", dimensions=4), CPU)
+        load_model(spec(type=kind, name="x", dimensions=4), CPU, ANY_LOCAL_FILE)
     assert caught.value.fault is Fault.REFUSED
     assert kind in caught.value.message
     assert "served are: open_clip, hf, hf_stella, random" in caught.value.message
@@ -223,7 +224,7 @@ def test_types_that_are_not_served(kind: str) -> None:
 
 def test_no_model() -> None:
     with pytest.raises(RequestError, match="cannot vectorise anything with 'no_model'"):
-        load_model(spec(type="no_model", dimensions=4), CPU)
+        load_model(spec(type="no_model", dimensions=4), CPU, ANY_LOCAL_FILE)
 
 
 def test_text_models_refuse_pictures(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_text_models_refuse_pictures(tmp_path: Path) -> None:
         spec(type="random", dimensions=4),
         spec(type="hf", dimensions=WIDTH, localpath=str(save_bert(tmp_path / "bert"))),
     ):
-        model = load_model(wanted, CPU)
+        model = load_model(wanted, CPU, ANY_LOCAL_FILE)
         assert model.info.image is None
         with pytest.raises(RequestError, match="takes no pictures"):
             model.encode_images(pictures)

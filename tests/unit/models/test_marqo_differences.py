@@ -16,8 +16,8 @@ from safetensors.torch import save
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.options import LoadOptions
+from embedding.models.openclip.marqo_differences import DIFFERENCES, pretrained
 from embedding.models.openclip.model import OpenClipModel
-from embedding.models.openclip.reference import DIFFERENCES, pretrained
 from embedding.registry import lookup, names
 from tests.support.hub_host import HubHost
 from tests.support.openclip import (  # noqa: F401
@@ -52,7 +52,7 @@ def tag(monkeypatch: pytest.MonkeyPatch) -> AddTag:
     return add
 
 
-NORMALIZED = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+NORMALIZED: dict[str, Any] = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
 
 
 def test_the_tags_of_openai_have_quick_gelu(options: LoadOptions, folder: Path, hub: HubHost, tag: AddTag) -> None:

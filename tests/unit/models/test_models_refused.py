@@ -121,9 +121,14 @@ def test_a_path_is_no_pretrained_tag(checkpoint: Path, monkeypatch: pytest.Monke
     assert "Invalid model properties" in refusal(name=f"open_clip/{ARCHITECTURE}/{checkpoint}")
 
 
+def each(*values: Any) -> tuple[Any, ...]:
+    """Values of any types."""
+    return values
+
+
 BAD_PROPERTIES: list[tuple[str, dict[str, Any]]] = [
-    *(("name", {"name": value}) for value in (None, 5, [])),
-    *(("dimensions", {"dimensions": value}) for value in (None, 0, -1, 1.5, "many", [])),
+    *(("name", {"name": value}) for value in each(None, 5, [])),
+    *(("dimensions", {"dimensions": value}) for value in each(None, 0, -1, 1.5, "many", [])),
     *(("size", {"size": value}) for value in (0, -1, "large")),
     *(("mean", {"mean": value}) for value in ([0.5], [0.5] * 4, 0.5, ["a", "b", "c"])),
     *(("std", {"std": value}) for value in ([0.5], "x", [0, 1, 1], [1, -1, 1])),
@@ -175,13 +180,14 @@ def test_no_model() -> None:
 HUB = """
 import sys, torch
 from embedding.errors import Fault, RequestError
+from embedding.models.files.options import LoadOptions
 from embedding.models.loader import load_model
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 for name in sys.argv[1:]:
     config = ModelConfig(model_name="mine", model_properties={"name": name, "dimensions": 512})
     try:
-        load_model(ModelSpec.from_config(config), torch.device("cpu"))
+        load_model(ModelSpec.from_config(config), torch.device("cpu"), LoadOptions())
     except RequestError as error:
         assert error.fault is Fault.REFUSED
         print(" ".join(error.message.split()))

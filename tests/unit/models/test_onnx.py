@@ -60,7 +60,8 @@ def bert(root: Path) -> Path:
     ones = {name: torch.ones(2, 7, dtype=torch.long) for name in BERT_INPUTS}
 
     def call(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
+        hidden: torch.Tensor = model(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
+        return hidden
 
     export(root / "graph" / "model.onnx", Call(model, call), ones, "last_hidden_state")
     return folder
@@ -68,7 +69,7 @@ def bert(root: Path) -> Path:
 
 def options(root: Path, **changes: Any) -> LoadOptions:
     complete = {"model_sources": ("path",), "path_roots": (root,), "cache_dir": root / "cache", "backend": "onnx"}
-    return LoadOptions(**complete | changes)
+    return LoadOptions.model_validate(complete | changes)
 
 
 def encoder(*sources: Path | str, inputs: tuple[str, ...] = ("input",), output: str = "output") -> dict[str, Any]:
@@ -107,7 +108,7 @@ def bert_spec(root: Path, **changes: Any) -> ModelSpec:
 
 
 def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    return (normalize(ours) * normalize(theirs)).sum(axis=1)
+    return np.asarray((normalize(ours) * normalize(theirs)).sum(axis=1))
 
 
 def pixels(count: int = 5) -> np.ndarray:
@@ -177,7 +178,7 @@ def test_who_decides(root: Path) -> None:
     assert kind(clip_spec(root), backend="torch", backends={ARCHITECTURE: "onnx"}) == "OnnxClip"
     assert kind(clip_spec(root), backend="onnx", backends={"mine": "torch"}) == "OpenClipModel"
     assert kind(clip_spec(root), backend="torch", backends={"other": "onnx"}) == "OpenClipModel"
-    without = {"tritonTextEncoderProperties": None, "tritonImageEncoderProperties": None}
+    without: dict[str, Any] = {"tritonTextEncoderProperties": None, "tritonImageEncoderProperties": None}
     assert kind(clip_spec(root, **without), backend="onnx") == "OpenClipModel"
     refused = refusal(clip_spec(root, **without), options(root, backends={"mine": "onnx"}))
     assert "tritonTextEncoderProperties" in refused
@@ -242,8 +243,8 @@ def test_a_file_that_is_no_graph(root: Path) -> None:
     (root / "broken").mkdir(exist_ok=True)
     for content in (b"", b"junk" * 100, (root / "text" / "model.onnx").read_bytes()[:5000]):
         (root / "broken" / "model.onnx").write_bytes(content)
-        member = {"tritonTextEncoderProperties": encoder(root / "broken" / "model.onnx")}
-        message = refusal(clip_spec(root, **member), options(root))
+        broken = encoder(root / "broken" / "model.onnx")
+        message = refusal(clip_spec(root, tritonTextEncoderProperties=broken), options(root))
         assert message.startswith("Unable to load model 'mine': ")
         assert "model.onnx" in message
         assert (root / "broken" / "model.onnx").exists(), "an operator's file is not ours to delete"

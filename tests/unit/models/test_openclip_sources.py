@@ -86,7 +86,13 @@ def test_hf_location(options: LoadOptions, folder: Path, hub: HubHost, place: di
 @pytest.mark.parametrize("repository", ["me/new", "me/old"])
 def test_hub_repository(options: LoadOptions, hub: HubHost, tmp_path: Path, repository: str) -> None:
     """With its own preprocessing, and none of ours."""
-    overrides = {"mean": [0, 0, 0], "std": [9, 9, 9], "size": 64, "imagePreprocessor": "CLIPA", "tokenizer": "me/none"}
+    overrides: dict[str, Any] = {
+        "mean": [0, 0, 0],
+        "std": [9, 9, 9],
+        "size": 64,
+        "imagePreprocessor": "CLIPA",
+        "tokenizer": "me/none",
+    }
     model = load(options, name=f"hf-hub:{repository}", jit=True, precision="fp16", **overrides)
     assert model.info.image is not None
     assert model.info.image.size == (SIZE, SIZE)
@@ -141,12 +147,18 @@ def tag(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def test_pretrained_tags_on_the_hub(
     options: LoadOptions, folder: Path, hub: HubHost, tag: Callable[..., str], place: str
 ) -> None:
-    without_effect = {"imagePreprocessor": "CLIPA", "tokenizer": "me/none", "jit": True, "precision": "fp16"}
+    without_effect: dict[str, Any] = {
+        "imagePreprocessor": "CLIPA",
+        "tokenizer": "me/none",
+        "jit": True,
+        "precision": "fp16",
+    }
     name = tag(hf_hub=place, interpolation="bilinear")
     model = load(options, name=name, mean=[0, 0, 0], std=[9, 9, 9], size=99, **without_effect)
     assert model.info.image is not None
     assert (model.info.image.interpolation, model.info.image.size) == ("bilinear", (SIZE, SIZE))
-    changes = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6), "image_interpolation": "bilinear"}
+    changes: dict[str, Any] = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+    changes["image_interpolation"] = "bilinear"
     check(model, folder / "plain.pt", **changes)
 
 
@@ -156,7 +168,7 @@ def test_pretrained_tags_by_url(options: LoadOptions, folder: Path, host: ImageH
     right = f"mlfoundations-{hashlib.sha256(content).hexdigest()[:8]}.pt"
     host.files |= {right: content, "mlfoundations-01234567.pt": content}
     limited = options.model_copy(update={"model_sources": ("hub",)})
-    changes = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+    changes: dict[str, Any] = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
     check(load(limited, name=tag(url=host.url(f"/ok/{right}"))), folder / "plain.pt", **changes)
     assert "sha256" in refusal(limited, name=tag(url=host.url("/ok/mlfoundations-01234567.pt")))
 
@@ -164,8 +176,8 @@ def test_pretrained_tags_by_url(options: LoadOptions, folder: Path, host: ImageH
 def test_the_demo_needs_the_registry_alone(tmp_path: Path) -> None:
     spec = ModelSpec.from_config(ModelConfig(model_name=DEMO_MODEL))
     properties = OpenClipProperties.model_validate(spec.properties)
-    for sources, allowed in ((("registry",), True), (("hub",), False)):
-        options = LoadOptions(model_sources=sources, cache_dir=tmp_path)
+    for source, allowed in (("registry", True), ("hub", False)):
+        options = LoadOptions.model_validate({"model_sources": (source,), "cache_dir": tmp_path})
         if allowed:
             assert load_openclip(spec, properties, CPU, options, Weights(options)).info.dimensions == 128
         else:

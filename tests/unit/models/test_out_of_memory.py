@@ -1,6 +1,7 @@
 """A machine without memory for a model does not take the model's file for a damaged one, which would be deleted.
 
-Each load is in a process of its own, whose address space ends a little above what it takes without a model.
+Each load is in a process of its own, whose address space ends a little above what it takes without a model. These
+processes are forks of one that has imported what a load needs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CONFIG = {
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 512, "heads": 2, "layers": 1},
 }
 PROGRAM = """
-import gc, json, resource, sys
+import gc, json, os, resource, sys
 from pathlib import Path
 
 import torch
@@ -41,27 +42,36 @@ from embedding.models.files.options import LoadOptions
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ModelConfig
 
-folder, cache, backend, properties = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+def outcome(cache, backend, properties):
+    options = LoadOptions(model_sources=("url",), cache_dir=cache, allowed_networks="127.0.0.0/8", backend=backend)
+
+    def load():
+        load_model(spec, torch.device("cpu"), options)
+        gc.collect()
+
+    with ImageHost(files) as host:
+        properties = json.loads(json.dumps(properties).replace("HOST", host.url("/ok")))
+        spec = ModelSpec.from_config(ModelConfig(model_name="starved", model_properties=properties))
+        load()  # what libraries map and start on first use is there now, and the files are in the cache
+        used = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize"))
+        limit = int(used) * 1024 + 2**25
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            load()
+        except Exception as error:
+            return type(error).__name__
+        return "loaded"
+
+folder, caches, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 add_architectures(folder)
 torch.set_num_threads(1)
-options = LoadOptions(model_sources=("url",), cache_dir=cache, allowed_networks="127.0.0.0/8", backend=backend)
-
-def load():
-    load_model(spec, torch.device("cpu"), options)
-    gc.collect()
-
 files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
-with ImageHost(files) as host:
-    properties = json.loads(properties.replace("HOST", host.url("/ok")))
-    spec = ModelSpec.from_config(ModelConfig(model_name="starved", model_properties=properties))
-    load()  # what libraries map and start on first use is there now, and the files are in the cache
-    used = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize"))
-    limit = int(used) * 1024 + 2**25
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    try:
-        load()
-    except Exception as error:
-        print(type(error).__name__)
+for name, (backend, properties) in cases.items():
+    child = os.fork()
+    if not child:
+        print(name, outcome(caches / name / "cache", backend, properties), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
@@ -89,26 +99,35 @@ def tower(file: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("backend", "location"),
-    [
-        ("torch", {"url": "HOST/model.pt"}),
-        ("torch", {"url": "HOST/model.safetensors"}),
-        (
-            "onnx",
-            {
-                "url": "HOST/model.safetensors",
-                "tritonTextEncoderProperties": tower("text/model.onnx"),
-                "tritonImageEncoderProperties": tower("image/model.onnx"),
-            },
-        ),
-    ],
-    ids=["pickle", "safetensors", "onnx"],
-)
-def test_files_stay_when_memory_runs_out(folder: Path, tmp_path: Path, backend: str, location: dict[str, Any]) -> None:
-    properties = {"name": ARCHITECTURE, "dimensions": DIMENSIONS, "type": "open_clip", "size": SIZE, **location}
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path / "cache"), backend, json.dumps(properties)]
+CLIP = {"name": ARCHITECTURE, "dimensions": DIMENSIONS, "type": "open_clip", "size": SIZE}
+GRAPHS = {
+    "tritonTextEncoderProperties": tower("text/model.onnx"),
+    "tritonImageEncoderProperties": tower("image/model.onnx"),
+}
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    # backend, properties, what is left of the files
+    "pickle": ("torch", {**CLIP, "url": "HOST/model.pt"}, ["model.pt"]),
+    "safetensors": ("torch", {**CLIP, "url": "HOST/model.safetensors"}, ["model.safetensors"]),
+    "onnx": ("onnx", {**CLIP, "url": "HOST/model.safetensors", **GRAPHS}, ["model.onnx", "model.onnx"]),
+}
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each case has a folder of its own."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path, caches: Path) -> dict[str, str]:
+    cases = {name: (backend, properties) for name, (backend, properties, _) in CASES.items()}
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(caches), json.dumps(cases)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert ran.stdout == "MemoryError\n", ran.stderr[-2000:]
-    expected = ["model.onnx", "model.onnx"] if backend == "onnx" else [Path(location["url"]).name]
-    assert left(tmp_path) == expected
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return dict(line.split() for line in ran.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_stay_when_memory_runs_out(outcomes: dict[str, str], caches: Path, name: str) -> None:
+    assert outcomes[name] == "MemoryError"
+    assert left(caches / name) == CASES[name][2]

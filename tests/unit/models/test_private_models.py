@@ -1,8 +1,9 @@
-"""Files that were brought with a request's credentials, where those are not to open them for everybody."""
+"""Files that were downloaded with a request's credentials, where other requests are not to have them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def test_the_hub_says_who_may_have_what_is_on_the_disk(tmp_path: Path, hub: HubH
     if not restarted:
         assert weights.repository("me/gated", TOKEN) == folder
     for token in (None, "hf_wrong"):
-        assert "gated" in refused(lambda token=token: weights.repository("me/gated", token))
-        assert "gated" in refused(lambda token=token: weights.repository_file("me/gated", ["config.json"], token))
+        assert "gated" in refused(partial(weights.repository, "me/gated", token))
+        assert "gated" in refused(partial(weights.repository_file, "me/gated", ["config.json"], token))
     assert weights.repository("me/gated", TOKEN) == folder
     assert hub.transfers("model.safetensors") == 1
     assert weights.repository("me/open") == weights.repository("me/open", "hf_whatever")
@@ -56,7 +57,7 @@ def test_without_the_hub_only_who_was_given_it_before(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert weights.repository("me/gated", TOKEN) == folder
     for others in (weights, Weights(options(tmp_path, share_private_models=False))):
-        message = refused(lambda others=others: others.repository("me/gated"))
+        message = refused(partial(others.repository, "me/gated"))
         assert "share_private_models is false" in message
         assert TOKEN not in message
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from embedding.errors import Fault, RequestError
-from embedding.models.onnx.trial import try_graph
+from embedding.models.onnx.dry_run import check_graph
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-def graph(path: Path, nodes: list[object], weights: list[object]) -> Path:
+def graph(path: Path, nodes: list[Any], weights: list[Any]) -> Path:
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 8]) for name in "xy"]
@@ -40,16 +41,16 @@ def test_a_graph_that_computes_gigabytes(tmp_path: Path) -> None:
     before = psutil.Process().memory_info().rss
     path = bomb(tmp_path / "model.onnx", 60_000)
     with pytest.raises(RequestError, match="crashed ONNX Runtime, or took more than") as caught:
-        try_graph(path, path.stat().st_size)
+        check_graph(path, path.stat().st_size)
     assert caught.value.fault is Fault.REFUSED
     assert psutil.Process().memory_info().rss - before < 200 * 2**20
 
 
 def test_a_graph_that_does_not(tmp_path: Path) -> None:
     path = bomb(tmp_path / "model.onnx", 60)
-    try_graph(path, path.stat().st_size)
+    check_graph(path, path.stat().st_size)
     (tmp_path / "model.onnx").write_bytes(b"no graph at all")
-    try_graph(path, path.stat().st_size)  # loading it says what it is
+    check_graph(path, path.stat().st_size)  # loading it says what it is
 
 
 @pytest.mark.parametrize("place", ["../secret", "/dev/zero", "model.onnx.data"])

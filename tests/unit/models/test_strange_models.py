@@ -6,11 +6,11 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from embedding.models.files.options import LoadOptions
 from embedding.models.hf import attention
@@ -18,6 +18,7 @@ from embedding.models.hf import model as hf
 from embedding.models.loader import estimate_bytes, load_model
 from tests.support.hf import CPU, load, refusal, same, spec, vectors
 from tests.support.hostile_repositories import CONFIGS, DROPPED, Files, changed, write
+from tests.support.models import ANY_LOCAL_FILE
 from tests.support.tiny_bert import TEXTS, VOCABULARY, files_of, reference, save_bert, save_tokenizer
 
 
@@ -41,7 +42,7 @@ def test_sizes_that_the_weights_cannot_have(tmp_path: Path, files: Files, case: 
 
 
 class LockWatch:
-    """How long somebody else waits at most for the lock under which models are built."""
+    """How long another thread waits at most for the lock under which models are built."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
@@ -96,11 +97,12 @@ def rotary(tmp_path: Path) -> Path:
     """A model whose positions have no table."""
     from transformers import ModernBertConfig, ModernBertModel
 
-    config = ModernBertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=300, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
-        global_attn_every_n_layers=1,
-    )  # fmt: skip
+    members: dict[str, Any] = {
+        "vocab_size": len(VOCABULARY), "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 300, "pad_token_id": 0, "bos_token_id": 2,
+        "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "global_attn_every_n_layers": 1,
+    }  # fmt: skip
+    config = ModernBertConfig(**members)
     ModernBertModel(config).save_pretrained(tmp_path / "rotary")
     save_tokenizer(tmp_path / "rotary", VOCABULARY)
     return tmp_path / "rotary"
@@ -134,4 +136,4 @@ def test_attention_is_bounded(tmp_path: Path, files: Files, monkeypatch: pytest.
 
 def test_a_models_own_size_is_unchanged(tmp_path: Path, files: Files) -> None:
     wanted = spec(localpath=str(write(files, tmp_path / "x")))
-    assert estimate_bytes(wanted, CPU) == load_model(wanted, torch.device("cpu")).info.nbytes
+    assert estimate_bytes(wanted, CPU, ANY_LOCAL_FILE) == load_model(wanted, CPU, ANY_LOCAL_FILE).info.nbytes

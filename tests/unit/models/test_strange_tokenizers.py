@@ -21,7 +21,7 @@ from benchmarks.lib.places import ROOT
 from embedding.errors import Fault, RequestError
 from embedding.models.files.options import LoadOptions
 from embedding.models.model import Model
-from embedding.models.tokenizers.own_thread import OwnThread
+from embedding.models.tokenizers.dedicated_thread import DedicatedThread
 from tests.support.hf import load, refusal, same, tokenizer, vectors
 from tests.support.hostile_repositories import (
     TOKENIZERS,
@@ -142,7 +142,7 @@ def test_what_only_some_texts_do(
 
 
 def test_260_panicking_requests_at_a_time(tmp_path: Path, files: Files, neighbour: Model) -> None:
-    """As an encoder runs them: each has an answer, soon, and none waits in a thread of anybody else."""
+    """As an encoder runs them: each has an answer, soon, and none waits in a thread that others need."""
     process = tokenizer(write(panics_at(files, RARE), tmp_path / "x"), OPTIONS)
 
     async def main() -> list[BaseException | object]:
@@ -157,7 +157,7 @@ def test_260_panicking_requests_at_a_time(tmp_path: Path, files: Files, neighbou
 
 
 def test_slow_calls_do_not_queue_up() -> None:
-    thread = OwnThread()
+    thread = DedicatedThread()
     assert thread.submit(lambda: 1).result() == 1
     for _ in range(4):
         thread.spent(1.0)
@@ -177,7 +177,8 @@ def test_limits_of_memory_and_time(good: Path) -> None:
 def processes_of(pid: int) -> list[psutil.Process]:
     """Those of tokenizers, and the one that forks them."""
     children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if not ended(child) and "embedding.models.tokenizers.zygote" in child.cmdline()]
+    module = "embedding.models.tokenizers.fork_server"
+    return [child for child in children if not ended(child) and module in child.cmdline()]
 
 
 def ended(process: psutil.Process) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def pictures(count: int) -> torch.Tensor:
 
 
 def tokens(texts: list[str] = TEXTS) -> torch.Tensor:
-    return open_clip.SimpleTokenizer(context_length=20)(texts)
+    tokens: torch.Tensor = open_clip.SimpleTokenizer(context_length=20)(texts)
+    return tokens
 
 
 IMAGE_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -86,6 +88,7 @@ def test_pictures_take_the_short_way(name: str, tmp_path: Path) -> None:
     vision, text, other = IMAGE_TOWERS[name]
     module = module_of(tmp_path, vision, text, **other)
     encode = image_encoder(module, NORMALIZATION, pictures(2))
+    assert isinstance(encode, partial)
     assert encode.func.__name__ == "_encode_images"
     for count in (1, 5):
         assert_alike(encode(pictures(count)), module.encode_image(NORMALIZATION(pictures(count)).clone()))
@@ -109,6 +112,7 @@ def test_texts_end_where_they_end(name: str, tmp_path: Path) -> None:
     vision, text, other = TEXT_TOWERS[name]
     module = module_of(tmp_path, vision, text, **other)
     encode = text_encoder(module, tokens())
+    assert isinstance(encode, partial)
     assert encode.func.__name__ == "_encode_texts"
     for some in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[2:3]):
         assert_alike(encode(tokens(some)), module.encode_text(tokens(some)))

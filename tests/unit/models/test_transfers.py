@@ -1,9 +1,10 @@
-"""Places for downloads: kinds of sources, sites and files do not hold each other up, and nobody waits without end."""
+"""Slots for downloads: kinds of sources, sites and files do not delay each other, and no request waits without end."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -21,6 +22,8 @@ class Servers:
         self.over = threading.Event()
         self.started: list[str] = []
         self.stopped: list[str] = []
+        self.looks: Counter[str] = Counter()
+        """How often each found that it was wanted."""
 
     def trickle(self, name: str) -> Callable[[], str]:
         def call() -> str:
@@ -31,9 +34,15 @@ class Servers:
                 except Stopped:
                     self.stopped.append(name)
                     raise
+                self.looks[name] += 1
             return name
 
         return call
+
+    async def look_on(self, *names: str) -> None:
+        """Waits until each of these has found twice more that it is wanted: it has begun to look only then."""
+        enough = {name: self.looks[name] + 2 for name in names}
+        await until(lambda: all(self.looks[name] >= count for name, count in enough.items()))
 
 
 def run(test: Callable[[Servers, Transfers], Awaitable[None]]) -> None:
@@ -99,7 +108,7 @@ def test_a_line_has_an_end() -> None:
         await asyncio.wait(slow[4:])
         queued = start(servers, transfers, "next", url(11, 0))
         await asyncio.sleep(0)
-        assert not queued.done()
+        assert not queued.done()  # a refusal would be there at once
         servers.over.set()
         assert await queued == "next"
 
@@ -107,13 +116,13 @@ def test_a_line_has_an_end() -> None:
 
 
 def test_a_file_is_fetched_once_at_a_time() -> None:
-    """Who wants it too waits without a thread, and takes no place from others of the site."""
+    """A second request for it waits without a thread, and takes no slot from others of the site."""
 
     async def test(servers: Servers, transfers: Transfers) -> None:
         same = [start(servers, transfers, f"same{i}", url(0, 0)) for i in range(3)]
         other = start(servers, transfers, "other", url(0, 1))
+        # The site has two slots: had another of the same file taken one, this one would wait.
         await until(lambda: len(servers.started) == 2)
-        await asyncio.sleep(0.05)
         assert sorted(servers.started) == ["other", "same0"]
         servers.over.set()
         assert await asyncio.gather(*same, other) == ["same0", "same1", "same2", "other"]
@@ -128,23 +137,23 @@ def test_what_nobody_waits_for_goes_on_until_its_place_is_needed() -> None:
         for task in slow[:2]:
             task.cancel()
         await asyncio.wait(slow[:2])
-        await asyncio.sleep(0.05)
+        await servers.look_on("0", "1")
         assert servers.stopped == []
         newcomer = start(servers, transfers, "new", url(9, 0))
         await until(lambda: "new" in servers.started)
         assert servers.stopped == ["0"]
-        # Also one that waits already, when somebody hangs up.
+        # Also for one that waits already, when a request is cancelled.
         another = start(servers, transfers, "another", url(8, 0))
         await until(lambda: "another" in servers.started)
         assert servers.stopped == ["0", "1"]
         third = start(servers, transfers, "third", url(7, 0))
-        await asyncio.sleep(0.05)
+        await servers.look_on("2", "3", "new", "another")
         assert "third" not in servers.started
         slow[2].cancel()
         await until(lambda: "third" in servers.started)
         assert servers.stopped == ["0", "1", "2"]
         servers.over.set()
-        assert await asyncio.gather(newcomer, another, third, slow[3]) == ["new", "another", "third", "3"]
+        assert await asyncio.gather(*[newcomer, another, third, slow[3]]) == ["new", "another", "third", "3"]
 
     run(test)
 
@@ -157,10 +166,10 @@ def test_who_asks_again_finds_it_going_on() -> None:
         await asyncio.wait(slow[:1])
         again = start(servers, transfers, "again", url(0, 0))
         newcomer = start(servers, transfers, "new", url(9, 0))
-        await asyncio.sleep(0.05)
+        await servers.look_on("0", "1", "2", "3")
         assert servers.stopped == []
         servers.over.set()
-        assert await asyncio.gather(again, newcomer) == ["again", "new"]
+        assert await asyncio.gather(*[again, newcomer]) == ["again", "new"]
 
     run(test)
 

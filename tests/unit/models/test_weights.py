@@ -69,7 +69,7 @@ def test_paths_stay_under_their_roots(tmp_path: Path) -> None:
     assert weights.checkpoint(properties(localpath=str(root / "way-in.pt"))) == root / "model.pt"
     for path in (outside / "model.pt", root / "way-out.pt", root / "folder/model.pt", f"{root}/../models-not/model.pt"):
         assert "path_roots" in refusal(weights, localpath=str(path))
-    # Whether something is there is nobody's business.
+    # Whether something is there is not told.
     assert refusal(weights, localpath=f"{outside}/model.pt") == refusal(weights, localpath=f"{outside}/none.pt")
     for path in (root / "none.pt", root):
         assert "not a file" in refusal(weights, localpath=str(path))

@@ -49,10 +49,16 @@ def test_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
     assert len(host.requests) == 1
 
 
+@pytest.fixture(scope="module")
+def hostile() -> dict[str, bytes]:
+    """All of them by name, of which some take a second to make."""
+    return {name: make() for name, (make, _) in REFUSED.items()} | {name: make() for name, make in BROKEN.items()}
+
+
 @pytest.mark.parametrize("name", REFUSED)
-def test_hostile_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
-    make, reason = REFUSED[name]
-    host.files[name] = make()
+def test_hostile_archives(tmp_path: Path, host: ImageHost, hostile: dict[str, bytes], name: str) -> None:
+    reason = REFUSED[name][1]
+    host.files[name] = hostile[name]
     weights = Weights(options(tmp_path, max_checkpoint_bytes=10_000_000))
     with pytest.raises(RequestError, match=f"Unable to load model: the archive .*{reason}"):
         weights.archive(hf_properties(url=host.url(f"/ok/{name}")))
@@ -62,8 +68,8 @@ def test_hostile_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_archives(tmp_path: Path, host: ImageHost, name: str) -> None:
-    host.files[name] = BROKEN[name]()
+def test_broken_archives(tmp_path: Path, host: ImageHost, hostile: dict[str, bytes], name: str) -> None:
+    host.files[name] = hostile[name]
     with pytest.raises(RequestError, match=f"the archive '{name}' is corrupt"):
         Weights(options(tmp_path)).archive(hf_properties(url=host.url(f"/ok/{name}")))
     assert left(tmp_path) == []
@@ -82,10 +88,10 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None
     assert not list(outside.iterdir())
 
 
-def test_what_hostile_archives_cost(tmp_path: Path) -> None:
+def test_what_hostile_archives_cost(tmp_path: Path, hostile: dict[str, bytes]) -> None:
     """With the production limit of bytes: it is the ratio that ends the bombs."""
-    for name, make in {**{name: make for name, (make, _) in REFUSED.items()}, **BROKEN}.items():
-        (tmp_path / name).write_bytes(make())
+    for name, content in hostile.items():
+        (tmp_path / name).write_bytes(content)
     costs = cost("tests.support.weights:unpack_archive", [str(path) for path in sorted(tmp_path.iterdir())])
     for path, one in costs.items():
         assert one.result.startswith(("RequestError", "BrokenArchive")), (path, one)

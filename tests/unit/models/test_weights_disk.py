@@ -1,4 +1,4 @@
-"""The folder of downloads under a limit: the least recently used go first, and nothing that anybody uses."""
+"""The folder of downloads under a limit: the least recently used are deleted first, and nothing that is in use."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_without_a_limit_everything_stays(tmp_path: Path, host: ImageHost) -> No
 
 
 def test_a_folder_that_is_read_only_here_is_served_from(tmp_path: Path, host: ImageHost, weights: Weights) -> None:
-    """Nobody writes below it, not even locks: here, as the tests may run as root, since a file is in their place."""
+    """Nothing is written below it, not even locks: here, as tests may run as root, since a file is in their place."""
     path = fetch(weights, host, "a")
     leases = tmp_path / "cache" / ".leases"
     shutil.rmtree(leases)

@@ -1,9 +1,10 @@
-"""What is left in the folder of downloads of names that anybody can make up: nothing, or a bounded number of parts."""
+"""What invented names leave in the folder of downloads: nothing, or a bounded number of parts."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,10 @@ def test_urls_that_give_nothing_leave_nothing(tmp_path: Path) -> None:
     weights = Weights(options(tmp_path))
     with ImageHost() as host:
         for i in range(20):
-            refused(lambda i=i: weights.url(host.url(f"/status/404?{i}")))
-            refused(lambda i=i: weights.url(host.url(f"/reset?{i}")))
+            refused(partial(weights.url, host.url(f"/status/404?{i}")))
+            refused(partial(weights.url, host.url(f"/reset?{i}")))
             with session():
-                refused(lambda i=i: weights.url(host.url(f"/status/500?{i}")))
+                refused(partial(weights.url, host.url(f"/status/500?{i}")))
     refused(lambda: weights.url("http://nobody.invalid/model.pt"))
     assert everything(tmp_path) == []
 
@@ -42,7 +43,7 @@ def test_repositories_that_do_not_exist_leave_nothing(tmp_path: Path, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         weights = Weights(options(tmp_path))
         for i in range(20):
-            refused(lambda i=i: weights.repository(f"me/{i}"))
+            refused(partial(weights.repository, f"me/{i}"))
         refused(lambda: weights.repository("me/gated"))
     refused(lambda: weights.repository("me/unreachable"))
     assert everything(tmp_path) == []
@@ -54,7 +55,7 @@ def test_parts_are_kept_to_be_gone_on_with_but_not_without_end(tmp_path: Path) -
     with RangeHost(content) as host:
         for i in range(30):
             host.breaks = [10_000] * 5
-            refused(lambda i=i: weights.url(host.url(f"/{i:02}.pt")))
+            refused(partial(weights.url, host.url(f"/{i:02}.pt")))
         parts = [name for name in everything(tmp_path) if name.endswith(".part")]
         assert len(parts) == 16
         assert "29.pt.part" in parts

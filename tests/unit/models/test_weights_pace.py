@@ -20,7 +20,7 @@ from tests.support.weights import CONTENT, left, options, properties, refusal
 def picky(folder: Path, **changes: Any) -> LoadOptions:
     """Twenty times quicker to give up than the drip is."""
     return options(
-        folder, **{"min_download_bytes_per_s": 1000, "download_window_s": 0.5, "read_timeout_s": 1.5, **changes}
+        folder, **{"min_download_bytes_per_s": 1000, "download_window_s": 0.25, "read_timeout_s": 0.75, **changes}
     )
 
 
@@ -50,14 +50,14 @@ def given_up(weights: Weights, **location: Any) -> str:
     started = time.monotonic()
     message = refusal(weights, **location)
     assert time.monotonic() - started < 10
-    assert "slower than 1000 bytes/s, averaged over 0.5 s" in message
+    assert "slower than 1000 bytes/s, averaged over 0.25 s" in message
     assert "min_download_bytes_per_s" in message
     return message
 
 
 def test_a_url_that_trickles(tmp_path: Path, host: ImageHost) -> None:
     given_up(Weights(picky(tmp_path)), url=host.url("/drip?every=0.05"))
-    given_up(Weights(picky(tmp_path)), url=host.url("/drip?every=1"))
+    given_up(Weights(picky(tmp_path)), url=host.url("/drip?every=0.5"))
     assert left(tmp_path) == []
 
 
@@ -65,7 +65,7 @@ def test_a_server_that_breaks_off_again_and_again(tmp_path: Path) -> None:
     """Going on does not begin the time anew."""
     with RangeHost(CONTENT) as host:
         host.breaks = [100] * 5
-        host.hold = lambda: time.monotonic() - started > 1.2 * len(host.sent)
+        host.hold = lambda: time.monotonic() - started > 0.6 * len(host.sent)
         started = time.monotonic()
         given_up(Weights(picky(tmp_path)), url=host.url())
         # What has arrived is kept, and the next request goes on with it.
@@ -82,18 +82,19 @@ def test_a_hub_that_trickles(tmp_path: Path, dripping_hub: HubHost) -> None:
 
 
 def test_an_object_in_s3_that_trickles(tmp_path: Path, dripping_s3: None) -> None:
-    message = given_up(Weights(picky(tmp_path)), modelLocation={"s3": {"Bucket": "drip", "Key": "model.pt"}})
+    location = {"s3": {"Bucket": "drip", "Key": "model.pt"}}
+    message = given_up(Weights(picky(tmp_path, read_timeout_s=1.5)), modelLocation=location)
     assert "s3://drip/model.pt" in message
     assert left(tmp_path) == []
 
 
 def test_what_keeps_the_rate_may_take_long(tmp_path: Path, host: ImageHost) -> None:
-    """Thirty bytes a second, for three windows, until `download_timeout_s` ends it."""
-    limits = picky(tmp_path, min_download_bytes_per_s=4, download_timeout_s=2)
+    """Thirty bytes a second, for four windows, until `download_timeout_s` ends it."""
+    limits = picky(tmp_path, min_download_bytes_per_s=4, download_timeout_s=1)
     assert "it took too long" in refusal(Weights(limits), url=host.url("/drip?every=0.03"))
 
 
 def test_no_least_rate(tmp_path: Path, host: ImageHost) -> None:
-    limits = picky(tmp_path, min_download_bytes_per_s=0, download_timeout_s=2)
-    assert "it took too long" in refusal(Weights(limits), url=host.url("/drip?every=1"))
+    limits = picky(tmp_path, min_download_bytes_per_s=0, download_timeout_s=1)
+    assert "it took too long" in refusal(Weights(limits), url=host.url("/drip?every=0.5"))
     assert Weights(limits).checkpoint(properties(url=host.url("/ok/model.pt"))).read_bytes() == CONTENT

@@ -176,7 +176,7 @@ def test_a_limit_that_was_lowered_meanwhile(tmp_path: Path, host: RangeHost) -> 
 
 
 def test_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
-    """What is on a full disk stands in the way of everything else."""
+    """What is kept on a full disk would make everything else fail."""
 
     def write(path: Path) -> None:
         path.write_bytes(CONTENT)
@@ -196,8 +196,12 @@ def test_what_came_without_a_note_is_written_anew(tmp_path: Path) -> None:
         path.rename(path.with_name("moved"))
         raise unloadable("died")
 
+    def create(path: Path) -> None:
+        with path.open("xb") as file:
+            file.write(CONTENT)
+
     refused(lambda: store.get("key", "model.pt", die))
     (moved,) = tmp_path.rglob("moved")
     moved.rename(moved.with_name("model.pt.part"))
-    path = store.get("key", "model.pt", lambda partial: partial.open("xb").write(CONTENT) and None)
+    path = store.get("key", "model.pt", create)
     assert path.read_bytes() == CONTENT

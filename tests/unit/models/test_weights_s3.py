@@ -83,7 +83,7 @@ def test_s3_out_of_reach(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def key(s3: Any, s3_server: str) -> Iterator[dict[str, str]]:
-    """The key of a user who may read; while it lasts, the server looks at who asks."""
+    """The key of a user with the right to read; while it lasts, the server checks keys."""
     iam = boto3.client("iam", endpoint_url=s3_server, **ADMIN)
     user = f"reader-{uuid.uuid4().hex}"
     iam.create_user(UserName=user)
@@ -97,7 +97,7 @@ def key(s3: Any, s3_server: str) -> Iterator[dict[str, str]]:
 
 
 def test_only_the_right_s3_key_opens(tmp_path: Path, key: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """And none reaches a log, whoever writes it and however much."""
+    """And none reaches any log."""
     caplog.set_level(logging.DEBUG)
     for name, value, reason in (
         ("aws_secret_access_key", SECRET, "403 (SignatureDoesNotMatch)"),

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import re
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from embedding.models.files import progress
 from embedding.models.files.disk import Disk
 from embedding.models.files.store import Store
 from embedding.models.files.weights import Weights
+from tests.support.waiting import until
 from tests.support.weights import CONTENT, DOWNLOAD, TOKEN, left, options, process, properties, refusal, refused
 
 
@@ -183,8 +183,13 @@ def test_credentials_do_not_follow_a_redirect(tmp_path: Path, host: ImageHost) -
 
 
 def test_two_processes_download_once(tmp_path: Path, host: ImageHost) -> None:
-    url = host.url("/ok/model.pt?delay=1.5")
+    url = host.url("/held/model.pt")
     both = [process(DOWNLOAD, str(tmp_path / "cache"), url) for _ in range(2)]
+    for each in both:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "asks\n"
+    assert host.wait_for("in_flight", 1)
+    host.release()
     paths = {finished.communicate(timeout=60)[0].strip() for finished in both}
     assert len(paths) == 1
     assert Path(paths.pop()).read_bytes() == CONTENT
@@ -209,14 +214,14 @@ def test_who_waits_too_long_is_told(tmp_path: Path, host: ImageHost) -> None:
 
 
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, host: ImageHost) -> None:
-    killed = process(DOWNLOAD, str(tmp_path / "cache"), host.url("/endless"))
-    end = time.monotonic() + 30
-    while not list((tmp_path / "cache").rglob("endless.part")) and time.monotonic() < end:
-        time.sleep(0.02)
+    url = host.url("/drip?every=0.05")
+    killed = process(DOWNLOAD, str(tmp_path / "cache"), url)
+    until(lambda: any(path.stat().st_size for path in (tmp_path / "cache").rglob("drip.part")), 30)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert left(tmp_path) == ["endless.part"]
+    assert left(tmp_path) == ["drip.part"]
     # The next one is not stopped by the lock, does not go on from there, and cleans up.
-    message = refusal(Weights(options(tmp_path, max_checkpoint_bytes=2**20)), url=host.url("/endless"))
+    message = refusal(Weights(options(tmp_path, max_checkpoint_bytes=1000)), url=url)
+    assert "range" not in host.requests[-1].headers
     assert "max_checkpoint_bytes" in message
     assert left(tmp_path) == []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import graph
 from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port
 from deployments.encoder.settings import PRELOAD_VARIABLE
@@ -163,12 +162,6 @@ def test_connections_that_linger_do_not_keep_a_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:
-            server.accept()[0].close()  # whoever closes first lingers
+            server.accept()[0].close()  # the side that closes first lingers
             client.recv(1)
     check_port("127.0.0.1", port)
-
-
-def test_the_graph_names_its_deployments() -> None:
-    app = graph.build_app(graph.GraphArgs())._bound_deployment
-    inner = [part._bound_deployment.name for part in app.init_args if hasattr(part, "_bound_deployment")]
-    assert {app.name, *inner} == set(graph.USER_CONFIGS)

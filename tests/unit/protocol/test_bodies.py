@@ -1,4 +1,4 @@
-"""Bodies that arrive slowly, or never to their end: nobody else waits for them, and they do not stay."""
+"""Bodies that arrive slowly, or are never complete: no other request waits for them, and they are given up."""
 
 import asyncio
 import time

@@ -14,6 +14,7 @@ from embedding.errors import ItemError
 from embedding.protocol import (
     ImageConfig,
     TextConfig,
+    Vectors,
     decode_request,
     encode_error,
     encode_result,
@@ -103,7 +104,8 @@ def test_both_spellings_of_every_field(request_: dict[str, Any]) -> None:
 
 
 def test_text_may_leave_its_modality_out() -> None:
-    assert parse_request(changed(preprocessingConfig={"textPrefix": "a "})).preprocessing_config.text_prefix == "a "
+    config = parse_request(changed(preprocessingConfig={"textPrefix": "a "})).preprocessing_config
+    assert config == TextConfig(text_prefix="a ")
 
 
 def test_unknown_members_are_ignored_everywhere() -> None:
@@ -115,20 +117,25 @@ def test_unknown_members_are_ignored_everywhere() -> None:
 
 @pytest.mark.parametrize("count", [None, 0, -1, 20])
 def test_any_thread_count(count: int | None) -> None:
-    assert parse_request(image(downloadThreadCount=count)).preprocessing_config.download_thread_count == count
+    config = parse_request(image(downloadThreadCount=count)).preprocessing_config
+    assert isinstance(config, ImageConfig)
+    assert config.download_thread_count == count
 
 
 @pytest.mark.parametrize("method", [None, "simple", "frcnn", "dino-v1", "dino-v2", "marqo-yolo"])
 def test_patch_methods(method: str | None) -> None:
-    request = parse_request(image(shouldChunk=method is not None, patchMethod=method))
-    assert request.preprocessing_config.patch_method == method
+    config = parse_request(image(shouldChunk=method is not None, patchMethod=method)).preprocessing_config
+    assert isinstance(config, ImageConfig)
+    assert config.patch_method == method
 
 
 @pytest.mark.parametrize("method", ["character", "word", "sentence", "passage"])
 def test_chunk_methods(method: str) -> None:
     chunks = CHUNKS | {"splitMethod": method, "splitOverlap": 0}
-    request = parse_request(text(shouldChunk=True, chunkConfig=chunks))
-    assert request.preprocessing_config.chunk_config.split_method == method
+    config = parse_request(text(shouldChunk=True, chunkConfig=chunks)).preprocessing_config
+    assert isinstance(config, TextConfig)
+    assert config.chunk_config
+    assert config.chunk_config.split_method == method
 
 
 def test_a_request_in_python_is_taken_as_it_is() -> None:
@@ -156,7 +163,7 @@ def test_the_sheets_error() -> None:
 
 def test_marqos_client_reads_what_we_write() -> None:
     rows = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    results = [[("a", rows[0])], ItemError("no"), [("b", rows[1]), ("c", rows[2])]]
+    results: list[Vectors | ItemError] = [[("a", rows[0])], ItemError("no"), [("b", rows[1]), ("c", rows[2])]]
     decoded = msgpack.unpackb(encode_result(results), object_hook=msgpack_numpy.decode)["result"]
     assert [len(item) for item in decoded] == [1, 3, 2]
     assert decoded[1] == {"status_code": 400, "error_code": "inference_error", "error_message": "no"}

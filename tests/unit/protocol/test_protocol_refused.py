@@ -22,6 +22,11 @@ def with_auth(auth: Any) -> dict[str, Any]:
     return changed("embeddingModelConfig.modelAuth", auth)
 
 
+def each(*values: Any) -> tuple[Any, ...]:
+    """Values of any types."""
+    return values
+
+
 # (field named in the message, request)
 INVALID: list[tuple[str, object]] = [
     ("modality", without("modality")),
@@ -30,26 +35,26 @@ INVALID: list[tuple[str, object]] = [
     ("preprocessingConfig", without("preprocessingConfig")),
     *(
         ("modality", changed(modality=value))
-        for value in ("text", "audio", "video", "LANGUAGE", "", None, 1, ["image"])
+        for value in each("text", "audio", "video", "LANGUAGE", "", None, 1, ["image"])
     ),
-    *(("contents", changed(contents=value)) for value in ([], None, "hi", {"a": "b"}, 3)),
-    *(("contents.1", changed(contents=["a", value])) for value in (1, None, 1.5, True, ["b"], {}, b"\xff")),
-    *(("device", changed(device=value)) for value in (0, ["cpu"], {})),
-    *(("useInferenceCache", changed(useInferenceCache=value)) for value in (None, "maybe", 2, [])),
-    *(("returnIndividualError", changed(returnIndividualError=value)) for value in (None, "", {})),
-    *(("embeddingModelConfig", changed(embeddingModelConfig=value)) for value in (None, "random", [], 1)),
+    *(("contents", changed(contents=value)) for value in each([], None, "hi", {"a": "b"}, 3)),
+    *(("contents.1", changed(contents=["a", value])) for value in each(1, None, 1.5, True, ["b"], {}, b"\xff")),
+    *(("device", changed(device=value)) for value in each(0, ["cpu"], {})),
+    *(("useInferenceCache", changed(useInferenceCache=value)) for value in each(None, "maybe", 2, [])),
+    *(("returnIndividualError", changed(returnIndividualError=value)) for value in each(None, "", {})),
+    *(("embeddingModelConfig", changed(embeddingModelConfig=value)) for value in each(None, "random", [], 1)),
     ("modelName", changed(embeddingModelConfig={})),
-    *(("modelName", changed("embeddingModelConfig.modelName", value)) for value in (None, 1, b"random", [])),
-    *(("modelProperties", changed("embeddingModelConfig.modelProperties", value)) for value in ("x", [], 1)),
-    *(("normalizeEmbeddings", changed("embeddingModelConfig.normalizeEmbeddings", value)) for value in (None, "x")),
-    *(("modelAuth", with_auth(value)) for value in ({}, "x", [], {"s3": S3, "hf": {"token": "t"}}, {"gcs": {}})),
+    *(("modelName", changed("embeddingModelConfig.modelName", value)) for value in each(None, 1, b"random", [])),
+    *(("modelProperties", changed("embeddingModelConfig.modelProperties", value)) for value in each("x", [], 1)),
+    *(("normalizeEmbeddings", changed("embeddingModelConfig.normalizeEmbeddings", value)) for value in each(None, "x")),
+    *(("modelAuth", with_auth(value)) for value in each({}, "x", [], {"s3": S3, "hf": {"token": "t"}}, {"gcs": {}})),
     ("modelAuth.hf.token", with_auth({"hf": {}})),
     ("modelAuth.hf.token", with_auth({"hf": {"token": 5}})),
     ("aws_secret_access_key", with_auth({"s3": {"aws_access_key_id": "a"}})),
     ("aws_access_key_id", with_auth({"s3": {"aws_secret_access_key": "a"}})),
-    *(("preprocessingConfig", changed(preprocessingConfig=value)) for value in (None, "language", [], 1)),
-    *(("preprocessingConfig", text(modality=value)) for value in ("audio", "video", "text", None, 1, 1.5, True)),
-    *(("preprocessingConfig", text(modality=value)) for value in ([], ["language"], {}, {"a": []}, b"language")),
+    *(("preprocessingConfig", changed(preprocessingConfig=value)) for value in each(None, "language", [], 1)),
+    *(("preprocessingConfig", text(modality=value)) for value in each("audio", "video", "text", None, 1, 1.5, True)),
+    *(("preprocessingConfig", text(modality=value)) for value in each([], ["language"], {}, {"a": []}, b"language")),
     ("preprocessingConfig", changed(modality="image")),
     ("preprocessingConfig", changed(preprocessingConfig={"modality": "image"})),
     # For images both generations insist on the tag.
@@ -63,16 +68,16 @@ INVALID: list[tuple[str, object]] = [
     ("textPrefix", text(textPrefix=1)),
     ("splitMethod", chunked(splitMethod="token")),
     ("splitMethod", text(shouldChunk=True, chunkConfig={"splitLength": 2, "splitOverlap": 1})),
-    *(("splitLength", chunked(splitLength=value, splitOverlap=0)) for value in (0, -1, None, "two", 1.5)),
-    *(("splitOverlap", chunked(splitOverlap=value)) for value in (-1, None, "one", 0.5)),
+    *(("splitLength", chunked(splitLength=value, splitOverlap=0)) for value in each(0, -1, None, "two", 1.5)),
+    *(("splitOverlap", chunked(splitOverlap=value)) for value in each(-1, None, "one", 0.5)),
     ("splitLength", chunked(splitLength=2, splitOverlap=2)),
     ("splitLength", chunked(splitLength=2, splitOverlap=3)),
     ("patchMethod", image(shouldChunk=True)),
     ("patchMethod", image(patchMethod="simple")),
     ("patchMethod", image(shouldChunk=True, patchMethod="overlap")),
-    *(("downloadTimeoutMs", image(downloadTimeoutMs=value)) for value in (None, "soon", [], 1.5, float("nan"))),
-    *(("downloadThreadCount", image(downloadThreadCount=value)) for value in ("many", [], 0.5, float("inf"))),
-    *(("downloadHeader", image(downloadHeader=value)) for value in ("A: b", [], {"A": 1}, {"A": None}, {1: "a"})),
+    *(("downloadTimeoutMs", image(downloadTimeoutMs=value)) for value in each(None, "soon", [], 1.5, float("nan"))),
+    *(("downloadThreadCount", image(downloadThreadCount=value)) for value in each("many", [], 0.5, float("inf"))),
+    *(("downloadHeader", image(downloadHeader=value)) for value in each("A: b", [], {"A": 1}, {"A": None}, {1: "a"})),
 ]
 
 

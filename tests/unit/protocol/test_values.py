@@ -11,7 +11,7 @@ import pytest
 
 from embedding.errors import Fault, RequestError
 from embedding.protocol import decode_request
-from embedding.values import MOST_VALUES
+from embedding.values import MAX_VALUES
 
 SETTINGS: dict[str, Any] = {
     "modality": "language",
@@ -28,8 +28,9 @@ def array(items: bytes, count: int) -> bytes:
 
 def with_member(key: str, value: bytes) -> bytes:
     """A whole request with one member more, which is written already."""
-    request = msgpack.packb(SETTINGS | {"contents": ["a text"]})
-    return bytes([request[0] + 1]) + request[1:] + msgpack.packb(key) + value
+    request: bytes = msgpack.packb(SETTINGS | {"contents": ["a text"]})
+    name: bytes = msgpack.packb(key)
+    return bytes([request[0] + 1]) + request[1:] + name + value
 
 
 HOSTILE = {
@@ -68,7 +69,7 @@ def refused(body: bytes) -> tuple[Fault, str, int]:
 def test_millions_of_tiny_values_are_refused_before_they_are_made(alone: ProcessPoolExecutor, body: bytes) -> None:
     fault, message, peak = alone.submit(refused, body).result()
     assert fault is Fault.TOO_LARGE
-    assert f"more than {MOST_VALUES} values" in message
+    assert f"more than {MAX_VALUES} values" in message
     assert peak < 2**20
 
 
@@ -93,6 +94,6 @@ def test_the_bound_is_exact() -> None:
     def body(count: int) -> bytes:
         return with_member("more", array(b"\xcc\x01" * count, count))
 
-    decode_request(body(MOST_VALUES - others))
+    decode_request(body(MAX_VALUES - others))
     with pytest.raises(RequestError):
-        decode_request(body(MOST_VALUES - others + 1))
+        decode_request(body(MAX_VALUES - others + 1))

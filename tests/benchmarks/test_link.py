@@ -1,4 +1,4 @@
-"""The emulated links of the benchmarks: their rate, their delay, who shares them, and what is left of them."""
+"""The emulated links of the benchmarks: their rate and delay, how connections share them, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks.lib.link import RELAY, ROUTER, CannotEmulate, Link, Running, emulated
+from benchmarks.lib.link import RELAY, ROUTER, CannotEmulate, Link, RunningLink, emulated
 from benchmarks.links import OURS, WAYS, Ask, asking, figures, rows, summary
 
 KEEPER = """
@@ -26,7 +27,7 @@ with emulated(Link(5.0, 1.0), (sys.argv[1],)) as running:
 
 
 @contextlib.contextmanager
-def link(rate: float, round_trip_ms: float, module: str) -> Iterator[tuple[Running, Ask]]:
+def link(rate: float, round_trip_ms: float, module: str) -> Iterator[tuple[RunningLink, Ask]]:
     """A link and its clients, or a reason to skip."""
     try:
         with emulated(Link(rate, round_trip_ms), (module,)) as running, asking(running) as ask:
@@ -35,10 +36,10 @@ def link(rate: float, round_trip_ms: float, module: str) -> Iterator[tuple[Runni
         pytest.skip(str(error))
 
 
-def took(told: dict) -> list[float]:
+def took(seen: dict[str, Any]) -> list[float]:
     """Seconds from the start to each picture."""
-    assert [one["problem"] for one in told["pictures"] if one["problem"]] == []
-    return [one["ended"] - told["began"] for one in told["pictures"]]
+    assert [one["problem"] for one in seen["pictures"] if one["problem"]] == []
+    return [one["ended"] - seen["began"] for one in seen["pictures"]]
 
 
 # Upper bounds are wide: a busy machine is late, but no link is ever too fast.
@@ -94,12 +95,12 @@ def test_nothing_is_left_however_the_benchmark_ends(module: str, number: int) ->
 def test_both_ways_of_a_cell_are_counted_alike() -> None:
     one = Link(5.0, 1.0)
     with link(5.0, 1.0, ROUTER) as (running, ask):
-        cell = {"rate": 5.0, "round_trip_ms": 1.0, "nbytes": 100_000, "clients": 2, "pictures": 8}
+        cell: dict[str, Any] = {"rate": 5.0, "round_trip_ms": 1.0, "nbytes": 100_000, "clients": 2, "pictures": 8}
         cell |= {"alone": 0.1, "ceiling": 1.0, "ways": {}}
         for way in WAYS:
             before = running.crossed()[-1][1]
-            told = ask(way, way[0], 100_000, 2, 4)
-            cell["ways"][way] = figures(one, 100_000, 2, told, running.crossed(), before)
+            seen = ask(way, way[0], 100_000, 2, 4)
+            cell["ways"][way] = figures(one, 100_000, 2, seen, running.crossed(), before)
             assert (cell["ways"][way]["arrived"], cell["ways"][way]["lost"]) == (8, 0)
             assert 0 < cell["ways"][way]["used"] < 1
     result = {"cells": [cell, cell | {"alone": None, "ways": {}}], "emulators": [ROUTER]}
@@ -111,14 +112,18 @@ def test_both_ways_of_a_cell_are_counted_alike() -> None:
 def test_bytes_of_lost_pictures_do_not_count_as_use() -> None:
     pictures = [{"asked": 0.0, "ended": 0.25 * i, "problem": "late" if i % 2 else ""} for i in range(1, 9)]
     crossed = [(0.25 * i, 250_000 * i) for i in range(9)]
-    told = {"began": 0.0, "pictures": pictures}
-    counted = figures(Link(1.0, 0.0), 250_000, 1, told, crossed, 0)
+    seen = {"began": 0.0, "pictures": pictures}
+    counted = figures(Link(1.0, 0.0), 250_000, 1, seen, crossed, 0)
     assert (counted["arrived"], counted["lost"], counted["seconds"]) == (4, 4, 2.0)
     assert counted["used"] == pytest.approx(0.5)
 
 
+def test_a_result_without_a_cell_in_time_has_no_figures() -> None:
+    assert summary({"cells": [{"alone": None, "ways": {}}]}) == {}
+
+
 def test_ours_tells_why_a_picture_is_lost() -> None:
     with link(1.0, 1.0, RELAY) as (_, ask):
-        told = ask(OURS, "0", 4_000_000, 1, 1)
-    (one,) = told["pictures"]
+        seen = ask(OURS, "0", 4_000_000, 1, 1)
+    (one,) = seen["pictures"]
     assert "3000 ms" in one["problem"]
