@@ -75,6 +75,10 @@ def test_the_environments_proxies_are_not_used(host: ImageHost, monkeypatch: pyt
         ("png;base64,aGVs\r\n bG8=\n", b"hello"),
         ("png;base64,aG!V-s_bG8=", b"hello"),
         ("png;base64,aGVsbG8=base64,", b"hello"),
+        ("png;base64,aGVsbG8=aGVsbG8=", b"hello"),
+        ("png;base64,aGVsbA==aGVs", b"hell"),
+        ("png;base64,aGVsbA=\n=====", b"hell"),
+        ("png;base64,=a==GVs=bG=8=", b"hello"),
         ("png;base64,", b""),
     ],
 )
@@ -89,7 +93,7 @@ def test_data_uris_without_base64(rest: str) -> None:
     assert "holds no `base64,`" in message
 
 
-@pytest.mark.parametrize("payload", ["aGVsbG8", "aGVsbG8=ä", "a", "ä", "aGVsbG\ud800="])
+@pytest.mark.parametrize("payload", ["aGVsbG8", "aGVsbG8=ä", "a", "ä", "aGVsbG\ud800=", "=" * 1000])
 def test_bad_base64(payload: str) -> None:
     message = failure("data:image/png;base64," + payload)
     assert "Invalid base64 data" in message
