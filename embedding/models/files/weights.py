@@ -24,6 +24,7 @@ from embedding.models.files.options import LoadOptions, Source
 from embedding.models.files.session import once, session
 from embedding.models.files.store import Store
 from embedding.registry import lookup, names
+from embedding.shown import shown
 
 Auth = Mapping[str, Any]
 """A request's `modelAuth` with its secrets: {"hf": {"token"}} or {"s3": {"aws_access_key_id", ...}}."""
@@ -266,7 +267,7 @@ class Weights:
             self._check_source("path", "its localpath")
             raise unloadable("its localpath is not under one of this server's path_roots")
         if not exists:
-            raise unloadable(f"localpath '{given}' is not a {'folder' if folder else 'file'} here")
+            raise unloadable(f"localpath '{shown(given)}' is not a {'folder' if folder else 'file'} here")
         return path
 
     def _allowed_roots(self) -> tuple[Path, ...]:

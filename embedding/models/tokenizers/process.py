@@ -147,14 +147,23 @@ class TokenizerProcess:
             except (EOFError, OSError, frames.TooLong):
                 connection.close()
                 fork_server.kill(pid)
-                raise unloadable(
-                    f"its tokenizer cannot be used: loading and trying it crashed, or took more than "
-                    f"{self._settings.tokenizer_load_s:.0f} s of CPU time or {self._settings.tokenizer_bytes} bytes "
-                    "(settings tokenizer_load_s, tokenizer_bytes)"
-                ) from None
+                raise self._over_limits() from None
         if answer[:1] != DONE:
-            raise unloadable(f"its tokenizer cannot be used: {_text(answer[1:])}")
+            reason = _text(answer[1:])
+            # With little memory some releases of Python still get as far as to say so.
+            raise (
+                self._over_limits()
+                if reason.startswith("MemoryError")
+                else unloadable(f"its tokenizer cannot be used: {reason}")
+            )
         return pid, connection, _facts(answer[1:])
+
+    def _over_limits(self) -> RequestError:
+        return unloadable(
+            f"its tokenizer cannot be used: loading and trying it crashed, or took more than "
+            f"{self._settings.tokenizer_load_s:.0f} s of CPU time or {self._settings.tokenizer_bytes} bytes "
+            "(settings tokenizer_load_s, tokenizer_bytes)"
+        )
 
 
 def _facts(answer: bytes) -> dict[str, Any]:
