@@ -135,7 +135,7 @@ def test_a_killed_front_door_costs_connections_only(load: KnownAnswers, victims:
     doors = victims.haproxies()
     pids = getattr(victims, part)()
     killing = kill_at_work(load, lambda: kill(*pids))
-    wait_until(lambda: set(victims.haproxies()) - set(doors), "another front door", LIMIT_S)
+    wait_until(lambda: set(victims.haproxies()) - set(doors), "another HAProxy", LIMIT_S)
     wait_for_right_answers(load)
     assert_was_at_work(load, killing)
     assert set(counts(load.replies)) <= {"sent", "right", "lost", "refused"}, failures(load.replies)
@@ -159,7 +159,7 @@ def test_with_a_haproxy_beside_marqo_a_killed_front_door_costs_nobody_an_answer(
         wait_for_right_answers(load)
         pids = getattr(victims, part)()
         killing = kill_at_work(load, lambda: kill(*pids))
-        wait_until(lambda: set(victims.haproxies()) - set(doors), "another front door", LIMIT_S)
+        wait_until(lambda: set(victims.haproxies()) - set(doors), "another HAProxy", LIMIT_S)
         wait_for_right_answers(load)
     assert_was_at_work(load, killing)
     assert failures(load.replies) == []
