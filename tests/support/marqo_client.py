@@ -9,6 +9,9 @@ import msgpack_numpy
 import numpy as np
 
 MSGPACK = "application/msgpack"
+# httpcore closes what idles beyond its limit of 20, now and then a connection that it has just given to another
+# thread, whose request then fails with "Bad file descriptor".
+ALL_STAY_OPEN = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 class MarqoClient:
@@ -17,7 +20,7 @@ class MarqoClient:
     def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url
         authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(timeout=300, headers=authorization)
+        self._http = httpx.Client(timeout=300, headers=authorization, limits=ALL_STAY_OPEN)
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Raw bytes, with the headers that Marqo always sends unless others are given."""
