@@ -190,7 +190,7 @@ def _deployment(checkpoint: Checkpoint, seconds: float) -> float:
         options = {"num_cpus": 1, "num_gpus": 1}
         user_config = {"max_image_batch": 256}
         encoder: Any = Encoder
-        deployment = encoder.options(ray_actor_options=options, user_config=user_config, max_ongoing_requests=256)
+        deployment = encoder.options(ray_actor_options=options, user_config=user_config)
         handle = serve.run(deployment.bind(settings), name="encoder", route_prefix=None)
         encode = by_reference(handle, method_name="encode_images")
         properties = {**checkpoint.properties, "precision": "fp16"}

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Job:
     Args:
         group: any hashable value with equality. Only jobs of equal groups are merged: same model, same modality.
         payload: one argument of `DeviceQueue.run`, for example the rows of one request.
-        count: number of items in the payload; counts towards the maximum of a batch.
+        count: number of items in the payload; counts towards the maximum of a batch. A payload of several items must
+            be a sequence of them, and its result an array with one row for each.
         urgent: runs before jobs that are not urgent. Search traffic is urgent, indexing is not.
     """
 
@@ -45,7 +46,7 @@ class Job:
 class _QueuedJob:
     job: Job
     future: asyncio.Future[Any]
-    queued_at: float = field(default_factory=time.monotonic)
+    queued_at: float
 
 
 class DeviceQueue:
@@ -55,12 +56,14 @@ class DeviceQueue:
         run: makes one forward pass: takes a group and the payloads of its jobs, returns one result for each payload.
             Blocks. An exception that it raises, a library's panic included, fails the jobs of that batch only.
         executor: runs `run`. It must have a single thread, since there is one device, and serve this queue alone.
-        max_items: maximum number of items in one batch, by lane; may be changed while the queue runs.
+        max_items: maximum number of items in one forward pass, by lane; may be changed while the queue runs. A job of
+            more items is run in parts.
         lane_of: gives the lane of a group, which is a key of `max_items`.
-        max_wait_s: seconds that a job that is not urgent may wait behind urgent ones; then it goes first.
-        memory_error: the exception that `run` raises when the device's memory is too small for a batch. A payload of
-            several rows must then be a sequence, and its result an array with as many rows.
+        max_wait_s: seconds for which urgent jobs may keep the others waiting, counted from the end of the others' last
+            batch; then the others get one batch.
+        memory_error: the exception that `run` raises when the device's memory is too small for a batch.
         release_memory: called before a batch that did not fit into memory is run again in halves.
+        clock: gives monotonic time in seconds.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class DeviceQueue:
         max_wait_s: float = 2.0,
         memory_error: type[Exception] = MemoryError,
         release_memory: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._executor = executor
@@ -80,8 +84,10 @@ class DeviceQueue:
         self._max_wait_s = max_wait_s
         self._memory_error = memory_error
         self._release_memory = release_memory
+        self._clock = clock
         self._urgent: deque[_QueuedJob] = deque()
         self._normal: deque[_QueuedJob] = deque()
+        self._normal_ended_at = float("-inf")
         self._lock = threading.Lock()
         self._running = False
 
@@ -93,7 +99,7 @@ class DeviceQueue:
             starts removes the job, at no cost to the device.
         """
         loop = asyncio.get_running_loop()
-        queued = _QueuedJob(job, loop.create_future())
+        queued = _QueuedJob(job, loop.create_future(), self._clock())
         with self._lock:
             (self._urgent if job.urgent else self._normal).append(queued)
             was_idle, self._running = not self._running, True
@@ -105,7 +111,9 @@ class DeviceQueue:
     def _run_batches(self) -> None:
         """Runs batch after batch on the device's thread, so that a busy event loop does not delay the next batch."""
         while batch := self._take_batch():
-            outcomes = self._outcomes(batch[0].job.group, [queued.job.payload for queued in batch])
+            outcomes = self._outcomes_of_batch([queued.job for queued in batch])
+            if not batch[0].job.urgent:
+                self._normal_ended_at = self._clock()
             batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, outcomes)
 
     def _take_batch(self) -> list[_QueuedJob]:
@@ -113,6 +121,15 @@ class DeviceQueue:
             batch = self._next_batch()
             self._running = bool(batch)
             return batch
+
+    def _outcomes_of_batch(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        """One result or exception for each job of a batch."""
+        first = jobs[0]
+        most = self.max_items[self._lane_of(first.group)]
+        # The maximum may have been lowered since several jobs were merged: they run together all the same.
+        if len(jobs) == 1 and first.count > most:
+            return [self._in_parts(first.group, first.payload, most)]
+        return self._outcomes(first.group, [job.payload for job in jobs])
 
     def _outcomes(self, group: Any, payloads: Sequence[Any]) -> Sequence[Any]:
         """One result or exception for each payload.
@@ -134,23 +151,36 @@ class DeviceQueue:
         if out_of_memory:
             self._release_memory()
         if len(payloads) == 1:
-            return [self._in_halves(group, payloads[0])]
+            return [self._in_parts(group, payloads[0], -(-len(payloads[0]) // 2))]
         half = len(payloads) // 2
         return [*self._outcomes(group, payloads[:half]), *self._outcomes(group, payloads[half:])]
 
-    def _in_halves(self, group: Any, payload: Any) -> Any:
-        """The result of one job, concatenated from its two halves; the exception of a half that failed."""
-        half = len(payload) // 2
-        results = [*self._outcomes(group, [payload[:half]]), *self._outcomes(group, [payload[half:]])]
-        failed = next((result for result in results if isinstance(result, Exception)), None)
-        return np.concatenate(results) if failed is None else failed
+    def _in_parts(self, group: Any, payload: Any, most: int) -> Any:
+        """The result of one job, concatenated from those of its parts of at most `most` items, which run one after the
+        other; or the exception of the first part that failed."""
+        results = []
+        for start in range(0, len(payload), most):
+            (result,) = self._outcomes(group, [payload[start : start + most]])
+            if isinstance(result, Exception):
+                return result
+            results.append(result)
+        return np.concatenate(results)
 
     def _next_batch(self) -> list[_QueuedJob]:
-        overdue = self._normal and time.monotonic() - self._normal[0].queued_at > self._max_wait_s
-        for queue in (self._normal, self._urgent) if overdue else (self._urgent, self._normal):
+        for queue in (self._normal, self._urgent) if self._is_overdue() else (self._urgent, self._normal):
             if batch := self._take_group(queue):
                 return batch
         return []
+
+    def _is_overdue(self) -> bool:
+        """Whether it is the turn of jobs that are not urgent.
+
+        The age of the oldest one alone would not do: in a backlog it has waited mostly for others of its kind, and
+        searches would wait for the whole backlog.
+        """
+        if not self._normal:
+            return False
+        return self._clock() - max(self._normal[0].queued_at, self._normal_ended_at) > self._max_wait_s
 
     def _take_group(self, queue: deque[_QueuedJob]) -> list[_QueuedJob]:
         """Takes the first job and each later job of its group that fits. The others stay queued, in order."""
@@ -163,7 +193,7 @@ class DeviceQueue:
                 continue  # its caller has cancelled it
             if not batch:
                 capacity = self.max_items[self._lane_of(queued.job.group)]
-            # The first job runs even if it is larger than the maximum.
+            # A first job that is larger than the maximum runs alone, in parts.
             if not batch or (queued.job.group == batch[0].job.group and queued.job.count <= capacity):
                 batch.append(queued)
                 capacity -= queued.job.count

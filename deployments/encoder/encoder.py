@@ -40,10 +40,11 @@ ForwardPass = Callable[[Sequence[Any]], Rows]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DEFAULT_BATCHES = BatchSettings()
 URGENT_TEXTS = 4
-"""A call with at most so many texts is treated as a search, whatever its flags say: it costs the device very little."""
+"""The most texts of a call that is treated as a search, whatever its flags say: so few cost the device very little."""
 INLINE_CHARS = 500
-"""Tokenising at most so many characters takes less time than a call in another thread."""
+"""The most characters that are tokenised on the event loop: that takes less time than a call in another thread."""
 
 
 def _refusals_as_values(
@@ -64,20 +65,22 @@ def _refusals_as_values(
 def _items(jobs: Sequence[Job]) -> int:
     """The size of a batch for Serve: its pictures or texts, or 1 for a single job.
 
-    Serve would refuse a job larger than the maximum, and an exception here would end its batch queue for good;
-    `DeviceQueue` enforces the maximum in any case.
+    Serve would refuse a job that is larger than the maximum; `DeviceQueue` runs it in parts. An exception here would
+    end Serve's batch queue for good.
     """
     return sum(job.count for job in jobs) if len(jobs) > 1 else 1
 
 
-# No access log: the ingress writes one line for each request, and chunks are not requests.
+# No access log: the ingress writes one line for each request, and chunks are not requests. Beyond
+# `max_ongoing_requests` Serve would queue calls in their order of arrival, and searches would wait behind indexing. The
+# number is too high to be reached: the ingresses limit the work in flight, and `DeviceQueue` decides its order.
 @serve.deployment(
-    max_ongoing_requests=128,
+    max_ongoing_requests=100_000,
     health_check_period_s=10,
     logging_config={"enable_access_log": False},
     request_router_config=MODEL_AFFINITY,
     # Without a `user_config` Serve does not call `reconfigure`, which preloads the models.
-    user_config=BatchSettings().model_dump(),
+    user_config=DEFAULT_BATCHES.model_dump(),
 )
 class Encoder:
     """Holds models on one device and runs them on batches of work from many requests.
@@ -113,7 +116,7 @@ class Encoder:
             device_bytes=device_bytes(self._device),
         )
         self._metrics = EncoderMetrics()
-        self._maxima = _maxima(BatchSettings())
+        self._maxima = _maxima(DEFAULT_BATCHES)
         self._bulk = self._device_queue("device", urgent=False)
         # A GPU runs one batch at a time. CPU cores can be shared: a search starts while a batch of pictures runs, and
         # the kernel gives it a core.
@@ -146,7 +149,7 @@ class Encoder:
 
     @_refusals_as_values
     async def fingerprint(self, spec: ModelSpec) -> str:
-        """Hash of everything that determines a model's vectors: weights, preprocessing, precision, library versions."""
+        """Hash of what determines a model's vectors: weights, preprocessing, precision, versions of libraries."""
         async with self._models.use(self._on_device(spec)) as model:
             # Reads all weights: in another pool than the one that loads models.
             return await _in_thread(self._readers, lambda: model.fingerprint)
@@ -209,11 +212,11 @@ class Encoder:
 
     # Serve's batching collects the jobs that arrive together and passes them on at once; the device queue goes on
     # merging jobs while the device is busy. If these methods awaited the vectors, a batch could no longer grow.
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0, batch_size_fn=_items)
+    @serve.batch(max_batch_size=DEFAULT_BATCHES.max_image_batch, batch_wait_timeout_s=0, batch_size_fn=_items)
     async def _image_lane(self, jobs: list[Job]) -> list[asyncio.Future[Any]]:
         return [self._put(job) for job in jobs]
 
-    @serve.batch(max_batch_size=128, batch_wait_timeout_s=0, batch_size_fn=_items)
+    @serve.batch(max_batch_size=DEFAULT_BATCHES.max_text_batch, batch_wait_timeout_s=0, batch_size_fn=_items)
     async def _text_lane(self, jobs: list[Job]) -> list[asyncio.Future[Any]]:
         return [self._put(job) for job in jobs]
 

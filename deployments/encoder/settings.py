@@ -71,8 +71,8 @@ class BatchSettings(Settings):
     """The encoder's `user_config`, which can be changed while it runs.
 
     Args:
-        max_image_batch: maximum of pictures in one forward pass.
-        max_text_batch: maximum of texts in one forward pass.
+        max_image_batch: maximum of pictures in one forward pass; a call with more is run in several passes.
+        max_text_batch: the same for texts.
     """
 
     max_image_batch: PositiveInt = 32

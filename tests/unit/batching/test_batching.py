@@ -18,9 +18,10 @@ WAIT_S = 10
 
 
 class Device:
-    """Runs one batch for every permit, and keeps a list of those that it ran."""
+    """Runs one batch for every permit, and keeps a list of those that it ran. By its own clock each takes a second."""
 
     def __init__(self) -> None:
+        self.now = 0.0
         self.batches: list[tuple[Any, list[Any]]] = []
         self.permits = threading.Semaphore(0)
         self.started = threading.Semaphore(0)
@@ -37,6 +38,7 @@ class Device:
                 raise ValueError("poison")
             return [f"{payload}!" for payload in payloads]
         finally:
+            self.now += 1
             self.running = 0
 
     async def busy(self) -> None:
@@ -62,6 +64,7 @@ def run(device: Device, test: Callable[[DeviceQueue], Awaitable[None]], **option
                 executor,
                 lane_of=lambda group: group[0],
                 max_items={"i": 4, "t": 8},
+                clock=lambda: device.now,
                 **options,
             )
             try:
@@ -103,16 +106,16 @@ def test_what_arrives_while_it_is_busy_merges_up_to_the_maximum(device: Device) 
 
 
 def test_items_are_counted_and_not_jobs(device: Device) -> None:
-    """A job that does not fit waits, a smaller one behind it may go; one larger than the maximum runs alone."""
+    """A job that does not fit waits, a smaller one behind it may go."""
 
     async def test(queue: DeviceQueue) -> None:
         first = queue.put(job("first"))
         await device.busy()
-        sizes = {"a": 3, "b": 2, "c": 1, "huge": 9, "d": 1}
+        sizes = {"a": 3, "b": 2, "c": 1, "d": 1}
         rest = [queue.put(job(name, count=count)) for name, count in sizes.items()]
-        device.finish(4)
+        device.finish(3)
         await asyncio.gather(first, *rest)
-        assert [batch for _, batch in device.batches] == [["first"], ["a", "c"], ["b", "d"], ["huge"]]
+        assert [batch for _, batch in device.batches] == [["first"], ["a", "c"], ["b", "d"]]
 
     run(device, test)
 
@@ -156,18 +159,43 @@ def test_urgent_work_goes_first(device: Device) -> None:
     run(device, test)
 
 
-def test_patience_ends(device: Device) -> None:
-    """Urgent work without end must not starve the rest: with a maximum wait of nothing, the oldest job goes first."""
+def kinds(device: Device) -> list[str]:
+    """What each batch was, of those that ran."""
+    return [batch[0] for _, batch in device.batches]
+
+
+@pytest.mark.parametrize(("max_wait_s", "searches_in_a_turn"), [(2.5, 3), (0.5, 1)])
+def test_a_backlog_and_searches_take_turns(device: Device, max_wait_s: float, searches_in_a_turn: int) -> None:
+    """All of the backlog has waited for longer than the maximum. Searches still go first, and the backlog has its turn
+    when the maximum has passed since its last batch: even if each batch takes longer than that."""
 
     async def test(queue: DeviceQueue) -> None:
-        first = queue.put(job("first"))
+        first = queue.put(job("index"))
         await device.busy()
-        rest = [queue.put(job("index")), queue.put(job("search", urgent=True))]
-        device.finish(3)
-        await asyncio.gather(first, *rest)
-        assert [batch for _, batch in device.batches] == [["first"], ["index"], ["search"]]
+        backlog = [queue.put(job("index", count=4)) for _ in range(3)]
+        device.now = 100.0
+        searches = [queue.put(job("search", count=4, urgent=True)) for _ in range(8)]
+        device.finish(12)
+        await asyncio.gather(first, *backlog, *searches)
+        turn = ["search"] * searches_in_a_turn + ["index"]
+        assert kinds(device)[: 1 + 2 * len(turn)] == ["index", *turn, *turn]
 
-    run(device, test, max_wait_s=-1.0)
+    run(device, test, max_wait_s=max_wait_s)
+
+
+def test_the_first_job_after_a_pause_waits_its_time(device: Device) -> None:
+    """Time without any such job is not a wait."""
+
+    async def test(queue: DeviceQueue) -> None:
+        first = queue.put(job("search", urgent=True))
+        await device.busy()
+        device.now = 100.0
+        rest = [queue.put(job("index"))] + [queue.put(job("search", count=4, urgent=True)) for _ in range(4)]
+        device.finish(6)
+        await asyncio.gather(first, *rest)
+        assert kinds(device) == ["search", "search", "search", "index", "search", "search"]
+
+    run(device, test, max_wait_s=2.5)
 
 
 def test_a_failed_pass_is_gone_before_its_halves_run() -> None:

@@ -10,11 +10,15 @@ from pydantic import ValidationError
 
 import graph
 from benchmarks.lib.places import ROOT
+from deployments.encoder.encoder import Encoder
 from deployments.encoder.settings import BatchSettings
+from deployments.ingress.ingress import Ingress
+from deployments.preprocessor.preprocessor import Preprocessor
 from deployments.ray_internals import build_application
 from operations.config_file import read_config
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEPLOYMENTS: tuple[Any, ...] = (Ingress, Preprocessor, Encoder)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def test_nothing_listens_beyond_loopback(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_preprocessors_and_encoders_scale_apart(path: Path) -> None:
+def test_preprocessors_and_encoders_scale_separately(path: Path) -> None:
     (application,) = read_config(path)["applications"]
     scaling = {d["name"]: d.get("autoscaling_config") for d in application["deployments"]}
     for name in ("Preprocessor", "Encoder"):
@@ -60,15 +64,26 @@ def test_preprocessors_and_encoders_scale_apart(path: Path) -> None:
     assert scaling["Preprocessor"]["target_ongoing_requests"] != scaling["Encoder"]["target_ongoing_requests"]
 
 
-def test_batches_can_fill() -> None:
-    """A chunk larger than a batch never fits, and fewer ongoing requests than a batch has items never fill it."""
-    for path in CONFIGS:
-        (application,) = read_config(path)["applications"]
-        args = graph.GraphArgs.model_validate(application["args"])
-        encoder = next(d for d in application["deployments"] if d["name"] == "Encoder")
-        batches = BatchSettings.model_validate(encoder["user_config"])
-        assert args.ingress.image_chunk <= batches.max_image_batch
-        assert encoder["max_ongoing_requests"] * args.ingress.image_chunk >= 2 * batches.max_image_batch
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_chunk_fits_into_a_batch(path: Path) -> None:
+    """A larger one would run in several passes, none of which it shares with other chunks."""
+    (application,) = read_config(path)["applications"]
+    args = graph.GraphArgs.model_validate(application["args"])
+    encoder = next(d for d in application["deployments"] if d["name"] == "Encoder")
+    batches = BatchSettings.model_validate(encoder["user_config"])
+    assert args.ingress.image_chunk <= batches.max_image_batch
+    assert args.ingress.text_chunk <= batches.max_text_batch
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_no_call_waits_in_the_queue_of_serve(path: Path) -> None:
+    """Searches would wait there behind indexing. A replica takes every call that four ingresses could send it."""
+    (application,) = read_config(path)["applications"]
+    limits = graph.GraphArgs.model_validate(application["args"]).ingress
+    calls = 4 * (limits.max_items_in_flight + limits.max_searches_in_flight)
+    own = {each.name: each.max_ongoing_requests for each in DEPLOYMENTS}
+    for deployment in application["deployments"]:
+        assert deployment.get("max_ongoing_requests", own[deployment["name"]]) >= calls
 
 
 class Bound:

@@ -21,7 +21,7 @@ BOMB = "\n".join(
 )
 
 
-def refusal(path: Path, text: str | bytes) -> str:
+def config_refusal(path: Path, text: str | bytes) -> str:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(StartError) as caught:
         read_config(path)
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
     [
         ("proxy_location", "proxy_locatoin", "proxy_locatoin", "did you mean `proxy_location`"),
         ("keep_alive_timeout_s", "keepalive_timeout_s", "http_options.keepalive_timeout_s", "`keep_alive_timeout_s`"),
-        ("max_ongoing_requests: 128", "max_ongoing_request: 128", "[2].max_ongoing_request", "`max_ongoing_requests`"),
+        ("user_config:", "user_confg:", "[2].user_confg", "did you mean `user_config`"),
         ("min_replicas: 1", "min_replica: 1", "autoscaling_config.min_replica", "`min_replicas`"),
         ("num_cpus: 1", "num_cpu: 1", "ray_actor_options.num_cpu", "`num_cpus`"),
         ("proxy_location: Ev", "grpc_options: {prot: 1}\nproxy_location: Ev", "grpc_options.prot", "`port`"),
@@ -59,7 +59,7 @@ def path(tmp_path: Path) -> Path:
         ("EveryNode", "Everywhere", "proxy_location", "'HeadOnly' or 'EveryNode', not 'Everywhere'"),
         ("min_replicas: 1", "min_replicas: few", "autoscaling_config.min_replicas", "a whole number, not 'few'"),
         ("min_replicas: 1", "min_replicas: 99", "autoscaling_config", "max_replicas (4) must be greater"),
-        ("max_ongoing_requests: 128", "max_ongoing_requests: true", "max_ongoing_requests", "a number, not true"),
+        ("max_replicas: 4", "max_replicas: true", "autoscaling_config.max_replicas", "a number, not true"),
         ("name: Encoder", "name: Encodr", "deployments[2].name", "no deployment `Encodr`; it has Ingress, Prep"),
         ("port: 8881", "port: '8881'", "http_options.port", "from 1 to 65535, without quotes"),
         ("port: 8881", "port: true", "http_options.port", "from 1 to 65535"),
@@ -76,7 +76,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_wrong_key_or_value_is_named(path: Path, right: str, wrong: str, place: str, words: str) -> None:
     assert right in PRODUCTION
     text = PRODUCTION.replace(right, wrong, 1)
-    message = refusal(path, text)
+    message = config_refusal(path, text)
     assert place in message
     assert words in message
     line = int(message.removeprefix(f"{path}:").partition(":")[0])
@@ -109,7 +109,7 @@ def test_a_wrong_key_or_value_is_named(path: Path, right: str, wrong: str, place
     ],
 )
 def test_what_is_no_config_is_one_sentence(path: Path, text: str | bytes, words: str) -> None:
-    assert words in refusal(path, text)
+    assert words in config_refusal(path, text)
 
 
 @pytest.mark.parametrize(
