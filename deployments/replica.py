@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 LEAST_PRIORITY = 19
 METRICS_PERIOD_S = 10.0
-"""Between two reports of a replica's gauges to Ray's metrics."""
+"""Seconds between two reports of a replica's gauges to Ray's metrics."""
 
 
 class Settings(BaseModel):

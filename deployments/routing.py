@@ -25,7 +25,9 @@ from deployments.ray_internals import (
 from embedding.models.spec import ModelSpec
 
 LONGEST_S = 300.0
-"""A call that has not ended after this time never reached its replica: the ingress ends every request earlier."""
+"""A call that has not ended after this time is taken for one that never reached its replica, since by default the
+ingress ends every request earlier. If `request_timeout_s` is longer, calls that take longer than this are no longer
+counted, and their replica seems less busy than it is."""
 
 
 class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
@@ -39,7 +41,7 @@ class ModelAffinityRouter(PowerOfTwoChoicesRequestRouter):
         """Takes the deployment's `request_router_kwargs`.
 
         Args:
-            busy_at: a replica with so many calls of one model in flight is busy with it: the next in order is tried.
+            busy_at: a replica with this many calls of one model in flight is busy with it: the next in order is tried.
         """
         self._busy_at = busy_at
         self._calls = CallsInFlight()
@@ -119,6 +121,7 @@ class CallsInFlight:
         """Counts a call from now on, so that calls of the same moment do not all see an idle replica. A call that never
         reaches its replica (its caller has ended) is removed after `LONGEST_S`."""
         now = time.monotonic()
+        # The oldest two: enough to remove them faster than calls are added, at a constant cost for each call.
         for earlier in list(islice(self._calls.values(), 2)):
             if now - earlier.since > LONGEST_S:
                 self.forget(earlier.metadata)

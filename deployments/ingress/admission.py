@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from embedding.errors import Fault, RequestError
 
 SPARE_PART = 8
-"""One part in so many of each limit is reserved for small requests."""
+"""1 / SPARE_PART of each limit is reserved for small requests."""
 
 
 class Admission:
@@ -70,11 +70,12 @@ class AdmissionShare:
         Raises:
             RequestError: OVERLOADED.
         """
-        held, most, what = self.admission.held, self.admission.most, self.admission.what
-        if held + count > self.admission.limit(self.held + count) and held > self.held:
+        held, limit = self.admission.held, self.admission.limit(self.held + count)
+        if held + count > limit and held > self.held:
             raise RequestError(
                 Fault.OVERLOADED,
-                f"The server is busy with {held} {what} and takes no more than {most} at a time; try again in a moment",
+                f"The server is busy with {held} {self.admission.what} and takes no more than {limit} when a request "
+                f"adds {count}; try again in a moment",
             )
         self.change(self.held + count)
 

@@ -15,7 +15,8 @@ Receive = Callable[[], Awaitable[Any]]
 
 
 class Pace:
-    """Checks the rate of a body, in one period of `grace_s` seconds after the other, each on its own.
+    """Checks the rate of a body in periods of `grace_s` seconds, each on its own: being fast at first is no excuse for
+    stalling later.
 
     Args:
         least_bytes_per_s: the minimum rate.

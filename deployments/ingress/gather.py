@@ -1,7 +1,8 @@
-"""Helpers of the fan-out: splitting work into calls, running them concurrently, reading their answers."""
+"""Helpers of the fan-out: splitting work into calls, running them concurrently and in time, reading their answers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -69,6 +70,20 @@ async def run_concurrently(work: Iterable[tuple[int, Callable[[], Awaitable[T]]]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+@asynccontextmanager
+async def time_limit(seconds: float) -> AsyncIterator[None]:
+    """Cancels what is awaited in the context after that time.
+
+    Raises:
+        RequestError: OVERLOADED, the time is over.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
 
 
 async def call_replica(handle: DeploymentHandle[Any], *args: Any) -> Any:

@@ -84,13 +84,22 @@ class ImageChunk:
         """
         # Items that crashed their decoder or took too long in the last minutes are not sent to a preprocessor.
         refused = {i: error for i, item in enumerate(self._items) if (error := context.poison.error(item))}
+        # They count as sent, since the others are sent without them.
+        context.tally.change(sent=len(refused))
+        if self.downloads and not _downloads([item for i, item in enumerate(self._items) if i not in refused]):
+            context.threads.renounce()
         self._note(context, refused)
         await retried("image chunk", lambda: self._prepare_and_encode(context))
 
     async def _prepare_and_encode(self, context: ChunkContext) -> None:
         """Processes all items without an answer. If a preprocessor dies meanwhile, any picture there may be the cause:
         from then on the pictures of this chunk are decoded in subprocesses, where a crash identifies the picture and
-        harms no other request."""
+        harms no other request.
+
+        The first preprocessor that dies is not one of the four attempts (`retried`) to decode in subprocesses. If those
+        fail too, `answer` does not try again, since a RequestError is no lost replica. `answer` repeats this whole
+        method if an encoder was lost, or pixels on their way to it.
+        """
         self._encoding.clear()
         try:
             async with asyncio.TaskGroup() as encodings:
@@ -116,7 +125,7 @@ class ImageChunk:
             threads = NO_THREADS
             if _downloads(items):
                 threads = await stack.enter_async_context(context.threads.share(self._sent))
-            context.tally.change(sent=0 if self._sent else len(self._items))
+            context.tally.change(sent=0 if self._sent else len(items))
             self._sent = True
             stack.callback(self._set_waiting, context, 0)
             options = task.download_options(threads)

@@ -97,7 +97,8 @@ class Tally:
         self._waiting = 0
 
     def change(self, sent: int = 0, waiting: int = 0, done: int = 0) -> None:
-        """Adds to the numbers of items. While some wait for downloads, those that are not sent count as waiting too."""
+        """Adds to the numbers of items. While some wait for downloads, those that are not sent count as waiting too,
+        since they queue for the places of the chunks that wait."""
         self._unsent -= sent
         self._waiting += waiting
         self._unfinished -= done

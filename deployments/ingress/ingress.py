@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.ingress.admission import SPARE_PART, Admission, AdmissionShare, Load, of_items
 from deployments.ingress.bodies import Arrivals
 from deployments.ingress.gate import CLEANUP_KEY, add_gate
+from deployments.ingress.gather import Answers, time_limit
 from deployments.ingress.health import problem
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
@@ -31,7 +32,6 @@ from embedding.protocol import (
     ImageConfig,
     InferenceRequest,
     TextConfig,
-    Vectors,
     decode_request,
     encode_parts,
     parse_request,
@@ -47,11 +47,12 @@ FINGERPRINT_HEADER = "X-Embedding-Fingerprint"
 WARM_UP_TIMEOUT_S = 20.0
 """Less than Serve's limit for one health check. While encoders are still loading, the next check tries again."""
 INCOMPLETE_PART = 2
-"""Incomplete bodies may hold one part in so many of `max_bytes_in_flight`."""
+"""Incomplete bodies may hold 1 / INCOMPLETE_PART of `max_bytes_in_flight`."""
 SMALL_REQUEST, SMALL_SEARCH = 128, 32
-"""Items of a small request: a batch of documents as Marqo sends it, and more than any search of Marqo has."""
+"""Items of a small request: as many as Marqo sends in one batch of documents; and of a small search: more than Marqo
+sends in any."""
 DOWNLOADS_END_S = 10.0
-"""Downloads end so long before their request's timeout, or when a quarter of it is left, to leave time to encode."""
+"""Downloads end this long before their request's timeout, at most a quarter of it: then what has arrived is encoded."""
 
 api = FastAPI(title="Marqo Inference", version=VERSION)
 add_gate(api)
@@ -219,9 +220,13 @@ class Ingress:
             )
         with self._bytes.share() as share, self._expanded.share() as expanded:
             share.add(size)
-            return await self._answers(parsed, expanded)
+            answers, _ = await self._answers(parsed, expanded)
+            return answers
 
-    async def _answers(self, request: InferenceRequest, expanded: AdmissionShare) -> list[Vectors | ItemError]:
+    async def _answers(
+        self, request: InferenceRequest, expanded: AdmissionShare, fingerprint: bool = False
+    ) -> tuple[Answers, str | None]:
+        """The answers, and if `fingerprint` is set that of the model, all within the limits of items and time."""
         if len(request.contents) > self._settings.max_contents:
             raise RequestError(
                 Fault.TOO_LARGE,
@@ -234,11 +239,9 @@ class Ingress:
         with kind.share() as work, self._downloads.share() as downloads:
             load = Load(work, downloads, expanded)
             load.admit(max(1, len(request.contents)))
-            try:
-                async with asyncio.timeout(seconds):
-                    return await self._pipeline.embed(request, load, deadline)
-            except TimeoutError:
-                raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
+            async with time_limit(seconds):
+                answers = await self._pipeline.embed(request, load, deadline)
+                return answers, await self._pipeline.fingerprint(request) if fingerprint else None
 
     async def embed_images(
         self,
@@ -304,10 +307,8 @@ class Ingress:
         expanded = request.scope[CLEANUP_KEY].enter_context(self._expanded.share())
         with self._bytes.share() as share:
             decoded = decode_request(await self._arrivals.read(request.receive, share))
-            results = await self._answers(decoded, expanded)
-        headers = {}
-        if FINGERPRINT_HEADER in request.headers:
-            headers[FINGERPRINT_HEADER] = await self._pipeline.fingerprint(decoded)
+            results, fingerprint = await self._answers(decoded, expanded, FINGERPRINT_HEADER in request.headers)
+        headers = {} if fingerprint is None else {FINGERPRINT_HEADER: fingerprint}
         settings = self._settings
         return PartsResponse(encode_parts(results), headers, settings.min_body_bytes_per_s, settings.body_grace_s)
 
@@ -327,7 +328,8 @@ class Ingress:
     async def get_models(self, detailed: bool | None = None, replicas: bool = False) -> dict[str, list[dict[str, Any]]]:
         """The models that any encoder has loaded. Only clients of newer Marqo versions send `detailed`; `replicas` is
         not part of Marqo's protocol."""
-        encoders = await self._encoder.broadcast("loaded").results_async()
+        async with time_limit(self._settings.request_timeout_s):
+            encoders = await self._encoder.broadcast("loaded").results_async()
         return {"models": listed(encoders, detailed, replicas)}
 
     @api.delete("/models")
@@ -338,7 +340,8 @@ class Ingress:
         model_device: str | None = None,
     ) -> Response:
         """Unloads a model from every encoder; the next request loads it again."""
-        replicas = await self._encoder.broadcast("eject", model_name, model_device).results_async()
+        async with time_limit(self._settings.request_timeout_s):
+            replicas = await self._encoder.broadcast("eject", model_name, model_device).results_async()
         if model_device is None:
             return _ejected(f"Model {model_name} ejected successfully.")
         if not any(replicas):

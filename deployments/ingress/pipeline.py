@@ -19,7 +19,8 @@ from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest, TextConfig
 
 KNOWN_MODELS = 4096
-"""Models whose `ImageSpec` is cached. The key is a hash, since a model's properties may be long."""
+"""Models whose `ImageSpec` is cached, those that were used last. The key is a hash, since a model's properties may be
+long."""
 
 
 class Pipeline:
@@ -64,8 +65,8 @@ class Pipeline:
         return await self._texts.embed_texts(request, text, spec, load.expanded)
 
     async def fingerprint(self, request: InferenceRequest) -> str:
-        """Hash of everything that determines the vectors of the request's model: models with the same hash give the
-        same vectors.
+        """Hash of what determines the vectors of the request's model: weights, preprocessing, precision, versions of
+        libraries.
 
         Raises:
             RequestError: the model cannot be loaded.
@@ -81,6 +82,7 @@ class Pipeline:
             self._known[identity] = info.image
             if len(self._known) > KNOWN_MODELS:
                 self._known.popitem(last=False)
+        self._known.move_to_end(identity)
         return self._known[identity]
 
     async def _asked(self, what: str, handle: DeploymentHandle[Any], spec: ModelSpec) -> Any:

@@ -48,7 +48,8 @@ class PartsResponse(Response):
     Args:
         parts: the body; the list is emptied.
         headers: in addition to content type and length.
-        least_bytes_per_s: if the client reads a part more slowly the connection is closed: it keeps the rest in memory.
+        least_bytes_per_s: if the client reads a part more slowly the connection is closed, since the rest of the reply
+            occupies memory until it is read.
         grace_s: seconds that each part may take in addition.
     """
 

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 4
 PAUSE_S = 0.1
+"""Before the second attempt; each further pause is twice as long."""
 # All errors by which Ray 2.60 reports that a process, a node, or an object is lost, or cannot be reached.
 _LOST = (
     exceptions.RayActorError,  # died, unavailable, unschedulable
@@ -89,11 +90,12 @@ async def retried(what: str, work: Callable[[], Awaitable[T]]) -> T:
         Whatever else `work` raises.
     """
     for attempt in range(ATTEMPTS):
+        if attempt:
+            await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1))
         try:
             return await work()
         except Exception as error:
             if not is_lost(error):
                 raise
             logger.warning(f"{what}: lost a replica ({type(error).__name__}), attempt {attempt + 1} of {ATTEMPTS}")
-        await asyncio.sleep(PAUSE_S * 2**attempt)
     raise RequestError(Fault.OVERLOADED, f"{what}: replicas were lost {ATTEMPTS} times in a row; try again in a moment")

@@ -29,8 +29,8 @@ from embedding.protocol import ChunkConfig, InferenceRequest, TextConfig, Vector
 from embedding.text.chunks import chunk_texts, chunks_cost
 
 INLINE_CHARS = 100
-"""Texts of at most so many characters are split in the ingress, since it takes less than a millisecond. Splitting holds
-Python's lock: longer texts would delay all other requests."""
+"""If all texts of a request together have at most this many characters, they are split into chunks in the ingress,
+since it takes less than a millisecond. Splitting holds Python's lock: more text would delay all other requests."""
 SPLIT_CHARS = 250_000
 """Characters of the texts that a preprocessor splits in one call; a single text may be longer. A request makes one such
 call at a time, so that the bytes of its chunks are counted before more of them are made."""

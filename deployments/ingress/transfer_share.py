@@ -26,7 +26,7 @@ class ThreadShares:
 
     Args:
         threads: concurrent transfers of the request.
-        calls: all calls of the request that download something.
+        calls: all calls of the request that download something. For one that does not after all, call `renounce`.
         at_once: limit of its concurrent calls, whatever `threads` is.
     """
 
@@ -36,6 +36,10 @@ class ThreadShares:
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for i in range(self._at_once):
             self._free.put_nowait(threads // self._at_once + (i < threads % self._at_once))
+
+    def renounce(self) -> None:
+        """Instead of the first `share` of a call: it has nothing to download."""
+        self._unsent -= 1
 
     @asynccontextmanager
     async def share(self, again: bool = False) -> AsyncIterator[Threads]:

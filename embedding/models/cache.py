@@ -20,14 +20,12 @@ from typing import TypeVar
 from embedding.errors import RequestError
 from embedding.models.cache_entry import CacheStats, Entry, mark_retrieved, over_limit
 from embedding.models.cache_history import DroppedModels, MeasuredSizes
-from embedding.models.files.failure import larger_than_budget, out_of_memory, still_downloading, too_many_loads
+from embedding.models.files.failure import larger_than_budget, named, out_of_memory, still_downloading, too_many_loads
 from embedding.models.files.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
-from embedding.shown import shown
-
-__all__ = ["CacheStats", "ModelCache"]
+from embedding.shown import shown, without_credentials
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -54,7 +52,7 @@ class ModelCache:
         quick: whether a model needs neither files nor time to load. Such models are loaded at once, in a separate
             thread; they count no bytes, and only evict each other.
         max_models: how many are kept, counting quick models and others separately, and how many may be loading.
-        max_waiting: requests that may wait for downloads, at most half of them for one model: each occupies a slot.
+        max_waiting: requests that may wait for downloads, at most half of them for one model.
         device_bytes: memory of the device: a model larger than that is refused and evicts no others; 0 is unknown.
     """
 
@@ -202,7 +200,11 @@ class ModelCache:
             self._release_needed |= not entry.quick
             entry.nbytes, entry.task = 0, None
             self._remove(entry)
-            self._stats.failed_loads += not isinstance(error, asyncio.CancelledError)
+            if not isinstance(error, asyncio.CancelledError):
+                self._stats.failed_loads += 1
+                name, message = entry.spec.name, named(error, entry.spec.name).message
+                reason = " ".join(without_credentials(message.partition(f"'{shown(name)}': ")[2] or message).split())
+                logger.warning(f"model {shown(without_credentials(name))} could not be loaded: {reason}")
             raise
         return model
 
@@ -228,7 +230,7 @@ class ModelCache:
         try:
             return await self._load_once(spec)
         except MemoryError:
-            logger.warning(f"out of memory while loading {shown(spec.name)}: ejecting every model that is not in use")
+            logger.warning(f"out of memory while loading {shown(without_credentials(spec.name))}: ejecting every model that is not in use")
             self._stats.out_of_memory += 1
         # Outside of `except`: here the traceback no longer keeps the tensors of the failed load alive.
         self._evict_all_idle()
@@ -341,10 +343,8 @@ class ModelCache:
 
     async def _in_thread(self, call: Callable[[], T], executor: Executor | None = None) -> T:
         # In the context of the load, so that all its steps share one clock and one session.
-        run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(
-            executor or self._executor, lambda: run(contained, call)
-        )
+        run, loop = contextvars.copy_context().run, asyncio.get_running_loop()
+        return await loop.run_in_executor(executor or self._executor, lambda: run(contained, call))
 
     def _used_bytes(self) -> int:
         return sum(entry.nbytes for entry in (*self._entries.values(), *self._retiring))

@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "transformers
 
 
 def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
-    """Hashes everything that determines a model's vectors.
+    """Hashes what determines a model's vectors, except this project's own code and the decoder of JPEGs.
 
     Reads every weight, which takes a second for a few gigabytes: call it in a thread, and once.
 

@@ -32,7 +32,7 @@ from embedding.models.properties import (
 from embedding.models.random import HashName, random_vectors
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
-from embedding.shown import shown
+from embedding.shown import shown, without_credentials
 
 logger = logging.getLogger("ray.serve")
 
@@ -161,7 +161,7 @@ def release_memory() -> None:
 def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
     total_s = clock.elapsed_s
     logger.info(
-        f"loaded model {shown(info.key)} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
+        f"loaded model {shown(without_credentials(info.key))} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
         f"of that download {clock.download_s:.2f} s, warm-up {total_s - loaded_s:.2f} s"
     )
 

@@ -26,7 +26,7 @@ from embedding.fetch.reply import Head
 from embedding.fetch.transport import Reply, Transport, TransportError, TransportSettings
 from embedding.fetch.url import Target, parse_url
 from embedding.models.files.failure import unloadable
-from embedding.models.files.options import LoadOptions
+from embedding.models.files.options import ALLOWED_NETWORKS, LoadOptions
 from embedding.models.files.pace import Pace, TooSlow
 from embedding.models.files.partial import Partial, Version, continues, version_of
 from embedding.models.files.progress import Progress
@@ -227,7 +227,7 @@ class _Download:
         self._check_free_space = check_free_space
         self._pace = Pace(options)
         self._resumable = False
-        guard = Guard.parse(options.allowed_networks)
+        guard = Guard.parse(options.allowed_networks, ALLOWED_NETWORKS)
         # The size of the body is limited by the writer, whose sentence names the setting.
         settings = TransportSettings(max_bytes=sys.maxsize, keepalive_s=0, dns_cache_s=0, ca_file=options.ca_file or "")
         self._transport = Transport(settings, guard.permits, GuardedResolver(guard, SystemResolver(1)))
@@ -296,10 +296,7 @@ class _Download:
         try:
             reply = await follow(self._source.target, headers, hop, self._options.max_redirects, allow_downgrade=False)
         except RefusedHost as error:
-            raise _Failed(
-                f"its host `{error.host}` is not publicly routable, or resolves to an address that is not; to allow a "
-                "private network, list it in the setting allowed_networks"
-            ) from None
+            raise _Failed(f"{error}; to allow a private network, list it in `{ALLOWED_NETWORKS}`") from None
         except (RedirectError, DestinationRefused) as error:
             raise _Failed(str(error)) from None
         finally:

@@ -18,6 +18,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 CACHE_VARIABLE = "MARQO_MODEL_CACHE_PATH"
 DUAL_STACK_VARIABLE = "MARQO_MODEL_DOWNLOAD_S3_USE_DUAL_STACK"
+ALLOWED_NETWORKS = "encoder.models.allowed_networks"
+"""The name of that setting in messages."""
 
 
 def _default_cache_dir() -> Path:
@@ -96,7 +98,7 @@ class LoadOptions(BaseModel):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> LoadOptions:
-        Guard.parse(self.allowed_networks)
+        Guard.parse(self.allowed_networks, ALLOWED_NETWORKS)
         if ("path" in self.model_sources) != bool(self.path_roots):
             raise ValueError("path_roots must be given if, and only if, model_sources contains 'path'")
         if not all(root.is_absolute() for root in self.path_roots):

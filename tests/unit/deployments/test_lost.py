@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from itertools import pairwise
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.ingress.retry import as_request_error, is_lost, retried
 from embedding.errors import Fault, RequestError
+from tests.support.clock import run_without_waiting
 
 NOT_LOST = {
     "TaskCancelledError",  # by the caller
@@ -89,6 +91,23 @@ def test_what_is_lost_is_tried_again_and_then_a_503(error: Exception, monkeypatc
     assert refused.value.fault is Fault.OVERLOADED
     assert tries == 4
     assert as_request_error(error).fault is Fault.OVERLOADED
+
+
+def test_there_is_a_pause_between_two_attempts_and_none_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.ingress.retry.PAUSE_S", 100)
+    at_s: list[float] = []
+
+    async def work() -> None:
+        at_s.append(asyncio.get_running_loop().time())
+        raise LOST[0]
+
+    async def main() -> float:
+        with pytest.raises(RequestError):
+            await retried("work", work)
+        return asyncio.get_running_loop().time() - at_s[-1]
+
+    assert run_without_waiting(main()) < 100
+    assert [round((after - before) / 100) for before, after in pairwise(at_s)] == [1, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from deployments.ingress.transfer_share import ThreadShares
 from deployments.preprocessor.parts import DownloadOptions
 from deployments.preprocessor.transfer_pools import TransferPools
+from tests.support.clock import run_without_waiting
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,12 @@ def test_calls_at_a_time_share_all_of_them(threads: int, calls: int, at_once: in
             taken = [await stack.enter_async_context(divided.share()) for _ in shares]
             assert [each.count for each in taken] == shares
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
+                async with asyncio.timeout(3600):
                     await stack.enter_async_context(divided.share())
         async with asyncio.timeout(1), divided.share(again=True):
             pass
 
-    asyncio.run(take())
+    run_without_waiting(take())
 
 
 def test_threads_that_no_later_call_takes_over_are_kept() -> None:
@@ -59,12 +60,13 @@ def test_calls_of_one_request_have_their_threads_in_common() -> None:
         return DownloadOptions(3000, None, request, threads, kept)
 
     with pools.joined(terms(5)) as alone, pools.joined(terms(7, request="b")) as other:
-        assert (alone, other) == (5, 7)
+        assert (alone(), other()) == (5, 7)
         with ExitStack() as stack:
-            assert stack.enter_context(pools.joined(terms(5, kept=True))) == 10
+            assert stack.enter_context(pools.joined(terms(5, kept=True)))() == 10
+            assert alone() == 10
         with pools.joined(terms(3)) as with_kept:
-            assert with_kept == 13
+            assert with_kept() == 13
         with pools.joined(terms(2)) as without_passed_on:
-            assert without_passed_on == 12
+            assert without_passed_on() == alone() == 12
     with pools.joined(terms(5)) as again:
-        assert again == 5
+        assert again() == 5
