@@ -92,7 +92,8 @@ async def ours(job: Job, log: Log) -> None:
     known = {field.name for field in fields(FetchOptions)}  # an older checkout's are fewer
 
     def options(client: int) -> FetchOptions:
-        wanted = {"timeout_ms": job.timeout_ms, "request": f"{job.run}/{client}", "threads": job.threads}
+        threads = job.threads if isinstance(getattr(FetchOptions(), "threads", 0), int) else lambda: job.threads
+        wanted = {"timeout_ms": job.timeout_ms, "request": f"{job.run}/{client}", "threads": threads}
         given: dict[str, Any] = {name: value for name, value in wanted.items() if name in known}
         return FetchOptions(**given)
 

@@ -18,8 +18,8 @@ class DownloadOptions:
         headers: sent with each download.
         request: name of the request to which the chunk belongs.
         threads: how many of the request's concurrent transfers this chunk may use.
-        keeps_threads: True if no chunk that is still to be sent takes over these transfers when this chunk is done:
-            the request's other chunks at the same preprocessor may use them then.
+        keeps_threads: true if no chunk is left to be sent that could take these transfers. When this chunk is done,
+            they then pass to the request's other chunks at the same preprocessor.
         within_s: seconds after which an item that still waits becomes an error; None = no limit.
     """
 

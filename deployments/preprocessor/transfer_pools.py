@@ -1,7 +1,7 @@
 """How many concurrent transfers each request may have at one preprocessor: the sum over its calls there."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deployments.preprocessor.parts import DownloadOptions
@@ -15,17 +15,17 @@ class TransferPools:
         self._threads: Counter[str] = Counter()
 
     @contextmanager
-    def joined(self, options: DownloadOptions) -> Iterator[int]:
+    def joined(self, options: DownloadOptions) -> Iterator[Callable[[], int]]:
         """Adds a call's transfers to its request's pool until the context ends; those of a call with `keeps_threads`
         stay until the last of the request's calls here has ended.
 
         Yields:
-            The size of the pool.
+            Gives the size that the pool has when it is called: calls join and leave while downloads wait.
         """
         self._calls[options.request] += 1
         self._threads[options.request] += options.threads
         try:
-            yield self._threads[options.request]
+            yield lambda: self._threads[options.request]
         finally:
             self._calls[options.request] -= 1
             if not self._calls[options.request]:

@@ -177,27 +177,34 @@ class ConcurrencyLimit:
         self._new_round()
 
     def _judge_cut(self, now: float, rate: float, round_s: float) -> None:
+        """Keeps the last cut or takes it back, by its effect on the rate."""
         assert self._cut is not None
         before, ratio = self._cut, self.value / self._cut.limit
         self._cut = None
-        if rate >= before.rate * (1 + ratio) / 2:
+        if rate >= _halfway(before.rate, ratio):
+            # The rate has hardly fallen: the link is full, and fewer transfers share it. The cut stays.
             self._no_cut_s = _NO_CUT_S
             self._growth_helps = False
             return
+        # The rate has fallen with the number of transfers: each takes its time however many there are.
         self._no_cut_until = now + max(self._no_cut_s, _NO_CUT_ROUNDS * round_s)
         self._no_cut_s = min(2 * self._no_cut_s, _MAX_NO_CUT_S)
         if rate > before.rate * ratio * _TOLERANCE:
+            # But by less than their number, so more transfers would not all add to it.
             self._no_growth_until = max(self._no_growth_until, self._no_cut_until)
         self._set_value(before.limit)
 
     def _judge_growth(self, now: float, rate: float) -> None:
+        """Keeps the last growth step or takes it back, by its effect on the rate."""
         assert self._growth is not None
         before, ratio = self._growth, self.value / self._growth.limit
         self._growth = None
-        self._growth_helps = rate >= before.rate * (1 + ratio) / 2
+        self._growth_helps = rate >= _halfway(before.rate, ratio)
         if self._growth_helps:
+            # The rate has risen with the number of transfers: a later step that fails is retried soon.
             self._no_growth_s = _NO_GROWTH_S
         elif now < self._no_cut_until or rate < before.rate * _MIN_GAIN:
+            # The rate has hardly risen, or by too little for a host whose slow transfers no cut may correct now.
             self._undo_growth(now, before.limit)
 
     def _undo_growth(self, now: float, value: int) -> None:
@@ -205,16 +212,21 @@ class ConcurrencyLimit:
         self._growth = None
         self._no_growth_until = max(self._no_growth_until, now + self._no_growth_s)
         if now < self._no_cut_until:
+            # While nothing is cut, too many transfers could not be corrected.
             self._no_growth_until = max(self._no_growth_until, self._no_cut_until)
         self._no_growth_s = min(2 * self._no_growth_s, _MAX_NO_GROWTH_S)
         self._set_value(value)
 
     def _grow(self, now: float, duration_ratio: float, rate: float) -> None:
+        """Raises the limit after a round in which it was reached."""
         if now < self._no_cut_until:
+            # A cut has lowered the rate in proportion, so the duration ratio says nothing; the rate judges the growth.
             self._grow_to(math.ceil(self.value * _GROWTH_FACTOR), rate)
         elif now < self._slow_growth_until and self.value >= self._threshold:
+            # The host has refused a connection at about this number.
             self._set_value(self.value + (duration_ratio < _HIGH_RATIO))
         elif duration_ratio < _LOW_RATIO:
+            # Twice as many transfers would still take less than half of their time limit.
             self._grow_to(self.value * 2, rate)
         elif self._growth_helps:
             # The transfers take long for another reason than their number: growth has raised the bytes per second.
@@ -222,19 +234,23 @@ class ConcurrencyLimit:
                 max(self.value + 1, int(self.value * min(_GROWTH_FACTOR, _GROWTH_TARGET / duration_ratio))), rate
             )
         else:
+            # On a link that is nearly full: by one, and not beyond the high ratio.
             self._set_value(min(self.value + 1, int(self.value * _HIGH_RATIO / duration_ratio)))
 
     def _grow_to(self, value: int, rate: float) -> None:
+        """Raises the limit; a large step is judged later by its effect on the rate."""
         if value >= self.value * _GROWTH_FACTOR:
             self._growth = _Trial(self.value, rate)
         self._set_value(value)
 
     def _reduce(self, now: float, duration_ratio: float) -> None:
+        """Cuts the limit, counted from the transfers that were in use: a cut above them would have no effect."""
         in_use = max(1, min(self.value, self._peak or self.value))
         if in_use == 1:
             self._set_value(1)
             return
         if self._cut is None:
+            # Of several cuts in a row the first is judged, together with the others.
             self._cut = _Trial(in_use, self._rate())
         factor = max(_STRONGEST_CUT, min(_WEAKEST_CUT, _HIGH_RATIO / duration_ratio))
         self._set_value(max(1, int(in_use * factor)))
@@ -255,6 +271,19 @@ class ConcurrencyLimit:
             seconds = sum(ended.seconds for ended in self._ended)
             self._last_rate = self._peak * sum(ended.nbytes + 1 for ended in self._ended) / max(seconds, 1e-3)
         return self._last_rate
+
+
+def _halfway(rate: float, ratio: float) -> float:
+    """The threshold by which a change of the limit is judged.
+
+    It is halfway between an unchanged rate (a full link, whatever the number of transfers) and one that changes in
+    proportion to the limit (a host that takes a fixed time for each transfer).
+
+    Args:
+        rate: bytes per second before the change.
+        ratio: the limit after the change over the one before.
+    """
+    return rate * (1 + ratio) / 2
 
 
 def _percentile_90(ended: list[FinishedTransfer]) -> float:

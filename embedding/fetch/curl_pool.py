@@ -1,4 +1,4 @@
-"""libcurl's multi interface on an asyncio event loop: libcurl names the sockets it waits for, the loop watches them."""
+"""libcurl's multi interface on an asyncio event loop, which watches the sockets that libcurl waits for."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from typing import Any
 import certifi
 import pycurl
 
-from embedding.fetch.curl_handle import new_easy
-from embedding.fetch.exchange import Exchange, Shared
+from embedding.fetch.curl_handle import Handle
+from embedding.fetch.exchange import Exchange, HttpRequest, Shared
 from embedding.fetch.keepalive import KeepAlive
-from embedding.fetch.reply import FailureKind, Limits, TransportError
+from embedding.fetch.reply import FailureKind, Limits, Reply, TransportError
 
 _NO_LIMIT = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """Args:
-    max_bytes: of one body.
-    max_header_bytes: of all headers of an answer, those of interim answers and trailers included.
-    keepalive_s: seconds for which an idle connection is kept; 0 = none is.
-    trial_s: seconds for which a host's first connections must stay silent before any is used again; 0 = at once.
-    max_idle: connections that are kept idle; the oldest gives way.
-    dns_cache_s: seconds for which a resolved name is remembered.
-    ca_file: PEM file of the trusted certificate authorities; "" = certifi's.
+    """Limits of one transport.
+
+    Args:
+        max_bytes: maximum size of one body.
+        max_header_bytes: maximum size of all headers of an answer; those of interim answers and trailers count.
+        keepalive_s: seconds for which an idle connection is kept; 0 = none is kept.
+        trial_s: seconds for which the first idle connections of a host must receive nothing before connections of that
+            host are reused; 0 = they are reused at once.
+        max_idle: maximum number of idle connections; the one that was idle for longest is closed first.
+        dns_cache_s: seconds for which a resolved name is cached; 0 = only concurrent lookups share an answer.
+        ca_file: PEM file of the trusted certificate authorities; "" = those of certifi.
     """
 
     max_bytes: int = 64 * 2**20
@@ -40,7 +43,12 @@ class TransportSettings:
 
 
 class Pool:
-    """libcurl's connections, on the running event loop."""
+    """A connection pool of libcurl and the exchanges that run on it. It belongs to the running event loop.
+
+    Args:
+        settings: limits.
+        permits: whether an IP address, as text, may be connected to.
+    """
 
     def __init__(self, settings: TransportSettings, permits: Callable[[str], bool]) -> None:
         self._settings = settings
@@ -50,35 +58,45 @@ class Pool:
         limits = Limits(settings.max_bytes, settings.max_header_bytes)
         self._shared = Shared(keepalive, permits, limits, {}, lambda: self._drive(pycurl.SOCKET_TIMEOUT, 0))
         self._running: dict[Any, Exchange] = {}
-        self._idle: list[Exchange] = []
+        self._idle: list[Handle] = []
         self._watched: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._closed = False
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
-        # `KeepAlive` limits idle connections. With a limit here libcurl would close one whenever many are in use.
+        # `KeepAlive` limits idle connections. A limit of libcurl would also count those in use, and so close idle ones
+        # whenever many are in use.
         self._multi.setopt(pycurl.M_MAXCONNECTS, _NO_LIMIT)
 
-    def exchange(self) -> Exchange:
-        """An exchange that carries no request."""
-        if self._idle:
-            return self._idle.pop()
-        return Exchange(new_easy(self._settings.ca_file or certifi.where(), self._settings.keepalive_s), self._shared)
+    def exchange(self, request: HttpRequest) -> Exchange:
+        """A new exchange, which the caller starts and ends."""
+        handle = self._idle.pop() if self._idle else self._new_handle()
+        return Exchange(handle, self._shared, request)
 
-    def start(self, exchange: Exchange) -> None:
-        self._running[exchange.easy] = exchange
-        self._multi.add_handle(exchange.easy)
+    def start(self, exchange: Exchange) -> asyncio.Future[Reply]:
+        """Sends the request of an exchange. Returns its answer, or its failure."""
+        answer = exchange.begin()
+        easy = exchange.handle.easy
+        self._running[easy] = exchange
+        self._multi.add_handle(easy)
+        return answer
 
     def end(self, exchange: Exchange) -> None:
         """Ends an exchange; a transfer that is still running is aborted with its connection."""
         exchange.end()
         self._stop(exchange)
+        handle = exchange.handle
+        handle.exchange = None
         if self._closed:
-            exchange.easy.close()
+            handle.easy.close()
         else:
-            self._idle.append(exchange)
+            self._idle.append(handle)
+
+    def _new_handle(self) -> Handle:
+        return Handle(self._settings.ca_file or certifi.where(), self._settings.keepalive_s)
 
     async def close(self) -> None:
+        """Ends all exchanges and closes all connections."""
         self._closed = True
         for exchange in list(self._running.values()):
             exchange.fail(TransportError("the server is shutting down", FailureKind.CLOSED))
@@ -88,23 +106,24 @@ class Pool:
         self._multi.close()
         if self._timer is not None:
             self._timer.cancel()
-        for exchange in self._idle:
-            exchange.easy.close()
+        for handle in self._idle:
+            handle.easy.close()
         self._idle.clear()
 
     def _stop(self, exchange: Exchange) -> None:
-        if self._running.pop(exchange.easy, None) is not None:
-            self._multi.remove_handle(exchange.easy)
+        easy = exchange.handle.easy
+        if self._running.pop(easy, None) is not None:
+            self._multi.remove_handle(easy)
 
     def _drive(self, fd: int, events: int) -> None:
-        """Has libcurl handle the events of a socket, or its timers."""
+        """Lets libcurl process the events of a socket, or its timers."""
         if self._closed:
             return
         self._multi.socket_action(fd, events)
         self._collect()
 
     def _collect(self) -> None:
-        """Looks for transfers that are complete or have failed."""
+        """Processes the transfers that are complete or have failed."""
         left = 1
         while left and not self._closed:
             left, done, failed = self._multi.info_read()
@@ -119,7 +138,7 @@ class Pool:
             exchange.done(number)
 
     def _watch(self, what: int, fd: int, multi: Any, data: object) -> None:
-        """libcurl says which of its sockets it waits for, and for what."""
+        """Called by libcurl: from now on it waits for these events (`what`) of a socket."""
         old = self._watched.pop(fd, 0)
         new = 0 if what == pycurl.POLL_REMOVE else what
         if new:
@@ -134,6 +153,7 @@ class Pool:
             self._loop.remove_writer(fd)
 
     def _set_timer(self, milliseconds: int) -> None:
+        """Called by libcurl: its timers are to be processed after this time; -1 = it has none."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

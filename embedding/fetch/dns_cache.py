@@ -1,4 +1,4 @@
-"""A cache of resolved host names: one lookup for all concurrent callers, remembered for some seconds."""
+"""A cache of resolved host names: concurrent callers share one lookup, and its answer is cached for some seconds."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from collections import OrderedDict
 
 from embedding.fetch.guard import Resolver
 
-_MOST_NAMES = 4096
+_MAX_NAMES = 4096
 
 
 class AddressCache:
-    """Remembers the answers of a resolver. It belongs to the event loop of its first lookup.
+    """Caches the answers of a resolver. It belongs to the event loop of its first lookup.
 
     Args:
-        resolver: asked for what is not remembered; failures are not.
-        cache_s: seconds for which an answer is remembered; 0 = only while it is being asked for.
+        resolver: called on a cache miss. Failed lookups are not cached.
+        cache_s: seconds for which an answer is cached; 0 = only concurrent lookups share an answer.
     """
 
     def __init__(self, resolver: Resolver, cache_s: float) -> None:
         self._resolver = resolver
         self._cache_s = cache_s
-        self._known: OrderedDict[tuple[str, int], tuple[float, list[str]]] = OrderedDict()
-        self._asked: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
+        self._cached: OrderedDict[tuple[str, int], tuple[float, list[str]]] = OrderedDict()
+        self._pending: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
 
     async def addresses(self, host: str, port: int) -> list[str]:
-        """IP addresses as text, at least one. Raises what the resolver raises."""
+        """The IP addresses of a host as text, at least one. Raises what the resolver raises."""
         key = host, port
-        until, found = self._known.get(key, (0.0, []))
+        until, found = self._cached.get(key, (0.0, []))
         if until > asyncio.get_running_loop().time():
             return found
-        task = self._asked.get(key)
+        task = self._pending.get(key)
         if task is None:
-            task = self._asked[key] = asyncio.create_task(self._ask(host, port))
+            task = self._pending[key] = asyncio.create_task(self._look_up(host, port))
             task.add_done_callback(_retrieve_exception)
         # A caller that is cancelled must not cancel the lookup of the others.
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        for task in self._asked.values():
+        """Cancels pending lookups, and closes the resolver."""
+        for task in self._pending.values():
             task.cancel()
         await self._resolver.close()
 
-    async def _ask(self, host: str, port: int) -> list[str]:
+    async def _look_up(self, host: str, port: int) -> list[str]:
         key = host, port
         try:
             found = await self._resolver.resolve(host, port)
         finally:
-            del self._asked[key]
+            del self._pending[key]
         if self._cache_s > 0:
-            self._known[key] = asyncio.get_running_loop().time() + self._cache_s, found
-            self._known.move_to_end(key)
-            if len(self._known) > _MOST_NAMES:
-                self._known.popitem(last=False)
+            self._cached[key] = asyncio.get_running_loop().time() + self._cache_s, found
+            self._cached.move_to_end(key)
+            if len(self._cached) > _MAX_NAMES:
+                self._cached.popitem(last=False)
         return found
 
 

@@ -1,4 +1,4 @@
-"""One request and its answer on a handle of libcurl."""
+"""One HTTP request and its answer, carried by a handle of libcurl."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakMethod
 
 import pycurl
 from multidict import CIMultiDict
 
-from embedding.fetch.curl_handle import configure
+from embedding.fetch.curl_handle import Handle, configure
 from embedding.fetch.guard import refusal
 from embedding.fetch.keepalive import Ends, KeepAlive, received, unacknowledged, unread
 from embedding.fetch.reply import FailureKind, Head, Limits, Observer, Reply, Sink, TransportError
 from embedding.fetch.url import Target
 
-# A body that is of no use is read to its end if it is short, so that its connection can be used again.
+# A body that is of no use, such as that of a 404, is read to its end if it has at most this many bytes and ends within
+# this many seconds. Then its connection can be used again.
 _SHORT_BYTES = 8192
 _SHORT_S = 0.1
 _NAME = frozenset((pycurl.E_COULDNT_RESOLVE_HOST,))
@@ -41,15 +43,36 @@ class AnswerRejected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A GET request.
+
+    Args:
+        target: what is requested.
+        addresses: IP addresses of its host; empty if the host is written as an address.
+        headers: headers of the request.
+        observer: told of the progress.
+        sink: takes the body; None = the reply holds it.
+        fresh: whether it needs a new connection.
+    """
+
+    target: Target
+    addresses: list[str]
+    headers: CIMultiDict[str]
+    observer: Observer
+    sink: Sink | None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Shared:
     """What the exchanges of a pool share.
 
     Args:
         keepalive: told of each connection.
         permits: whether an IP address may be connected to.
-        limits: of each answer.
-        users: who uses a connection, or has used it last.
-        drive: lets libcurl do what it can do now.
+        limits: size limits of each answer.
+        users: the exchange that last used each connection.
+        drive: processes libcurl's pending events.
     """
 
     keepalive: KeepAlive
@@ -60,89 +83,79 @@ class Shared:
 
 
 class Exchange:
-    """An easy handle of libcurl and the request that it carries now. Handles are reused: making one is expensive."""
+    """One request and its answer. It belongs to the running event loop.
 
-    def __init__(self, easy: Any, shared: Shared) -> None:
-        self.easy = easy
+    Args:
+        handle: the handle of libcurl that carries it.
+        shared: what it shares with other exchanges.
+        request: what is sent.
+    """
+
+    def __init__(self, handle: Handle, shared: Shared, request: HttpRequest) -> None:
+        self.handle = handle
+        handle.exchange = self
+        self._shared = shared
         self._keepalive = shared.keepalive
-        self._permits = shared.permits
-        self._limits = shared.limits
-        self._users = shared.users
-        self._drive = shared.drive
-        self._keep = False
-        easy.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
-        easy.setopt(pycurl.PREREQFUNCTION, self._connected)
-        easy.setopt(pycurl.HEADERFUNCTION, self._header)
-        easy.setopt(pycurl.WRITEFUNCTION, self._write)
-
-    def begin(
-        self,
-        target: Target,
-        addresses: list[str],
-        headers: CIMultiDict[str],
-        observer: Observer,
-        fresh: bool,
-        sink: Sink | None,
-    ) -> asyncio.Future[Reply]:
-        """Sets the handle up for a request; the caller starts it.
-
-        Args:
-            target: of the request.
-            addresses: of its host; empty if the host is written as an address.
-            headers: of the request.
-            observer: told of the progress.
-            fresh: use a new connection.
-            sink: takes the body; None = the reply holds it.
-        """
+        self._request = request
+        self._observer = request.observer
+        self._sink = request.sink
+        self._origin = request.target.origin
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[Reply] = self._loop.create_future()
-        self._origin = target.origin
-        self._observer = observer
-        self._sink = sink
         self._started = self._loop.time()
+        self._keep = False
+        """Whether the connection may be left open after the answer."""
         self._error: BaseException | None = None
+        """What a callback has raised; see "Callbacks of libcurl"."""
         self._errno = 0
-        self._reply: Reply | None = None
-        self._opened = self._used = self._paused = False
+        """Of the last socket that could not be opened."""
+        self._opened = self._used = False
+        """Whether a socket was opened; whether the connection had been used before."""
         self._ends: Ends | None = None
         self._fd: int | None = None
+        """Descriptor of a connection that was idle before."""
         self._received_before = 0
-        self._drain: asyncio.TimerHandle | None = None
+        """Bytes that had been received on it before the request; only for https."""
         self._head = Head()
         self._body: list[bytes] = []
         self._nbytes = 0
+        """Size of the body so far."""
+        self._paused = False
+        self._reply: Reply | None = None
+        """The answer, if its body is of no use: known when its head is complete."""
+        self._drain: asyncio.TimerHandle | None = None
+        """Limits the time for which such a body is read."""
+
+    def begin(self) -> asyncio.Future[Reply]:
+        """Sets the handle up; the caller starts it. Returns the answer to come."""
+        request, easy = self._request, self.handle.easy
         self._keep = self._keepalive.may_keep(self._origin)
         if self._keep:
             self._keepalive.use(self._origin, 1)
-        configure(self.easy, target, addresses, headers)
-        self.easy.setopt(pycurl.FRESH_CONNECT, fresh or not self._keepalive.may_reuse(self._origin))
-        self.easy.setopt(pycurl.FORBID_REUSE, not self._keep)
-        future = self._future
-        observer.began(lambda: self._resume(future))
+        configure(easy, request.target, request.addresses, request.headers)
+        easy.setopt(pycurl.FRESH_CONNECT, request.fresh or not self._keepalive.may_reuse(self._origin))
+        easy.setopt(pycurl.FORBID_REUSE, not self._keep)
+        # Weak, since a cycle with an observer that keeps `resume` would keep the body until Python's next collection.
+        resume = WeakMethod(self._resume)
+        self._observer.began(lambda: (resume() or _do_nothing)())
         return self._future
 
     def end(self) -> None:
-        """The request has ended, in whatever way; the handle can carry another one."""
+        """The exchange has ended, in whatever way."""
         if self._keep:
             self._keepalive.use(self._origin, -1)
             self._keep = False
-        if self._ends is not None and self._users.get(self._ends) is self:
-            del self._users[self._ends]
+        if self._ends is not None and self._shared.users.get(self._ends) is self:
+            del self._shared.users[self._ends]
         if self._drain is not None:
             self._drain.cancel()
         if not self._future.cancel() and not self._future.cancelled():
             self._future.exception()  # marks it as seen: its caller may have been cancelled
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drops what the handle holds of the last request: it may stay unused for long."""
-        self._future = self._loop.create_future()
+        # An error's traceback refers to this object: without the body it may wait for Python's next collection.
         self._body = []
-        self._head = Head()
-        self._reply = self._error = self._sink = None
-        del self._observer
 
     def fail(self, error: BaseException) -> None:
+        """Ends the exchange with an error, unless it has ended already."""
         if not self._future.done():
             self._future.set_exception(error)
 
@@ -169,13 +182,14 @@ class Exchange:
     def _release(self) -> bool:
         """After a complete answer: has the idle connection watched. Returns whether the answer can be trusted."""
         if self._keep and self._ends is not None:
-            self._leave(self._ends, self.easy.getinfo(pycurl.ACTIVESOCKET))
+            self._leave(self._ends, self.handle.easy.getinfo(pycurl.ACTIVESOCKET))
         return not (self._used and self._keepalive.caught_since(self._origin, self._started))
 
     def _leave(self, ends: Ends, fd: int) -> None:
-        following = self._users.get(ends)
+        following = self._shared.users.get(ends)
         if following is not self and following is not None:
-            following._fd = fd  # libcurl found nothing unread on it, and has given it to another one already
+            # libcurl has already handed this connection to the next exchange, so that one takes over the descriptor.
+            following.take_over(fd)
         elif fd < 0 and self._head.has_end and not self._head.closes:
             self._keepalive.catch(self._origin)  # libcurl closes a connection when it has read more than an answer
         elif fd >= 0:
@@ -183,8 +197,13 @@ class Exchange:
             if unread(fd):
                 self._keepalive.catch(self._origin)
 
+    def take_over(self, fd: int) -> None:
+        """The connection of this exchange has come from another one that has just ended; `fd` is its descriptor."""
+        self._fd = fd
+
     def _failure(self, number: int) -> Exception:
-        host, system = self._origin[1], self.easy.getinfo(pycurl.OS_ERRNO) or self._errno
+        """The error for an error number of libcurl."""
+        host, system = self._origin[1], self.handle.easy.getinfo(pycurl.OS_ERRNO) or self._errno
         answered = self._head.nbytes > 0
         if answered and self._used and not self._nbytes:
             return AnswerRejected()
@@ -202,44 +221,44 @@ class Exchange:
             return TransportError("the transfer was cut short or malformed", FailureKind.ANSWER)
         return TransportError("the answer is not valid HTTP", FailureKind.ANSWER)
 
-    # --- Callbacks of libcurl, which prints what they raise and goes on: so exceptions are kept for `done` ---
+    # --- Callbacks of libcurl: pycurl prints their exceptions and continues, so `done` raises what they have stored ---
 
-    def _open_socket(self, purpose: int, address: Any) -> socket.socket | int:
+    def open_socket(self, purpose: int, address: Any) -> socket.socket | int:
         try:
             # The address of the socket itself, in case the checks before it are ever bypassed.
-            if not self._permits(str(address.addr[0])):
+            if not self._shared.permits(str(address.addr[0])):
                 raise refusal(self._origin[1])
             self._opened = True
             return socket.socket(address.family, address.socktype, address.protocol)
-        except OSError as error:  # another address may be of a family that there is
+        except OSError as error:  # no socket for this address family; libcurl tries the next address
             self._errno = error.errno or 0
         except BaseException as error:
             self._error = error
         return int(pycurl.SOCKET_BAD)
 
-    def _connected(self, remote: str, local: str, remote_port: int, local_port: int) -> int:
+    def connected(self, remote: str, local: str, remote_port: int, local_port: int) -> int:
         try:
-            if not self._permits(remote):
+            if not self._shared.permits(remote):
                 raise refusal(self._origin[1])
             self._ends = remote, local, remote_port, local_port
             self._used = not self._opened
             self._fd = self._keepalive.taken(self._ends)
             if self._fd is not None and self._origin[0] == "https":
                 self._received_before = received(self._fd)
-            self._users[self._ends] = self
+            self._shared.users[self._ends] = self
             self._observer.connected()
             return int(pycurl.PREREQFUNC_OK)
         except BaseException as error:
             self._error = error
             return int(pycurl.PREREQFUNC_ABORT)
 
-    def _header(self, line: bytes) -> int | None:
+    def header(self, line: bytes) -> int | None:
         try:
             if not self._head.nbytes:
                 self._first_line()
             self._head.add(line)
-            if self._head.nbytes > self._limits.headers:
-                limit = self._limits.headers
+            if self._head.nbytes > self._shared.limits.headers:
+                limit = self._shared.limits.headers
                 raise TransportError(
                     f"the answer is not valid HTTP: more than {limit} bytes of headers", FailureKind.ANSWER
                 )
@@ -264,9 +283,10 @@ class Exchange:
         """At the end of the head: whether to read on."""
         head = self._head
         if head.status == 200 if self._sink is None else self._sink.head(head):
-            if head.length is not None and head.length > self._limits.body:
-                text = f"it has {head.length} bytes, and {self._limits.body} are allowed"
-                raise TransportError(text, FailureKind.ANSWER)
+            if head.length is not None and head.length > self._shared.limits.body:
+                raise TransportError(
+                    f"it has {head.length} bytes, and {self._shared.limits.body} are allowed", FailureKind.ANSWER
+                )
             self._observer.length(head.length)
             return None
         self._reply = Reply(head.status, head.location, b"")
@@ -275,14 +295,14 @@ class Exchange:
         self._drain = self._loop.call_later(_SHORT_S, self._answer)
         return None
 
-    def _write(self, data: bytes) -> int | None:
+    def write(self, data: bytes) -> int | None:
         try:
             self._nbytes += len(data)
             if self._reply is not None:
                 return 0 if self._nbytes > _SHORT_BYTES else None
-            if self._nbytes > self._limits.body:
+            if self._nbytes > self._shared.limits.body:
                 raise TransportError(
-                    f"it has more than the {self._limits.body} bytes that are allowed", FailureKind.ANSWER
+                    f"it has more than the {self._shared.limits.body} bytes that are allowed", FailureKind.ANSWER
                 )
             if not self._observer.wants(len(data)):
                 self._nbytes -= len(data)
@@ -297,12 +317,16 @@ class Exchange:
             self._error = error
             return 0
 
-    def _resume(self, future: asyncio.Future[Reply]) -> None:
-        # Not at once: it may be libcurl that calls.
-        self._loop.call_soon(self._unpause, future)
+    def _resume(self) -> None:
+        # Not at once: the caller may be a callback of libcurl, in which libcurl must not be called.
+        self._loop.call_soon(self._unpause)
 
-    def _unpause(self, future: asyncio.Future[Reply]) -> None:
-        if future is self._future and not future.done() and self._paused:
+    def _unpause(self) -> None:
+        if not self._future.done() and self._paused:
             self._paused = False
-            self.easy.pause(pycurl.PAUSE_CONT)
-            self._drive()
+            self.handle.easy.pause(pycurl.PAUSE_CONT)
+            self._shared.drive()
+
+
+def _do_nothing() -> None:
+    pass

@@ -2,7 +2,8 @@
 
 Input: items and `FetchOptions`. Output: their bytes, or a `MediaError` for an item that cannot be fetched.
 
-Source: docs/protocol.md, sections 3.4, 4.1 to 4.3 and 5. Nothing here is specific to pictures.
+Source: docs/protocol.md, sections 3.4, 4.1 to 4.3 and 5. Only the errors, and the start of a data URI (`data:image/`),
+are specific to pictures; the bytes are not examined.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import logging
 import math
 import os
 import resource
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,24 +22,37 @@ from functools import lru_cache
 from multidict import CIMultiDict
 
 from embedding.errors import MediaError
-from embedding.fetch import guard
 from embedding.fetch.breaker import CircuitBreaker
-from embedding.fetch.data_uri import DATA_URI_PREFIX, decode_data_uri
-from embedding.fetch.guard import DestinationRefused, Guard, GuardedResolver, Resolver, SystemResolver
+from embedding.fetch.data_uri import DATA_URI_PREFIX, decode_data_uri, head, max_decoded_bytes
+from embedding.fetch.guard import DestinationRefused, Guard, GuardedResolver, RefusedHost, Resolver, SystemResolver
 from embedding.fetch.headers import BadHeaders, request_headers
 from embedding.fetch.host import Host
 from embedding.fetch.memory_budget import MemoryBudget, Reservation
 from embedding.fetch.redirects import RedirectError, follow
 from embedding.fetch.scheduler import HostUnavailable, Scheduler
-from embedding.fetch.transfer import BodyTooLarge, Transfer
+from embedding.fetch.transfer import Transfer
 from embedding.fetch.transport import Reply, Transport, TransportError, TransportSettings
 from embedding.fetch.url import Target, parse_url
 from embedding.shown import shown
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
+
+ALLOWED_NETWORKS = "preprocessor.fetch.allowed_networks"
+"""The name of that setting in messages."""
+ALLOWED_NETWORKS_VARIABLE = "MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS"
+"""The environment variable that holds its default."""
 
 DEFAULT_TIMEOUT_MS = 3000
 """Time limit of a download that states none. Source: docs/protocol.md, section 2.3."""
+
+_LONG_DATA_URI = 256 * 2**10
+"""Characters from which on a data URI is decoded in a thread: shorter ones take a millisecond or two."""
+
+
+def _networks_of_variable() -> str:
+    text = os.environ.get(ALLOWED_NETWORKS_VARIABLE, "")
+    Guard.parse(text, ALLOWED_NETWORKS_VARIABLE)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +63,9 @@ class FetchSettings:
         allowed_networks: networks that are not public but may be fetched from, as comma-separated CIDRs; the default is
             the value of the environment variable MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS.
         max_bytes: maximum size of one item, as transferred, or of a data URI once decoded.
-        max_bytes_in_flight: memory for all items together, from their first byte until they are decoded. A download
-            that needs more than is left waits; its time limit does not run meanwhile.
+        max_bytes_in_flight: memory for the bytes of all items together: downloads from their first byte on, data URIs
+            from their decoding on, both until `holding` ends. An item that needs more than is left waits; the time
+            limit of a download does not run meanwhile.
         max_redirects: maximum number of redirects that one download follows.
         max_timeout_ms: maximum of the timeout that a request may ask for, in milliseconds.
         max_concurrency: maximum number of transfers at a time; also limited to half of the files that the process may
@@ -71,10 +87,10 @@ class FetchSettings:
         ca_file: PEM file of the trusted certificate authorities; "" = those of certifi.
 
     Raises:
-        ValueError: a bad entry in `allowed_networks`.
+        ValueError: a bad entry in `allowed_networks`, or in the environment variable if that is used.
     """
 
-    allowed_networks: str = field(default_factory=lambda: os.environ.get(guard.VARIABLE, ""))
+    allowed_networks: str = field(default_factory=_networks_of_variable)
     max_bytes: int = 64 * 2**20
     max_bytes_in_flight: int = 512 * 2**20
     max_redirects: int = 10
@@ -93,7 +109,7 @@ class FetchSettings:
     ca_file: str = ""
 
     def __post_init__(self) -> None:
-        Guard.parse(self.allowed_networks)
+        Guard.parse(self.allowed_networks, ALLOWED_NETWORKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +122,16 @@ class FetchOptions:
         headers: added to each HTTP request; a `User-Agent` replaces the default one (docs/protocol.md, section 4.3).
         request: name of the client request. Downloads with the same name share `threads`, and the scheduler is fair
             between names. "" = a name like any other.
-        threads: maximum number of transfers of the client request at a time, over all hosts; at least 1, and at most
-            `max_per_host`.
-        within_s: seconds from the call after which the download fails, whatever it waits for; None = no limit.
+        threads: gives the maximum number of transfers of the client request at a time, over all hosts; values below 1
+            count as 1, those above `max_per_host` as `max_per_host`. The same function for all downloads of a request;
+            called whenever one of them may start, so the number may change.
+        within_s: seconds from the call after which the item fails, whatever it waits for; None = no limit.
     """
 
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     headers: Mapping[str, str] | None = None
     request: str = ""
-    threads: int = 20
+    threads: Callable[[], int] = lambda: 20
     within_s: float | None = None
 
 
@@ -135,17 +152,17 @@ class Fetcher:
         settings: limits.
         resolver: resolves host names; by default the system's resolver.
 
-    Raises:
-        ValueError: a bad entry in `settings.allowed_networks`.
     """
 
     def __init__(self, settings: FetchSettings, resolver: Resolver | None = None) -> None:
         self._settings = settings
-        guard = Guard.parse(settings.allowed_networks)
+        guard = Guard.parse(settings.allowed_networks, ALLOWED_NETWORKS)
         resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
         self._transport = Transport(_transport_settings(settings), lru_cache(4096)(guard.permits), resolver)
         self._scheduler = Scheduler(_max_transfers(settings.max_concurrency), self._new_host)
         self._budget = MemoryBudget(settings.max_bytes_in_flight)
+        # One thread: decoding holds Python's lock, so that more of them would only delay the event loop.
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="data-uri")
 
     async def fetch(self, item: str, options: FetchOptions) -> bytes:
         """The bytes of an item, as `holding` gives them, but without counting them as in flight afterwards."""
@@ -163,29 +180,46 @@ class Fetcher:
         Raises:
             MediaError: the item cannot be fetched; the message names the item and the reason.
         """
-        if item.startswith(DATA_URI_PREFIX):
-            yield decode_data_uri(item, self._settings.max_bytes)
-            return
         reservation = self._budget.reservation()
+        fetch = self._decode if item.startswith(DATA_URI_PREFIX) else self._fetch
         try:
-            yield await self._fetch(item, options, reservation)
+            yield await fetch(item, options, reservation)
         finally:
             reservation.release()
 
     async def close(self) -> None:
         """Ends all downloads and closes all connections."""
+        self._decoder.shutdown(wait=False, cancel_futures=True)
         await self._transport.close()
+
+    async def _decode(self, item: str, options: FetchOptions, reservation: Reservation) -> bytes:
+        max_bytes = self._settings.max_bytes
+        try:
+            async with asyncio.timeout(options.within_s):
+                await reservation.hold(max_decoded_bytes(item, max_bytes))
+                if len(item) < _LONG_DATA_URI:
+                    return decode_data_uri(item, max_bytes)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._decoder, decode_data_uri, item, max_bytes)
+        except TimeoutError:
+            reason = _out_of_time(reservation, "it waited for being decoded")
+            raise MediaError(f"error when decoding the data uri `{head(item)}`: {reason}") from None
 
     async def _fetch(self, item: str, options: FetchOptions, reservation: Reservation) -> bytes:
         target = parse_url(item)
         try:
             headers = request_headers(options.headers, self._settings.max_header_bytes)
             return await self._with_timeout(target, headers, options, reservation)
+        except RefusedHost as error:
+            message = (
+                f"media url `{shown(item)}` was refused: {error}. To allow a private network, list it in "
+                f"`{ALLOWED_NETWORKS}` (or {ALLOWED_NETWORKS_VARIABLE}, which counts where that is not set)"
+            )
         except DestinationRefused as error:
             message = f"media url `{shown(item)}` was refused: {error}"
         except _BadStatus as error:
             message = f"media url `{shown(item)}` returned {error}"
-        except (_DownloadFailed, BadHeaders, RedirectError, HostUnavailable, BodyTooLarge, TransportError) as error:
+        except (_DownloadFailed, BadHeaders, RedirectError, HostUnavailable, TransportError) as error:
             message = _error_message(item, str(error))
         except Exception as error:
             # An unexpected error must not affect the other items of the request.
@@ -213,12 +247,7 @@ class Fetcher:
         except TimeoutError:
             if scope.expired():
                 raise _DownloadFailed(f"{transfer.timeout_reason()} after {timeout_ms} ms") from None
-            doing = (
-                f"there was no room for {reservation.waiting_bytes} more bytes"
-                if reservation.waiting_bytes
-                else transfer.state
-            )
-            raise _DownloadFailed(f"the time of its request was over while {doing}; send fewer at a time") from None
+            raise _DownloadFailed(_out_of_time(reservation, transfer.state)) from None
 
     async def _download(
         self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer
@@ -235,10 +264,9 @@ class Fetcher:
         self, target: Target, headers: CIMultiDict[str], options: FetchOptions, transfer: Transfer, after_redirect: bool
     ) -> Reply:
         _, name, port = target.origin
-        threads = max(1, min(options.threads, self._settings.max_per_host))
         transfer.wait_for_slot()
         slot = await self._scheduler.acquire(
-            f"{name}:{port}", options.request, threads, transfer.limit_s, after_redirect
+            f"{name}:{port}", options.request, self._threads(options), transfer.limit_s, after_redirect
         )
         if not transfer.worth_starting:
             slot.release(asyncio.get_running_loop().time())
@@ -273,6 +301,9 @@ class Fetcher:
                     raise
                 await asyncio.sleep(pause_s)
 
+    def _threads(self, options: FetchOptions) -> Callable[[], int]:
+        return lambda: max(1, min(options.threads(), self._settings.max_per_host))
+
     def _new_host(self, name: str) -> Host:
         settings = self._settings
         breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_silence_s)
@@ -293,6 +324,12 @@ def _transport_settings(settings: FetchSettings) -> TransportSettings:
 def _max_transfers(setting: int) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return setting if files == resource.RLIM_INFINITY else max(1, min(setting, files // 2))
+
+
+def _out_of_time(reservation: Reservation, state: str) -> str:
+    nbytes = reservation.waiting_bytes
+    doing = f"there was no room for {nbytes} more bytes" if nbytes else state
+    return f"the time of its request was over while {doing}; send fewer at a time"
 
 
 def _error_message(item: str, reason: str) -> str:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
-VARIABLE = "MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS"
-"""The environment variable whose value `Guard.parse` reads."""
-
 # Written out (IANA special-purpose registries, 2025) because Python's own table differs between patch
 # releases: 3.11.7 calls 192.0.0.192, a cloud's metadata address, global.
 _REFUSED_V4 = tuple(
@@ -65,11 +62,7 @@ class DestinationRefused(Exception):
 
 
 class RefusedHost(DestinationRefused):
-    """A host that the guard does not permit; `host` is its name, for callers that word the error themselves."""
-
-    def __init__(self, host: str, text: str) -> None:
-        super().__init__(text)
-        self.host = host
+    """A host that the guard does not permit. Its setting could allow it; the caller, who knows the setting, says so."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +72,20 @@ class Guard:
     allowed: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Guard:
+    def parse(cls, text: str, setting: str) -> Guard:
         """Reads comma-separated CIDRs; host bits are tolerated, blanks and empty entries ignored.
 
+        Args:
+            text: the networks in `allowed`.
+            setting: name of the setting or the environment variable that they come from, for the error.
+
         Raises:
-            ValueError: an entry is no network; the text names the entry and the variable.
+            ValueError: an entry is not a network; the text names the entry and the setting.
         """
-        return cls(tuple(_network(entry.strip()) for entry in text.split(",") if entry.strip()))
+        return cls(tuple(_network(entry.strip(), setting) for entry in text.split(",") if entry.strip()))
 
     def permits(self, address: str) -> bool:
-        """Whether `address`, an IP address as text, may be connected to. What is no IP address may not."""
+        """Whether `address`, an IP address as text, may be connected to. Text that is not an IP address is refused."""
         try:
             parsed = ip_address(address)
         except ValueError:
@@ -98,11 +95,11 @@ class Guard:
         return _is_public(parsed) or any(parsed in network for network in self.allowed)
 
 
-def _network(entry: str) -> IPv4Network | IPv6Network:
+def _network(entry: str, setting: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(entry, strict=False)
     except ValueError as error:
-        raise ValueError(f"{VARIABLE}: `{entry}` is not a network such as 10.1.0.0/16") from error
+        raise ValueError(f"{setting}: `{entry}` is not a network such as 10.1.0.0/16") from error
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
@@ -110,7 +107,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
         return address.is_global and not any(address in network for network in _REFUSED_V4)
     if address in _NAT64:
         # An IPv6-only network reaches the public IPv4 Internet this way, so the embedded address decides. It
-        # is not held against `allowed`: an IPv4 network never matches an IPv6 address.
+        # is not compared with `allowed`: an IPv4 network never matches an IPv6 address.
         return _is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     if address not in _GLOBAL_UNICAST_V6 or address.scope_id is not None:
         return False
@@ -128,8 +125,7 @@ def is_literal(host: str) -> bool:
 def refusal(host: str) -> RefusedHost:
     """The guard's answer for a host; it never reveals what a name resolved to."""
     how = "is" if is_literal(host) else "resolved to an address that is"
-    remedy = f"To allow a private network, list it in {VARIABLE}"
-    return RefusedHost(host, f"its host `{host}` {how} not publicly routable. {remedy}")
+    return RefusedHost(f"its host `{host}` {how} not publicly routable")
 
 
 class Resolver(Protocol):
@@ -140,7 +136,7 @@ class Resolver(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Cancels pending lookups."""
         ...
 
 

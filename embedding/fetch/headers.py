@@ -62,7 +62,7 @@ def request_headers(extra: Mapping[str, str] | None, max_bytes: int) -> CIMultiD
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise BadHeaders(f"the download header `{shown(name)!r}` is malformed")
         if name.lower() not in _CONNECTION_HEADERS:
-            headers.add(next((known for known in headers if known.lower() == name.lower()), name), value)
+            headers.add(name, value)
     return headers
 
 

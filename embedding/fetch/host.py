@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embedding.fetch.scheduler import WaitQueue
     from embedding.fetch.slot import Slot
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 _BUCKET_S = 1.0
 _BUCKETS = 30
@@ -28,7 +28,7 @@ _SILENT_FACTOR = 4.0
 # Weight of the newest value in the moving average of times to the first byte.
 _EWMA_WEIGHT = 0.2
 _RECENT_S = 10.0
-# Silence is considered rare if there are at least this number of answers for each.
+# Silence counts as rare if there is at least this number of answers for each transfer without one.
 _RARE_FACTOR = 20
 # Maximum number of transfers while one of them has been given more time.
 _MAX_BESIDE_EXTENDED = 2

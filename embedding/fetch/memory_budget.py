@@ -1,11 +1,12 @@
-"""A memory budget for downloads: each download reserves memory for its bytes before it reads them.
+"""A memory budget for items: memory for the bytes of an item is reserved before they are read or decoded.
 
-Input: a number of bytes for all downloads together. Output: one `Reservation` for each download, which grows with its
-body, and waits while the budget is used up.
+Input: a number of bytes for all items together. Output: one `Reservation` for each item, which grows with its bytes,
+and waits while the budget is used up.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -14,12 +15,12 @@ _FIRST_BYTES = 64 * 2**10
 
 
 class MemoryBudget:
-    """The bytes that all downloads may hold at a time. It belongs to one event loop.
+    """The bytes that all items may hold at a time. It belongs to one event loop.
 
     A reservation that needs more than is left waits, first come, first served. Those that hold bytes already go before
-    those that hold none, because only a download that completes releases memory. A reservation that is larger than the
+    those that hold none, because only an item that completes releases memory. A reservation that is larger than the
     whole budget is granted when nothing else is held. In addition, one reservation at a time may exceed the budget
-    until it is released: otherwise several downloads that have started could wait for each other.
+    until it is released: otherwise several items that have started could wait for each other.
 
     Args:
         nbytes: the size of the budget.
@@ -77,7 +78,7 @@ class MemoryBudget:
 
 
 class Reservation:
-    """The memory of one download.
+    """The memory of one item.
 
     Args:
         budget: the budget from which it is taken.
@@ -113,6 +114,12 @@ class Reservation:
             return True
         self._on_granted = on_granted
         return False
+
+    async def hold(self, nbytes: int) -> None:
+        """Waits until the reservation has at least `nbytes`."""
+        granted = asyncio.Event()
+        if not self.grow(nbytes, nbytes, granted.set):
+            await granted.wait()
 
     def grant(self) -> None:
         """Called by the budget: the bytes that it waited for are granted."""

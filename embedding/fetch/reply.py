@@ -1,4 +1,4 @@
-"""The result of one HTTP request: a reply, or a failure of a certain kind; and the interfaces that see its progress."""
+"""The result of one HTTP request, a reply or a failure; and the interfaces that are told of its progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LENGTH = re.compile(rb"\d{1,18}")
 
 
 class FailureKind(Enum):
-    """What failed."""
+    """Kind of transport failure."""
 
     NAME = "the name has no address"
     CONNECTION = "no connection could be made; another try may succeed"
@@ -23,11 +23,11 @@ class FailureKind(Enum):
 
 
 class TransportError(Exception):
-    """A hop failed. The text is the reason, in words for people and without addresses.
+    """A request failed. The text is the reason, as a client may read it; it names no IP address.
 
     Args:
         reason: the text.
-        kind: what failed; with NAME, CONNECTION, TLS and SILENCE the host has said nothing.
+        kind: what failed; with NAME, CONNECTION, TLS and SILENCE no byte of an answer has arrived.
     """
 
     def __init__(self, reason: str, kind: FailureKind) -> None:
@@ -43,9 +43,10 @@ class Reply(NamedTuple):
     """An answer.
 
     Args:
-        status: of the final answer.
-        location: the first Location header; bytes that are no UTF-8 are lone surrogates.
-        body: of a 200; empty for any other status, and where a `Sink` has taken it.
+        status: status code of the final answer.
+        location: value of the first Location header, None if there is none; bytes that are not UTF-8 are lone
+            surrogates.
+        body: body of a 200; empty for any other status, or if a `Sink` has taken it.
     """
 
     status: int
@@ -67,7 +68,7 @@ class Sink(Protocol):
     """Takes the body of an answer piece by piece. What it raises ends the transfer and comes out of `Transport.get`."""
 
     def head(self, head: Head) -> bool:
-        """The head of the final answer is complete; gives whether its body is wanted."""
+        """The head of the final answer is complete. Returns whether the body is wanted."""
         ...
 
     def write(self, data: bytes) -> None:
@@ -76,11 +77,11 @@ class Sink(Protocol):
 
 
 class Limits(NamedTuple):
-    """Of one answer.
+    """Size limits of one response.
 
     Args:
-        body: bytes.
-        headers: bytes of all headers together.
+        body: maximum size of its body, in bytes.
+        headers: maximum size of all its headers together, in bytes; those of interim answers and trailers count.
     """
 
     body: int
@@ -88,7 +89,17 @@ class Limits(NamedTuple):
 
 
 class Head:
-    """The head of an answer, line by line; interim answers (1xx) are passed over."""
+    """Parses the head of an answer line by line. Of interim answers (1xx) only the size is kept.
+
+    Attributes:
+        nbytes: size of all lines, in bytes.
+        complete: whether the head of the final answer is complete.
+        status: status code; 0 before the first status line.
+        closes: whether the host closes the connection after the answer.
+        location: see `Reply`.
+        length: value of Content-Length; None if there is none, or the body is chunked.
+        fields: by name in lower case, the first value of those headers that tell versions and ranges of a file.
+    """
 
     def __init__(self) -> None:
         self.nbytes = 0
@@ -102,11 +113,10 @@ class Head:
         self.location: str | None = None
         self.length: int | None = None
         self.fields: dict[str, str] = {}
-        """The first of each of some headers, by its name in lower case."""
         self._chunked = False
 
     def add(self, line: bytes) -> None:
-        """A line with its end, as libcurl hands it over; trailers are counted only."""
+        """Adds a line, with its line break. Of trailers, which follow the body, only the size is counted."""
         self.nbytes += len(line)
         if self.complete:
             return
@@ -116,7 +126,7 @@ class Head:
         elif self._is_status(line):
             self._begin(line)
         elif colon:
-            self._field(name.lower(), value.strip())  # a name with blanks is none that libcurl knows
+            self._field(name.lower(), value.strip())  # not stripped: libcurl ignores header names that contain blanks
 
     @staticmethod
     def _is_status(line: bytes) -> bool:

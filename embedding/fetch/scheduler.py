@@ -78,12 +78,12 @@ class Request:
 
     Args:
         name: identifies the request.
-        threads: maximum number of its transfers at a time.
+        threads: gives the maximum number of its transfers at a time.
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: Callable[[], int]) -> None:
         self.name = name
-        self.threads = threads
+        self._threads = threads
         self.running = 0
         self.running_by_host: Counter[str] = Counter()
         """Number of running transfers, by host."""
@@ -94,7 +94,7 @@ class Request:
     @property
     def may_start(self) -> bool:
         """Whether it is below its limit, and has a queue whose host may admit more."""
-        return bool(self.ready) and self.running < self.threads
+        return bool(self.ready) and self.running < self._threads()
 
     def next_queue(self) -> WaitQueue:
         """Removes and returns the next ready queue.
@@ -104,7 +104,7 @@ class Request:
         """
         for _ in range(min(2, len(self.ready) - 1)):
             queue = next(iter(self.ready))
-            if 2 * self.running_by_host[queue.host.name] < self.threads:
+            if 2 * self.running_by_host[queue.host.name] < self._threads():
                 break
             self.ready.move_to_end(queue)
         return self.ready.popitem(last=False)[0]
@@ -113,9 +113,18 @@ class Request:
 class Scheduler:
     """Grants slots to all transfers of one process. It belongs to one event loop.
 
-    Round robin over requests, and within each request over its hosts. A queue whose host admits no more transfers is
-    set aside as blocked until the host does; the blocked queues of a host take turns as well. So a queue that cannot
-    start a transfer is examined only once, however many queues wait.
+    Round robin over requests, and within each request over its hosts. What waits and runs is in these states:
+
+    * A *transfer* waits in the queue of its request and host, then runs in a slot; or it stops waiting, because it was
+      cancelled or its host's circuit breaker was open for too long.
+    * A *queue* exists while a transfer waits in it. It is *ready* (in `Request.ready`) if its host may admit a
+      transfer. If the host turns out not to, the queue is *blocked* (in `Host.blocked`) until the host does; the
+      blocked queues of a host take turns. So a queue that cannot start a transfer is examined only once, however many
+      queues wait.
+    * A *request* exists while it has a queue or a running transfer. It is *ready* (in `_ready_requests`) if it has a
+      ready queue and is below its limit of transfers.
+    * A *host* is in `_hosts` while it has a queue or a running transfer. Then it is *idle* (in `_idle_hosts`): what is
+      known of it is kept for `remember_s`.
 
     Args:
         total: maximum number of transfers at a time.
@@ -147,13 +156,16 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._ready_requests: OrderedDict[Request, None] = OrderedDict()
 
-    async def acquire(self, name: str, request: str, threads: int, max_wait_s: float, at_front: bool = False) -> Slot:
+    async def acquire(
+        self, name: str, request: str, threads: Callable[[], int], max_wait_s: float, at_front: bool = False
+    ) -> Slot:
         """Waits for a slot, and takes it. `Slot.release` gives it back.
 
         Args:
             name: host and port.
             request: name of the client request.
-            threads: maximum number of transfers of that request at a time.
+            threads: gives the maximum number of transfers of that request at a time, at least 1. It is the same
+                for all transfers of a request, and called whenever one of them may start.
             max_wait_s: seconds that it waits for a host whose circuit breaker is open.
             at_front: before all others of its request and host, for a transfer that follows a redirect.
 
@@ -167,8 +179,9 @@ class Scheduler:
         if queue not in host.blocked or host.admits(self._clock()):
             host.blocked.pop(queue, None)
             queue.request.ready[queue] = None
-            self._mark_ready(queue.request)
-            self._start_transfers()
+        # Also if this queue is blocked: the limit of the request may have risen, so that another queue may start one.
+        self._mark_ready(queue.request)
+        self._start_transfers()
         if host.breaker.is_open and not waiter.granted.done():
             self._set_timer(queue, waiter)
             self.schedule_probe(host)
@@ -279,11 +292,10 @@ class Scheduler:
             host = self._hosts[name] = remembered or self._new_host(name)
         return host
 
-    def _get_queue(self, host: Host, name: str, threads: int) -> WaitQueue:
+    def _get_queue(self, host: Host, name: str, threads: Callable[[], int]) -> WaitQueue:
         request = self._requests.get(name)
         if request is None:
             request = self._requests[name] = Request(name, threads)
-        request.threads = threads
         queue = host.queues.get(name)
         if queue is None:
             queue = host.queues[name] = WaitQueue(request, host)

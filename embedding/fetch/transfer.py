@@ -22,8 +22,12 @@ MIN_SILENCE_S = 3.0
 MAX_EXTENSION = 3.0
 """A transfer that shares the link to its host with others may take this multiple of its time limit."""
 
+# A hop is not started with less time than this left to its request: hardly any host answers so fast.
 _MIN_REMAINING_S = 0.05
+# Time limits are extended by this part of the limit at a time, so that a transfer that slows down again is noticed.
 _EXTENSION_STEP = 0.25
+# Duration ratios (see `embedding.fetch.concurrency_limit`) are computed with at least this time limit: with a shorter
+# one ordinary transfers would look slow, and the host would get fewer of them.
 _MIN_REFERENCE_S = 1.0
 # Delay before the only further try after a failed connection.
 _RETRY_S = 0.05
@@ -32,12 +36,10 @@ _RETRY_BUSY_S = 0.1
 _BUSY_TRIES = 6
 # The rest of a body may arrive at this multiple of its rate so far, since other transfers on the link will end.
 _SPEED_UP = 4.0
+# A body that stalls after this many bytes, or a twentieth of it, was under way: lost packets are the likely cause. One
+# that stalls earlier may belong to a URL that hangs or is sent very slowly.
 _STARTED_BYTES = 64 * 2**10
 _WITHOUT_ANSWER = frozenset((FailureKind.NAME, FailureKind.CONNECTION, FailureKind.TLS, FailureKind.SILENCE))
-
-
-class BodyTooLarge(Exception):
-    """The body is larger than is allowed."""
 
 
 class Transfer:
@@ -48,7 +50,8 @@ class Transfer:
 
     Args:
         limit_s: time limit for all hops together, in seconds.
-        max_bytes: maximum size of the body.
+        max_bytes: maximum size of the body, which the transport enforces; the memory that a body of unknown length may
+            need.
         reservation: the memory of the body.
         scope: the timeout that expires at the time limit.
         deadline: time of the event loop at which the time of its request is over.
@@ -167,26 +170,14 @@ class Transfer:
         self._mark_received(0)
 
     def length(self, nbytes: int | None) -> None:
-        """The head is complete; `nbytes` is the length of the body, None if it is unknown.
-
-        Raises:
-            BodyTooLarge: the length exceeds `max_bytes`.
-        """
-        if nbytes is not None and nbytes > self._max_bytes:
-            raise BodyTooLarge(f"it has {nbytes} bytes, and {self._max_bytes} are allowed")
+        """The head is complete; `nbytes` is the length of the body, None if it is unknown."""
         self._declared = nbytes
         assert self._slot is not None
         self._body_at = self._time() - self._slot.paused_s  # so that only later pauses are subtracted from now on
 
     def wants(self, nbytes: int) -> bool:
-        """`nbytes` more of the body have arrived. Returns False if they must wait for memory.
-
-        Raises:
-            BodyTooLarge: the body exceeds `max_bytes`.
-        """
+        """`nbytes` more of the body have arrived. Returns False if they must wait for memory."""
         needed = self._received + nbytes
-        if needed > self._max_bytes:
-            raise BodyTooLarge(f"it has more than the {self._max_bytes} bytes that are allowed")
         if self._reservation.waiting_bytes:
             return False
         expected = self._max_bytes if self._declared is None else max(self._declared, needed)

@@ -4,13 +4,15 @@
     reply = await transport.get(target, headers, observer)
 
 The guard's checks come first, names are resolved by our resolver only, and libcurl connects to the addresses that
-were checked. It parses neither URLs nor redirects of strangers: it gets scheme, host and port, and the path as it is to
-be sent.
+were checked. libcurl is given scheme, host and port, and the path separately, so it never parses an untrusted URL; it
+follows no redirects.
 
 An observer is told of a transfer's progress, on the loop's thread, in this order; what it raises ends the transfer and
-comes out of `get`. If a connection turns out to be stale, or its answer doubtful, all but `began` come once more.
+comes out of `get`. If the host has closed a reused connection, libcurl repeats the request on another one: all calls
+but `began` come again. If an answer on a reused connection is rejected (see `embedding.fetch.keepalive`), all calls
+come again, `began` included.
 
-    began(resume)    before anything else; `resume()` lets a paused transfer go on, at any time and however often
+    began(resume)    before the request; `resume()` lets a paused transfer go on, at any time and however often
     connected()      a connection, new or used, is there: the request goes out
     answering()      the first line of the answer is there
     length(n)        the head of a 200 is complete, and announces n bytes, or does not say (None)
@@ -24,12 +26,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from multidict import CIMultiDict
 
 from embedding.fetch.curl_pool import Pool, TransportSettings
 from embedding.fetch.dns_cache import AddressCache
-from embedding.fetch.exchange import AnswerRejected
+from embedding.fetch.exchange import AnswerRejected, HttpRequest
 from embedding.fetch.guard import Resolver, is_literal, refusal
 from embedding.fetch.reply import FailureKind, Observer, Reply, Sink, TransportError
 from embedding.fetch.url import Target
@@ -43,7 +46,7 @@ _NUMBER_AT_END = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 class Transport:
     """One pool of connections. It belongs to the event loop of its first hop.
 
-    The environment's proxy variables are not honoured: the guard cannot see behind a proxy.
+    The environment's proxy variables are ignored, since the guard cannot check destinations behind a proxy.
 
     Args:
         settings: limits.
@@ -78,15 +81,13 @@ class Transport:
         self._check_open()
         if self._pool is None:
             self._pool = Pool(self._settings, self._permits)
-        pool, fresh = self._pool, False
+        pool, request = self._pool, HttpRequest(target, addresses, headers, observer, sink)
         while True:
-            exchange = pool.exchange()
+            exchange = pool.exchange(request)
             try:
-                future = exchange.begin(target, addresses, headers, observer, fresh, sink)
-                pool.start(exchange)
-                return await future
+                return await pool.start(exchange)
             except AnswerRejected:
-                fresh = True
+                request = replace(request, fresh=True)
             finally:
                 pool.end(exchange)
 

@@ -34,8 +34,15 @@ def host(server: ImageHost) -> ImageHost:
     return server
 
 
-class Names:
-    """Made-up names, as no DNS can be reached here. The guard stands before it as before the real one."""
+class FakeResolver:
+    """Resolves made-up names, as no DNS can be reached here. The guard checks its addresses like those of a real one.
+
+    Args:
+        names: an address or several, by name; may be changed later.
+
+    Attributes:
+        asked: the names that were looked up, in their order.
+    """
 
     def __init__(self, names: Mapping[str, str | list[str]]) -> None:
         self.names = dict(names)
@@ -101,6 +108,18 @@ async def outcome(fetcher: Fetcher, url: str, options: FetchOptions) -> str:
 async def outcomes(fetcher: Fetcher, urls: list[str], options: FetchOptions) -> list[str]:
     """Of all of them at once."""
     return await asyncio.gather(*(outcome(fetcher, url, options) for url in urls))
+
+
+def started(fetcher: Fetcher, urls: list[str], options: FetchOptions) -> list[asyncio.Task[str]]:
+    """The outcomes to come."""
+    return [asyncio.create_task(outcome(fetcher, url, options)) for url in urls]
+
+
+async def cancelled(tasks: list[asyncio.Task[str]]) -> None:
+    """Cancels them, and waits until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def lost(results: list[str]) -> list[str]:

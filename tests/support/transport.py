@@ -10,7 +10,7 @@ from embedding.fetch.guard import Guard, GuardedResolver
 from embedding.fetch.headers import request_headers
 from embedding.fetch.transport import Reply, Transport, TransportSettings
 from embedding.fetch.url import make_target
-from tests.support.fetch import Names
+from tests.support.fetch import FakeResolver
 
 
 class Watcher:
@@ -22,6 +22,7 @@ class Watcher:
 
     def began(self, resume: Callable[[], None]) -> None:
         self.resume = resume
+        self.told.append("began")
 
     def connected(self) -> None:
         self.told.append("connected")
@@ -38,10 +39,10 @@ class Watcher:
 
 @asynccontextmanager
 async def transporting(
-    names: Names | None = None, allowed: str = "127.0.0.1/32", **settings: Any
+    names: FakeResolver | None = None, allowed: str = "127.0.0.1/32", **settings: Any
 ) -> AsyncIterator[Transport]:
-    guard = Guard.parse(allowed)
-    resolver = GuardedResolver(guard, names or Names({}))
+    guard = Guard.parse(allowed, "allowed")
+    resolver = GuardedResolver(guard, names or FakeResolver({}))
     transport = Transport(TransportSettings(**settings), guard.permits, resolver)
     try:
         yield transport

@@ -38,7 +38,7 @@ def info(name: str, **properties: object) -> ModelInfo:
 def test_hosts_that_cannot_exist_are_not_remembered() -> None:
     async def fail(names: Iterable[str], scheduler: Scheduler) -> Host:
         for name in names:
-            slot = await scheduler.acquire(name, "request", 1, 1.0)
+            slot = await scheduler.acquire(name, "request", lambda: 1, 1.0)
             now = time.monotonic()
             slot.failed(now, f"could not resolve the host `{name}`")
             slot.release(now)
@@ -67,7 +67,7 @@ def test_hosts_are_forgotten_after_a_minute_without_transfers() -> None:
 
     async def visited(scheduler: Scheduler, names: Iterable[str]) -> None:
         for name in names:
-            (await scheduler.acquire(name, "request", 1, 1.0)).release(now)
+            (await scheduler.acquire(name, "request", lambda: 1, 1.0)).release(now)
 
     async def run() -> None:
         nonlocal now
@@ -84,7 +84,7 @@ def test_hosts_are_forgotten_after_a_minute_without_transfers() -> None:
     asyncio.run(run())
 
 
-def test_the_home_of_a_model_is_not_remembered() -> None:
+def test_model_keys_are_not_cached() -> None:
     assert traced(lambda: [model_key(f"{i}" + "x" * 90_000) for i in range(500)] and None) < 2**20
     assert model_key("a") == model_key("a") != model_key("b")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
-from tests.support.fetch import PICTURE, Names, failure, fetch, fetching, host, server  # noqa: F401
+from tests.support.fetch import PICTURE, FakeResolver, failure, fetch, fetching, host, server  # noqa: F401
 
 # --- what works ---
 
@@ -45,7 +46,7 @@ def test_no_cookies_are_kept(host: ImageHost) -> None:
 
 
 def test_names_are_resolved_once_for_all(host: ImageHost) -> None:
-    names = Names({"pictures.example.com": "127.0.0.1"})
+    names = FakeResolver({"pictures.example.com": "127.0.0.1"})
 
     async def many() -> None:
         async with fetching(names) as fetcher:
@@ -108,6 +109,33 @@ def test_data_uris_are_limited_and_not_repeated() -> None:
         assert f"{limit} bytes" in message
         assert len(message) < 200
     assert len(failure(uri[:-1])) < 200
+
+
+def test_long_data_uris_are_the_same_bytes() -> None:
+    """Longer than a piece, with what encoders and people put between the characters."""
+    data = random.Random(0).randbytes(2**20 + 1)
+    lines = base64.encodebytes(data).decode()
+    strange = f"{lines[:5]}={lines[5:700_000]}=!{lines[700_000:]}AAAA"
+    for text in (base64.b64encode(data).decode(), lines, strange):
+        assert fetch("data:image/png;base64," + text) == [data]
+    for text in (lines[:-2], lines[:-3], lines[:-4], lines[:700_000] + "é" + lines[700_000:], lines + "é"):
+        assert "Invalid base64 data" in failure("data:image/png;base64," + text)
+
+
+def test_a_long_data_uri_leaves_the_event_loop_to_others() -> None:
+    uri = "data:image/png;base64," + base64.b64encode(bytes(24 * 2**20)).decode()
+
+    async def turns() -> int:
+        async with fetching() as fetcher:
+            decoding = asyncio.create_task(fetcher.fetch(uri, FetchOptions()))
+            count = 0
+            while not decoding.done():
+                await asyncio.sleep(0)
+                count += 1
+            assert len(await decoding) == 24 * 2**20
+            return count
+
+    assert asyncio.run(turns()) > 20
 
 
 @pytest.mark.parametrize("content", ["/etc/hostname", "pyproject.toml", "DATA:image/png;base64,", "data:text/plain,x"])

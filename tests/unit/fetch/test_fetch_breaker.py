@@ -9,15 +9,15 @@ import pytest
 from benchmarks.lib.image_host import ImageHost
 from embedding.fetch import transfer
 from embedding.fetch.fetcher import FetchOptions
-from tests.support.fetch import DOWNLOAD, Names, answer_up, failure_of, fetching, host, server, unused_port  # noqa: F401
+from tests.support.fetch import DOWNLOAD, FakeResolver, answer_up, failure_of, fetching, host, server, unused_port  # noqa: F401
 
 
 def test_a_dead_host_is_left_alone_until_it_is_back(host: ImageHost) -> None:
-    names = Names({"dead.example.com": "127.0.0.1", "fine.example.com": "127.0.0.1"})
+    names = FakeResolver({"dead.example.com": "127.0.0.1", "fine.example.com": "127.0.0.1"})
     port = unused_port()
 
     async def die_and_rise() -> bytes:
-        async with fetching(names, breaker_failures=3, breaker_pause_s=0.3) as fetcher:
+        async with fetching(names, breaker_failures=3, breaker_pause_s=1) as fetcher:
             url = f"http://dead.example.com:{port}/"
             for _ in range(3):
                 assert "Connection refused" in await failure_of(fetcher, url)

@@ -8,7 +8,18 @@ import pytest
 
 from benchmarks.lib.image_host import SMALL_BODY, ImageHost
 from embedding.fetch.fetcher import FetchOptions
-from tests.support.fetch import DOWNLOAD, PICTURE, Names, answer_up, failure, fetch, fetching, host, server, unused_port  # noqa: F401
+from tests.support.fetch import (  # noqa: F401
+    DOWNLOAD,
+    PICTURE,
+    FakeResolver,
+    answer_up,
+    failure,
+    fetch,
+    fetching,
+    host,
+    server,
+    unused_port,
+)
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 304, 400, 403, 404, 410, 429, 500, 503])
@@ -50,7 +61,7 @@ def test_a_stale_connection_is_replaced(host: ImageHost) -> None:
 def test_a_refused_connection_is_tried_once_more() -> None:
     port = unused_port()
 
-    class LateHost(Names):
+    class LateHost(FakeResolver):
         """Its server starts when it is looked up for the second time."""
 
         async def resolve(self, host: str, port: int) -> list[str]:
@@ -69,7 +80,7 @@ def test_a_refused_connection_is_an_error() -> None:
 
 
 def test_errors_show_no_address(host: ImageHost) -> None:
-    names = Names({"pictures.example.com": "127.0.0.1"})
+    names = FakeResolver({"pictures.example.com": "127.0.0.1"})
     for path in ("/cut", "/reset", "/garbage", "/hang"):
         message = failure(host.url(path, "pictures.example.com"), resolver=names, timeout_ms=100)
         assert "127.0.0.1" not in message
@@ -79,6 +90,6 @@ def test_errors_show_no_address(host: ImageHost) -> None:
 
 
 def test_an_unknown_host() -> None:
-    message = failure("http://unknown.example.com/a.jpg", resolver=Names({}))
+    message = failure("http://unknown.example.com/a.jpg", resolver=FakeResolver({}))
     assert DOWNLOAD in message
     assert "could not resolve the host `unknown.example.com`" in message

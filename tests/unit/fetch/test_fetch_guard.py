@@ -8,9 +8,12 @@ from urllib.parse import quote
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
-from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
-from embedding.fetch.guard import VARIABLE, SystemResolver
-from tests.support.fetch import Names, failure, failure_of, fetching, host, server  # noqa: F401
+from embedding.fetch.fetcher import ALLOWED_NETWORKS, ALLOWED_NETWORKS_VARIABLE, FetchOptions, FetchSettings
+from embedding.fetch.guard import SystemResolver
+from embedding.models.files.options import LoadOptions
+from tests.support.fetch import FakeResolver, failure, failure_of, fetching, host, server  # noqa: F401
+
+REMEDY = "list it in `preprocessor.fetch.allowed_networks` (or MARQO_MEDIA_DOWNLOAD_ALLOWED_NETWORKS, which counts"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,7 @@ from tests.support.fetch import Names, failure, failure_of, fetching, host, serv
 def test_literals_are_refused(host: ImageHost, netloc: str) -> None:
     message = failure(host.url("/ok/b.jpg", netloc), allowed_networks="")
     assert "is not publicly routable" in message
-    assert VARIABLE in message
+    assert REMEDY in message
     assert "secret" not in message
     assert not host.connections
 
@@ -50,7 +53,7 @@ def test_no_spelling_reaches_loopback(host: ImageHost, netloc: str) -> None:
     assert not host.connections
 
 
-class NamesOrSystem(Names):
+class NamesOrSystem(FakeResolver):
     """Unknown names go to the system, which takes `0x7f.1` and its like for addresses."""
 
     async def resolve(self, host: str, port: int) -> list[str]:
@@ -76,12 +79,12 @@ def test_no_spelling_reaches_loopback_by_a_redirect(host: ImageHost, netloc: str
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"]])
 def test_names_are_refused_by_what_they_resolve_to(host: ImageHost, addresses: list[str]) -> None:
-    names = Names({"rebind.example.com": addresses})
+    names = FakeResolver({"rebind.example.com": addresses})
     url = host.url("/ok/b.jpg", "rebind.example.com")
     message = failure(url, allowed_networks="", resolver=names)
     assert f"`{url}`" in message
     assert "`rebind.example.com` resolved to an address that is not publicly routable" in message
-    assert VARIABLE in message
+    assert REMEDY in message
     assert "127.0.0.1" not in message
     assert not host.connections
 
@@ -90,7 +93,7 @@ def test_names_are_refused_by_what_they_resolve_to(host: ImageHost, addresses: l
     "target", ["http://127.0.0.2/", "http://[::1]/", "http://inside.example.com/", "//169.254.169.254/"]
 )
 def test_every_hop_is_checked(host: ImageHost, target: str) -> None:
-    names = Names({"inside.example.com": "10.0.0.1"})
+    names = FakeResolver({"inside.example.com": "10.0.0.1"})
     message = failure(host.url(f"/redirect-to?url={quote(target)}"), allowed_networks="127.0.0.1/32", resolver=names)
     assert "not publicly routable" in message
     assert len(host.requests) == 1
@@ -105,9 +108,9 @@ def test_a_redirect_cannot_change_to_another_scheme(host: ImageHost, target: str
     assert f"`{target.split(':')[0]}`" in message
 
 
-def test_a_name_that_changes_its_mind_is_checked_again(host: ImageHost) -> None:
-    """DNS rebinding: the first answer is allowed, the next one is not."""
-    names = Names({"rebind.example.com": "127.0.0.1"})
+def test_dns_rebinding_is_refused(host: ImageHost) -> None:
+    """The first answer of the DNS is allowed, the next one is not."""
+    names = FakeResolver({"rebind.example.com": "127.0.0.1"})
 
     async def rebind() -> str:
         async with fetching(names, allowed_networks="127.0.0.1/32", dns_cache_s=0) as fetcher:
@@ -120,6 +123,12 @@ def test_a_name_that_changes_its_mind_is_checked_again(host: ImageHost) -> None:
     assert len(host.requests) == 1
 
 
-def test_a_bad_network_is_told_at_once() -> None:
-    with pytest.raises(ValueError, match=VARIABLE):
-        Fetcher(FetchSettings(allowed_networks="10.0.0.0/99"))
+def test_a_bad_network_is_told_at_once_with_the_name_of_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=f"^{ALLOWED_NETWORKS}: `10.0.0.0/99`"):
+        FetchSettings(allowed_networks="10.0.0.0/99")
+    with pytest.raises(ValueError, match=r"encoder\.models\.allowed_networks: `10.0.0.0/99`"):
+        LoadOptions(allowed_networks="10.0.0.0/99")
+    monkeypatch.setenv(ALLOWED_NETWORKS_VARIABLE, "10.0.0.0/99")
+    assert FetchSettings(allowed_networks="10.0.0.0/8").allowed_networks == "10.0.0.0/8"
+    with pytest.raises(ValueError, match=f"^{ALLOWED_NETWORKS_VARIABLE}: `10.0.0.0/99`"):
+        FetchSettings()

@@ -11,10 +11,12 @@ import pytest
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
-from tests.support.fetch import Names, fetching, lost, outcome, outcomes
+from tests.support.fetch import FakeResolver, cancelled, fetching, lost, outcome, outcomes, started
 
 KB = 1000
 PICTURE = bytes(100 * KB)
+PATIENT_MS = 20_000
+"""A time limit that is not reached while the rest of a test goes on."""
 
 
 @pytest.fixture
@@ -41,10 +43,10 @@ def test_a_shared_link_loses_no_picture(host: ImageHost, clients: int, path: str
                 )
             )
 
-    started = time.monotonic()
+    start = time.monotonic()
     results = asyncio.run(run())
     assert [lost(result) for result in results] == [[]] * clients
-    assert time.monotonic() - started < 60 * 100 / 4000 / 0.6  # the link is used
+    assert time.monotonic() - start < 60 * 100 / 4000 + 4  # a host that is left alone costs a pause of 5 s
 
 
 def test_a_link_that_becomes_slow_loses_none_of_the_pictures_under_way(host: ImageHost) -> None:
@@ -65,24 +67,24 @@ def test_a_trickle_gets_no_more_time_than_three_limits(host: ImageHost) -> None:
     async def run() -> tuple[float, list[str]]:
         async with fetching() as fetcher:
             good = asyncio.create_task(outcomes(fetcher, [host.url("/ok/a?delay=0.1")] * 60, FetchOptions()))
-            started = time.monotonic()
+            start = time.monotonic()
             drip = await outcome(fetcher, host.url("/drip?every=0.05"), FetchOptions(400))
             assert "400 ms" in drip
-            return time.monotonic() - started, await good
+            return time.monotonic() - start, await good
 
     took, good = asyncio.run(run())
-    assert took < 1.3
+    assert took < 3 * 0.4 + 3  # its bytes would take half a day
     assert lost(good) == []
 
 
 def test_a_host_with_a_pace_for_each_connection_is_not_driven_to_one_at_a_time(host: ImageHost) -> None:
     async def run() -> list[str]:
         async with fetching() as fetcher:
-            return await outcomes(fetcher, [host.url("/ok/a?pace=320000")] * 60, FetchOptions(500))
+            return await outcomes(fetcher, [host.url("/ok/a?pace=320000")] * 60, FetchOptions(750))
 
-    started = time.monotonic()
+    start = time.monotonic()
     assert lost(asyncio.run(run())) == []
-    assert time.monotonic() - started < 7.5  # one at a time would be 19 s
+    assert time.monotonic() - start < 15  # one at a time would be 19 s
 
 
 def test_a_host_that_thinks_before_it_answers_is_not_driven_to_one_at_a_time(host: ImageHost) -> None:
@@ -90,9 +92,9 @@ def test_a_host_that_thinks_before_it_answers_is_not_driven_to_one_at_a_time(hos
         async with fetching() as fetcher:
             return await outcomes(fetcher, [host.url("/ok/small?delay=0.5")] * 70, FetchOptions(750))
 
-    started = time.monotonic()
+    start = time.monotonic()
     assert lost(asyncio.run(run())) == []
-    assert time.monotonic() - started < 10  # one at a time would be 35 s
+    assert time.monotonic() - start < 17  # one at a time would be 35 s, two at a time half of it
 
 
 def test_a_host_that_takes_few_connections_gets_no_more(host: ImageHost) -> None:
@@ -146,55 +148,45 @@ def test_hanging_paths_of_a_host_do_not_keep_its_pictures_from_their_own_request
 
 
 def test_hanging_paths_of_a_host_do_not_block_other_requests_for_it(host: ImageHost) -> None:
-    async def run() -> float:
+    async def run() -> None:
         async with fetching() as fetcher:
-            hanging = asyncio.create_task(outcomes(fetcher, [host.url("/hang")] * 32, FetchOptions(request="slow")))
+            hanging = started(fetcher, [host.url("/hang")] * 32, FetchOptions(PATIENT_MS, request="slow"))
             await asyncio.to_thread(host.wait_for_requests, 4)
-            started = time.monotonic()
             assert lost(await outcomes(fetcher, [host.url("/ok/small")] * 20, FetchOptions(request="quick"))) == []
-            took = time.monotonic() - started
-            hanging.cancel()
-            await asyncio.gather(hanging, return_exceptions=True)
-            return took
+            assert not any(task.done() for task in hanging)
+            await cancelled(hanging)
 
-    assert asyncio.run(run()) < 1.5
+    asyncio.run(run())
 
 
-def test_a_dead_host_in_a_request_leaves_room_for_its_others(host: ImageHost) -> None:
-    names = Names({"slow.example.com": "127.0.0.1", "quick.example.com": "127.0.0.1"})
+def test_a_dead_host_does_not_block_other_hosts_of_its_request(host: ImageHost) -> None:
+    names = FakeResolver({"slow.example.com": "127.0.0.1", "quick.example.com": "127.0.0.1"})
     slow, quick = host.url("/hang", "slow.example.com"), host.url("/ok/small", "quick.example.com")
 
-    async def run() -> float:
+    async def run() -> None:
         async with fetching(names) as fetcher:
-            hanging = asyncio.create_task(outcomes(fetcher, [slow] * 200, FetchOptions(1000)))
+            hanging = started(fetcher, [slow] * 200, FetchOptions(1000))
             await asyncio.to_thread(host.wait_for_requests, 20)
-            started = time.monotonic()
-            waiting = asyncio.create_task(outcomes(fetcher, [quick] * 40, FetchOptions()))
-            # Places that the hanging ones hold already come free with their time limits.
-            assert lost(await waiting) == []
-            took = time.monotonic() - started
-            hanging.cancel()
-            await asyncio.gather(hanging, return_exceptions=True)
-            return took
+            assert lost(await outcomes(fetcher, [quick] * 40, FetchOptions())) == []
+            # The slots that the hanging ones have already become free at their time limits, twenty a second.
+            assert sum(task.done() for task in hanging) <= 60
+            await cancelled(hanging)
 
-    assert asyncio.run(run()) < 2
+    asyncio.run(run())
 
 
 def test_a_large_request_and_a_small_one_take_turns(host: ImageHost) -> None:
-    async def run() -> float:
+    async def run() -> None:
         async with fetching() as fetcher:
             urls = [host.url("/ok/small?delay=0.1")] * 2000
-            large = asyncio.create_task(outcomes(fetcher, urls, FetchOptions(request="large")))
+            large = started(fetcher, urls, FetchOptions(request="large"))
             await asyncio.to_thread(host.wait_for_requests, 4)
-            started = time.monotonic()
             small = await outcomes(fetcher, urls[:8], FetchOptions(request="small"))
             assert lost(small) == []
-            took = time.monotonic() - started
-            large.cancel()
-            await asyncio.gather(large, return_exceptions=True)
-            return took
+            assert sum(task.done() for task in large) < 200
+            await cancelled(large)
 
-    assert asyncio.run(run()) < 1.5
+    asyncio.run(run())
 
 
 def test_the_time_of_the_request_is_an_end_of_waiting_too(host: ImageHost) -> None:
@@ -211,12 +203,12 @@ def test_many_that_wait_and_leave_cost_little_and_leave_nothing(host: ImageHost)
     async def run() -> float:
         async with fetching() as fetcher:
             urls = [host.url("/hang")] * 8000
-            started = time.process_time()
+            start = time.process_time()
             waiting = asyncio.create_task(outcomes(fetcher, urls, FetchOptions()))
             await asyncio.to_thread(host.wait_for_requests, 20)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            spent = time.process_time() - started
+            spent = time.process_time() - start
             scheduler = fetcher._scheduler
             assert (
                 scheduler.running,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from benchmarks.lib.image_host import SMALL_BODY, ImageHost
-from tests.support.fetch import DOWNLOAD, Names, failure, fetch, host, server  # noqa: F401
+from tests.support.fetch import DOWNLOAD, FakeResolver, failure, fetch, host, server  # noqa: F401
 
 
 def test_ten_redirects_and_no_more(host: ImageHost) -> None:
@@ -45,7 +45,7 @@ def test_credentials_stay_with_their_host(host: ImageHost, there: str) -> None:
             "other port": other.url("/ok/b.jpg"),
             "other name": host.url("/ok/b.jpg", "other.example.com"),
         }[there]
-        names = Names({"other.example.com": "127.0.0.1"})
+        names = FakeResolver({"other.example.com": "127.0.0.1"})
         url = host.url(f"/redirect-to?url={quote(target)}")
         assert fetch(url, headers=CREDENTIALS, resolver=names) == [b"b"]
         first, last = host.requests[0], [*host.requests, *other.requests][-1]

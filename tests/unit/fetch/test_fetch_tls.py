@@ -7,11 +7,11 @@ from pathlib import Path
 
 from benchmarks.lib.image_host import ImageHost
 from tests.support.certificates import certificate  # noqa: F401
-from tests.support.fetch import DOWNLOAD, PICTURE, Names, failure, fetch, host, server  # noqa: F401
+from tests.support.fetch import DOWNLOAD, PICTURE, FakeResolver, failure, fetch, host, server  # noqa: F401
 
 
 def test_tls_is_verified(certificate: Path) -> None:
-    names = Names({"pictures.example.com": "127.0.0.1", "other.example.com": "127.0.0.1"})
+    names = FakeResolver({"pictures.example.com": "127.0.0.1", "other.example.com": "127.0.0.1"})
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     with ImageHost({"a.jpg": PICTURE}, tls=context) as host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from benchmarks.lib.image_host import ImageHost
 from embedding.errors import MediaError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
-from embedding.fetch.memory_budget import MemoryBudget, Reservation
+from embedding.fetch.memory_budget import MemoryBudget
 
 LARGE = 2 * 2**20
 BUDGET = 3 * LARGE
 PICTURE = 4_928_307
 """Bytes of a large picture: 4.7 MiB."""
+DATA_URI = "data:image/png;base64," + base64.b64encode(bytes(LARGE)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +66,13 @@ class Holders:
                 await self._changed.wait()
 
 
-async def grown(reservation: Reservation, nbytes: int) -> None:
-    """Waits until the share has so many bytes."""
-    turn = asyncio.get_running_loop().create_future()
-    if not reservation.grow(nbytes, nbytes, lambda: turn.set_result(None)):
-        await turn
-
-
-@pytest.mark.parametrize("path", ["/ok/large", "/chunked/large"])
+@pytest.mark.parametrize("path", ["/ok/large", "/chunked/large", DATA_URI], ids=["length", "chunked", "data uri"])
 def test_no_more_than_the_budget_is_held(host: ImageHost, path: str) -> None:
+    item = host.url(path) if path.startswith("/") else path
+
     async def many() -> tuple[list[int], int]:
         async with fetching() as fetcher:
-            holders = Holders(fetcher, host.url(path))
+            holders = Holders(fetcher, item)
             tasks = [asyncio.create_task(holders.hold()) for _ in range(12)]
             await holders.until(LARGE)
             holders.release.set()
@@ -95,7 +92,7 @@ def test_those_who_have_begun_never_wait_for_each_other() -> None:
         async def download() -> None:
             reservation = budget.reservation()
             for nbytes in range(1, 5):
-                await grown(reservation, nbytes)
+                await reservation.hold(nbytes)
                 await asyncio.sleep(0)
             reservation.release()
 
@@ -106,14 +103,15 @@ def test_those_who_have_begun_never_wait_for_each_other() -> None:
     assert asyncio.run(crowd()) == 0
 
 
-def test_waiting_for_room_does_not_count_against_a_pictures_time(host: ImageHost) -> None:
+def test_waiting_for_memory_does_not_count_as_download_time(host: ImageHost) -> None:
     async def crowd() -> bytes:
         async with fetching() as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
             await holders.until(BUDGET)
             late = asyncio.create_task(fetcher.fetch(host.url("/ok/small"), FetchOptions(200)))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # more than its time limit
+            assert not late.done()
             holders.release.set()
             await asyncio.gather(*tasks)
             return await late
@@ -135,19 +133,25 @@ def test_bodies_of_unknown_length_cost_what_they_are(host: ImageHost) -> None:
     assert asyncio.run(many()) == [PICTURE] * 64
 
 
-def test_who_finds_no_room_in_time_gets_an_error_and_no_host_is_blamed(host: ImageHost) -> None:
-    async def crowd() -> tuple[str, bytes]:
+def test_no_memory_in_time_is_an_error_and_does_not_open_the_breaker(host: ImageHost) -> None:
+    async def crowd() -> tuple[str, str, bytes]:
         async with fetching(breaker_failures=1) as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))
             tasks = [asyncio.create_task(holders.hold()) for _ in range(3)]
             await holders.until(BUDGET)
             with pytest.raises(MediaError) as late:
                 await fetcher.fetch(host.url("/ok/small"), FetchOptions(within_s=0.3))
+            with pytest.raises(MediaError) as uri:
+                await fetcher.fetch(DATA_URI, FetchOptions(within_s=0.3))
             holders.release.set()
             await asyncio.gather(*tasks)
-            return late.value.message, await fetcher.fetch(host.url("/ok/small"), FetchOptions())
+            assert len(await fetcher.fetch(DATA_URI, FetchOptions())) == LARGE
+            return late.value.message, uri.value.message, await fetcher.fetch(host.url("/ok/small"), FetchOptions())
 
-    message, data = asyncio.run(crowd())
+    message, message_of_uri, data = asyncio.run(crowd())
+    assert "the time of its request was over while there was no room for" in message_of_uri
+    assert "data:image/png" in message_of_uri
+    assert len(message_of_uri) < 250
     assert "the time of its request was over while there was no room for 5 more bytes" in message
     assert "/ok/small" in message
     assert data == b"small"
@@ -168,7 +172,7 @@ def test_bytes_are_held_until_they_are_let_go_and_then_no_longer(host: ImageHost
     assert asyncio.run(in_turn()) == 0
 
 
-def test_a_cancelled_download_gives_its_room_back(host: ImageHost) -> None:
+def test_a_cancelled_download_releases_its_memory(host: ImageHost) -> None:
     async def cancel() -> bytes:
         async with fetching() as fetcher:
             holders = Holders(fetcher, host.url("/ok/large"))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.guard import DestinationRefused, Guard
 from embedding.fetch.transport import FailureKind, Reply, Transport, TransportError, TransportSettings
-from tests.support.fetch import PICTURE, Names, fetch, host  # noqa: F401
+from tests.support.fetch import PICTURE, FakeResolver, fetch, host  # noqa: F401
 from tests.support.transport import Watcher, body, get, transporting
 
 WRONG = b"wrong" * 100
@@ -32,7 +32,7 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("after", ["0", "0.001", "0.1", "0.1&pieces=1"])
-def test_what_a_host_says_unasked_is_nobodys_answer(host: ImageHost, after: str) -> None:
+def test_unsolicited_responses_are_discarded(host: ImageHost, after: str) -> None:
     """On a new host, however many transfers go on and whenever it speaks."""
     first = host.url(f"/second/a.jpg?then=wrong&after={after}")
     then = host.url("/ok/b.jpg?delay=0.03")
@@ -49,7 +49,7 @@ def test_what_a_host_says_unasked_is_nobodys_answer(host: ImageHost, after: str)
 
 
 @pytest.mark.parametrize("after", ["0", "0.001", "0.1"])
-def test_a_host_that_is_trusted_and_speaks_unasked_is_trusted_no_longer(host: ImageHost, after: str) -> None:
+def test_an_unsolicited_response_ends_the_reuse_of_connections(host: ImageHost, after: str) -> None:
     async def one_after_the_other() -> list[bytes]:
         async with transporting(trial_s=0) as transport:
             spoken = await body(transport, host.url(f"/second/a.jpg?then=wrong&after={after}"))
@@ -63,11 +63,18 @@ def test_a_host_that_is_trusted_and_speaks_unasked_is_trusted_no_longer(host: Im
 
 def test_an_answer_that_has_another_one_behind_it_is_doubted(host: ImageHost) -> None:
     """It came on a used connection after the request, so nothing but what follows it gives it away."""
+    once = ["began", "connected", "answering", 1]
 
     async def both() -> list[bytes]:
         async with transporting(trial_s=0) as transport:
             url = host.url("/shifted/b.jpg?wrong=wrong")
-            return [await body(transport, url) for _ in range(6)]
+            watchers = [Watcher() for _ in range(6)]
+            bodies = [(await get(transport, url, watcher)).body for watcher in watchers]
+            # Those whose answer was rejected were told all of it, and then all of it again.
+            told = [watcher.told for watcher in watchers]
+            assert any(len(each) > len(once) for each in told)
+            assert all(each[-4:] == once and each.count("began") == each.count("connected") for each in told)
+            return bodies
 
     assert asyncio.run(both()) == [b"b"] * 6
 
@@ -115,8 +122,8 @@ def test_an_answer_that_comes_before_its_request_is_none() -> None:
 def test_silent_hosts_pass_their_trial(host: ImageHost) -> None:
     async def on_trial() -> list[int]:
         counts = []
-        async with transporting(trial_s=0.2) as transport:
-            for pause in (0, 0, 0.4, 0, 0):
+        async with transporting(trial_s=1) as transport:
+            for pause in (0, 0, 1.2, 0, 0):
                 await asyncio.sleep(pause)  # the trial's own time
                 assert await body(transport, host.url("/ok/b.jpg")) == b"b"
                 counts.append(host.connections)
@@ -137,7 +144,7 @@ def test_stale_connections_are_replaced(host: ImageHost) -> None:
 
 def test_idle_connections_are_closed_in_time(host: ImageHost) -> None:
     async def idle() -> None:
-        async with transporting(trial_s=0, keepalive_s=0.2, max_idle=3) as transport:
+        async with transporting(trial_s=0, keepalive_s=1, max_idle=3) as transport:
             await asyncio.gather(*(body(transport, host.url("/ok/b.jpg?delay=0.05")) for _ in range(6)))
             assert await asyncio.to_thread(host.wait_for, "open_connections", 3)
             assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
@@ -206,8 +213,8 @@ def test_the_address_of_a_socket_has_the_last_word(host: ImageHost) -> None:
     """Even if the resolver let an address through."""
 
     async def refused() -> None:
-        permits = Guard.parse("127.0.0.2/32").permits
-        names = Names({"inside.example.com": "127.0.0.1"})
+        permits = Guard.parse("127.0.0.2/32", "").permits
+        names = FakeResolver({"inside.example.com": "127.0.0.1"})
         transport = Transport(TransportSettings(), permits, names)
         with pytest.raises(DestinationRefused, match="not publicly routable"):
             await get(transport, host.url("/ok/b.jpg", "inside.example.com"))
@@ -218,7 +225,7 @@ def test_the_address_of_a_socket_has_the_last_word(host: ImageHost) -> None:
 
 
 def test_an_address_that_does_not_answer_gives_way_to_the_next(host: ImageHost) -> None:
-    names = Names({"two.example.com": ["127.0.0.9", "127.0.0.1"]})
+    names = FakeResolver({"two.example.com": ["127.0.0.9", "127.0.0.1"]})
 
     async def second() -> bytes:
         async with transporting(names, "127.0.0.0/8") as transport:
@@ -249,7 +256,7 @@ def test_a_paused_transfer_goes_on_where_it_was(host: ImageHost) -> None:
             open_ = True
             watcher.resume()
             reply = await task
-            assert watcher.told == ["connected", "answering", len(PICTURE)]
+            assert watcher.told == ["began", "connected", "answering", len(PICTURE)]
             return reply.body
 
     assert asyncio.run(pause()) == PICTURE

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.lib.image_host import ImageHost
 from tests.support.certificates import certificate  # noqa: F401
-from tests.support.fetch import PICTURE, Names
+from tests.support.fetch import PICTURE, FakeResolver
 from tests.support.transport import body, transporting
 
 NAME = "pictures.example.com"
@@ -42,25 +42,25 @@ def host(context: ssl.SSLContext) -> Iterator[ImageHost]:
 
 
 @pytest.mark.parametrize("after", ["0", "0.001", "0.1", "0.1&pieces=1"])
-def test_what_a_host_says_unasked_is_nobodys_answer(host: ImageHost, certificate: Path, after: str) -> None:
+def test_unsolicited_responses_are_discarded(host: ImageHost, certificate: Path, after: str) -> None:
     first = host.url(f"/second/a.jpg?then=wrong&after={after}", NAME)
     then = host.url("/ok/b.jpg?delay=0.03", NAME)
 
     async def one_after_the_other() -> list[bytes]:
-        async with transporting(Names({NAME: "127.0.0.1"}), ca_file=str(certificate)) as transport:
+        async with transporting(FakeResolver({NAME: "127.0.0.1"}), ca_file=str(certificate)) as transport:
             return [await body(transport, url) for url in (first, then, then, then, first, then)]
 
     assert asyncio.run(one_after_the_other()) == [PICTURE, b"b", b"b", b"b", PICTURE, b"b"]
 
 
 @pytest.mark.parametrize("after", ["0.1", "0.1&pieces=1"])
-def test_a_host_that_is_trusted_and_speaks_unasked_is_trusted_no_longer(
+def test_an_unsolicited_response_ends_the_reuse_of_connections(
     host: ImageHost,
     certificate: Path,
     after: str,
 ) -> None:
     async def one_after_the_other() -> list[bytes]:
-        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
+        async with transporting(FakeResolver({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
             spoken = await body(transport, host.url(f"/second/a.jpg?then=wrong&after={after}", NAME))
             # Its connection is shut down when it has spoken.
             assert await asyncio.to_thread(host.wait_for, "open_connections", 0)
@@ -76,7 +76,7 @@ def test_what_openssl_has_read_with_the_last_answer_is_no_answer_to_the_next_req
     """The host may have acknowledged that one before the answer is looked at: we are busy."""
 
     async def both() -> list[bytes]:
-        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
+        async with transporting(FakeResolver({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
             spoken = await body(transport, host.url("/double/c.jpg?then=wrong", NAME))
             return [spoken, await body(transport, host.url("/ok/b.jpg?delay=1", NAME))]
 
@@ -88,7 +88,7 @@ def test_connections_are_kept(host: ImageHost, certificate: Path) -> None:
     """The tickets that a host sends of its own accord are no answers."""
 
     async def one_after_the_other() -> None:
-        async with transporting(Names({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
+        async with transporting(FakeResolver({NAME: "127.0.0.1"}), trial_s=0, ca_file=str(certificate)) as transport:
             for _ in range(5):
                 assert await body(transport, host.url("/ok/b.jpg", NAME)) == b"b"
 
@@ -102,7 +102,7 @@ def test_a_name_with_an_ipv6_address_is_asked_for_by_name(context: ssl.SSLContex
     context.sni_callback = lambda _, name, __: asked.append(name)
 
     async def get(host: ImageHost) -> bytes:
-        names = Names({NAME: "::1"})
+        names = FakeResolver({NAME: "::1"})
         async with transporting(names, "::1/128", ca_file=str(certificate)) as transport:
             return await body(transport, host.url("/ok/b.jpg", NAME))
 
@@ -114,7 +114,7 @@ def test_a_name_with_an_ipv6_address_is_asked_for_by_name(context: ssl.SSLContex
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_an_ipv6_address_is_no_name_to_ask_for() -> None:
     async def get(host: ImageHost) -> bytes:
-        async with transporting(Names({}), "::1/128") as transport:
+        async with transporting(FakeResolver({}), "::1/128") as transport:
             return await body(transport, host.url("/ok/b.jpg"))
 
     with ImageHost(FILES, address="::1") as host:

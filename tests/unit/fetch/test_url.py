@@ -101,7 +101,7 @@ def test_the_short_cut_for_plain_urls_agrees_with_the_validator(content: str) ->
     assert _is_url(content) == (validators.url(content, strict_query=False) is True)
 
 
-def test_quoting_follows_the_sheet() -> None:
+def test_urls_are_quoted_as_in_marqos_protocol() -> None:
     """The example of section 4.2; it has brackets, so only quoting is looked at."""
     quoted = make_target("http://example.com/test!@$&*()_+=%7B%7D[]%7C%5C:;'%22%3C%3E,.?/").url
     assert str(quoted) == "http://example.com/test!@$&*()_+=%7B%7D[]%7C%5C:;'%22%3C%3E,.?/"
