@@ -20,7 +20,7 @@ from typing import TypeVar
 from embedding.errors import RequestError
 from embedding.models.cache_entry import CacheStats, Entry, mark_retrieved, over_limit
 from embedding.models.cache_history import DroppedModels, MeasuredSizes
-from embedding.models.files.failure import larger_than_budget, named, out_of_memory, still_downloading, too_many_loads
+from embedding.models.files import failure
 from embedding.models.files.load_time import load_time
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
@@ -133,7 +133,7 @@ class ModelCache:
     def _start_loading(self, spec: ModelSpec) -> Entry:
         loading = sum(entry.model is None for entry in self._entries.values())
         if loading >= self._max_models:
-            raise too_many_loads(spec.name, loading)
+            raise failure.too_many_loads(spec.name, loading)
         entry = self._entries[spec] = Entry(spec, self._is_quick(spec))
         entry.task = asyncio.create_task(self._load_entry(entry))
         entry.task.add_done_callback(mark_retrieved)
@@ -143,7 +143,7 @@ class ModelCache:
         if entry.fetching:
             waiting = sum(other.users for other in self._entries.values() if other.fetching)
             if waiting >= self._max_waiting or 2 * entry.users >= self._max_waiting:
-                raise still_downloading(entry.spec.name, waiting)
+                raise failure.still_downloading(entry.spec.name, waiting)
 
     def _stop_using(self, entry: Entry) -> None:
         entry.users -= 1
@@ -202,9 +202,7 @@ class ModelCache:
             self._remove(entry)
             if not isinstance(error, asyncio.CancelledError):
                 self._stats.failed_loads += 1
-                name, message = entry.spec.name, named(error, entry.spec.name).message
-                reason = " ".join(without_credentials(message.partition(f"'{shown(name)}': ")[2] or message).split())
-                logger.warning(f"model {shown(without_credentials(name))} could not be loaded: {reason}")
+                logger.warning(failure.log_line(error, entry.spec.name))
             raise
         return model
 
@@ -230,7 +228,8 @@ class ModelCache:
         try:
             return await self._load_once(spec)
         except MemoryError:
-            logger.warning(f"out of memory while loading {shown(without_credentials(spec.name))}: ejecting every model that is not in use")
+            name = shown(without_credentials(spec.name))
+            logger.warning(f"out of memory while loading {name}: ejecting every model that is not in use")
             self._stats.out_of_memory += 1
         # Outside of `except`: here the traceback no longer keeps the tensors of the failed load alive.
         self._evict_all_idle()
@@ -238,7 +237,7 @@ class ModelCache:
             return await self._load_once(spec)
         except MemoryError as error:
             reason = str(error)
-        raise out_of_memory(spec.name, len(self._entries) + len(self._retiring) > 1, reason)
+        raise failure.out_of_memory(spec.name, len(self._entries) + len(self._retiring) > 1, reason)
 
     async def _load_once(self, spec: ModelSpec) -> Model:
         if self._release_needed:
@@ -257,12 +256,11 @@ class ModelCache:
         """
         limit = self._budget or self._device_bytes
         if limit and nbytes > limit:
-            raise larger_than_budget(entry.spec.name, nbytes, limit)
+            raise failure.larger_than_budget(entry.spec.name, nbytes, limit)
         if nbytes > entry.nbytes and self._budget:
             self._queue.append(entry)
             try:
                 await self._wait_for_memory(entry, nbytes)
-                entry.nbytes = nbytes
             finally:
                 self._queue.remove(entry)
         entry.nbytes = nbytes
@@ -273,7 +271,9 @@ class ModelCache:
         while self._queue[0] is not entry or not self._evict_for(nbytes):
             timeout = max(0.0, drain_at - time.monotonic()) if self._queue[0] is entry else None
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                # Not wait_for, which on Python 3.11 loses a cancellation that comes together with the event.
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
             except TimeoutError:
                 self._drain_for(nbytes)
                 drain_at = time.monotonic() + self._drain_after_s

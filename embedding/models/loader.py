@@ -161,7 +161,8 @@ def release_memory() -> None:
 def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
     total_s = clock.elapsed_s
     logger.info(
-        f"loaded model {shown(without_credentials(info.key))} on {info.device} in {total_s:.2f} s, {info.nbytes / 2**20:.1f} MiB; "
+        f"loaded model {shown(without_credentials(info.key))} on {info.device} in {total_s:.2f} s, "
+        f"{info.nbytes / 2**20:.1f} MiB; "
         f"of that download {clock.download_s:.2f} s, warm-up {total_s - loaded_s:.2f} s"
     )
 

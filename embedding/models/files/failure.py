@@ -6,11 +6,9 @@ import errno
 import sys
 
 from embedding.errors import Fault, RequestError
-from embedding.shown import shown
+from embedding.shown import shown, without_credentials
 
 _SHOWN_CHARS = 400
-
-
 _PREFIX = "Unable to load model"
 """As in Marqo's own messages (docs/protocol.md, section 7.1)."""
 
@@ -27,6 +25,13 @@ def named(error: BaseException, name: str) -> RequestError:
     if not error.message.startswith(f"{_PREFIX}: "):
         return error
     return RequestError(error.fault, f"{_PREFIX} '{shown(name)}': {error.message.removeprefix(f'{_PREFIX}: ')}")
+
+
+def log_line(error: BaseException, name: str) -> str:
+    """What the log says of a failed load: as `named`, but in one line, and without what may be credentials."""
+    message = named(error, name).message
+    reason = " ".join(without_credentials(message.partition(f"'{shown(name)}': ")[2] or message).split())
+    return f"model {shown(without_credentials(name))} could not be loaded: {reason}"
 
 
 def larger_than_budget(name: str, nbytes: int, budget: int) -> RequestError:

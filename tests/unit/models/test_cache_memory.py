@@ -15,10 +15,11 @@ from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.model import Model
 from embedding.models.spec import ModelSpec
-from tests.support.cache import WAIT_S, Loader, foreseen, model_of, names, run, settle, spec, touch, until
+from tests.support.cache import WAIT_S, Loader, foreseen, model_of, names, run, settle, spec, touch
+from tests.support.waiting import until_async
 
 
-def test_room_is_made_before_the_load() -> None:
+def test_models_are_evicted_before_a_load() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         await touch(cache, "a")
         await touch(cache, "b")
@@ -38,7 +39,7 @@ def test_no_load_begins_while_models_in_use_fill_the_budget() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         async with cache.use(spec("a")), cache.use(spec("b")):
             waiting = [asyncio.create_task(touch(cache, name)) for name in ("c", "d")]
-            await until(lambda: cache.stats().waiting == 2)
+            await until_async(lambda: cache.stats().waiting == 2)
             assert loader.loads == ["a", "b"]
             assert cache.stats().bytes == 20
         await asyncio.gather(*waiting)
@@ -83,7 +84,7 @@ def test_an_estimate_may_be_wrong(name: str) -> None:
     asyncio.run(main())
 
 
-def test_who_was_underestimated_does_not_stand_in_anybodys_way() -> None:
+def test_an_underestimated_model_does_not_cause_a_deadlock() -> None:
     """The one in front waits for all of the budget, of which the one behind would hold a part for ever."""
 
     async def test(cache: ModelCache, loader: Loader) -> None:
@@ -92,9 +93,9 @@ def test_who_was_underestimated_does_not_stand_in_anybodys_way() -> None:
             behind = asyncio.create_task(touch(cache, "wrong:20"))
             await loader.loading("wrong:20")
             in_front = asyncio.create_task(touch(cache, "big:30"))
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 1)
             gate.set()
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 2)
             assert not in_front.done()
             assert not behind.done()
         await asyncio.gather(in_front, behind)
@@ -108,7 +109,7 @@ def test_what_was_measured_once_is_known() -> None:
         await touch(cache, "a")
         async with cache.use(spec("b")):
             newcomer = asyncio.create_task(touch(cache, "a"))
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 1)
             assert loader.loads == ["a", "b"]
         await newcomer
 
@@ -131,11 +132,11 @@ def test_a_forward_pass_that_nobody_waits_for_still_holds_its_model() -> None:
             models.clear()
 
         impatient = asyncio.create_task(caller())
-        await until(begun.is_set)
+        await until_async(begun.is_set)
         impatient.cancel()
         await asyncio.wait([impatient])
         newcomer = asyncio.create_task(touch(cache, "b"))
-        await until(lambda: cache.stats().evictions == 1)
+        await until_async(lambda: cache.stats().evictions == 1)
         await settle()
         done.set()
         await newcomer
@@ -187,10 +188,10 @@ def test_a_model_that_is_never_idle_cannot_keep_others_out() -> None:
 
         await touch(cache, "hot")
         busy = [asyncio.create_task(keep_busy(i)) for i in range(2)]
-        await until(lambda: served > 2)
+        await until_async(lambda: served > 2)
         assert (await touch(cache, "cold")).info.name == "cold"
         before = served
-        await until(lambda: served > before)  # it is served again afterwards
+        await until_async(lambda: served > before)  # it is served again afterwards
         done = True
         await asyncio.gather(*busy)
 
@@ -201,19 +202,20 @@ def test_nothing_is_loaded_for_those_who_have_hung_up() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         async with cache.use(spec("a")):
             callers = [asyncio.create_task(touch(cache, "b")) for _ in range(3)]
-            await until(lambda: cache.stats().waiting == 1)
+            await until_async(lambda: cache.stats().waiting == 1)
             for caller in callers[:2]:
                 caller.cancel()
-            await settle()
+            # At once: that wakes the load, which must not take its end for one more look at the budget.
+            await asyncio.wait(callers[:2])
             assert cache.stats().waiting == 1
             callers[2].cancel()
             another = asyncio.create_task(touch(cache, "b"))
-            await until(callers[2].cancelled)
-            await until(lambda: cache.stats().waiting == 1)
+            await until_async(callers[2].cancelled)
+            await until_async(lambda: cache.stats().waiting == 1)
             another.cancel()
-            await until(lambda: cache.stats().waiting == 0)
+            await until_async(lambda: cache.stats().waiting == 0)
             at_last = asyncio.create_task(touch(cache, "c"))
-            await until(lambda: cache.stats().waiting == 1)
+            await until_async(lambda: cache.stats().waiting == 1)
         await at_last
         assert loader.loads == ["a", "c"]
 
@@ -231,7 +233,7 @@ class Full(Loader):
 
     def __call__(self, spec: ModelSpec) -> Model:
         if sum(model() is not None for model in self.alive) > self.most:
-            raise MemoryError("no room for 10 bytes")
+            raise MemoryError("no memory for 10 bytes")
         model = super().__call__(spec)
         self.alive.append(weakref.ref(model))
         return model
@@ -271,7 +273,7 @@ def test_out_of_memory_ejects_what_is_idle_and_tries_again() -> None:
 
 def test_out_of_memory_even_alone() -> None:
     async def test(cache: ModelCache, loader: Full) -> None:
-        with pytest.raises(RequestError, match=r"memory is full, even without.*no room for 10 bytes") as caught:
+        with pytest.raises(RequestError, match=r"memory is full, even without.*no memory for 10 bytes") as caught:
             await touch(cache, "a")
         assert caught.value.fault is Fault.REFUSED
         assert names(cache) == []
