@@ -154,9 +154,16 @@ class ImageHost:
             time.sleep(0.005)
         return True
 
-    def wait_for_requests(self, count: int) -> None:
-        """Waits until so many requests have come."""
+    def wait_for_requests(self, count: int, timeout: float = 30.0) -> None:
+        """Waits until so many requests have come.
+
+        Raises:
+            TimeoutError: fewer came within `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
         while len(self.requests) < count:
+            if time.monotonic() > end:
+                raise TimeoutError(f"only {len(self.requests)} of {count} requests came within {timeout:g} s")
             time.sleep(0.005)
 
     def _run(self) -> None:

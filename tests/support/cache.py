@@ -50,7 +50,7 @@ class Loader:
         if spec.name.startswith("bad"):
             raise RequestError(Fault.REFUSED, f"cannot load {spec.name}")
         if spec.name.startswith("full"):
-            raise MemoryError("no room")
+            raise MemoryError("the device is full")
         _, _, nbytes = spec.name.partition(":")
         return model_of(ModelInfo(spec.name, spec.name + "||0000", "cpu", 4, None, "{}", int(nbytes or 10)))
 
@@ -86,16 +86,9 @@ def names(cache: ModelCache) -> list[str]:
 
 
 async def settle() -> None:
-    """Lets every task that can run do so, also one whose model comes from its thread in this very moment."""
-    for _ in range(5):
-        await asyncio.to_thread(lambda: None)
+    """Lets every task that can run do so. For what threads have a part in, wait by `until_async`."""
+    for _ in range(10):
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what other threads have a part in; `run` sets the time limit."""
-    while not condition():  # noqa: ASYNC110  (no event: some of it happens in threads)
-        await asyncio.sleep(0.005)
 
 
 def foreseen(spec: ModelSpec) -> int:

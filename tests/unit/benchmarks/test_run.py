@@ -12,7 +12,6 @@ import pytest
 from benchmarks import run
 from benchmarks.lib import report
 from benchmarks.lib.benchmark import Benchmark, CannotMeasure, Option, Result, Table
-from operations import environment
 
 DEFAULT = ["transport", "stages", "pipeline", "latency", "batching", "shapes", "links", "waiting", "overload"]
 
@@ -82,10 +81,9 @@ def benchmark(name: str, problem: str = "", **members: Any) -> Benchmark:
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the results of these benchmarks go."""
-    monkeypatch.setattr(environment, "apply", dict)
     monkeypatch.setattr(report, "OUT", tmp_path)
     monkeypatch.setattr(report, "TRIALS", tmp_path / "quick")
-    monkeypatch.setattr(report, "write_results", lambda _: tmp_path / "RESULTS.md")
+    monkeypatch.setattr(report.write_results, "__defaults__", (tmp_path / "RESULTS.md", tmp_path))
     return tmp_path
 
 
@@ -98,10 +96,13 @@ def test_a_verdict_fails_the_command_after_all_have_run(
     captured = capsys.readouterr()
     assert captured.err == "bad: it leaks\n"
     assert "written: RESULTS.md" in captured.out
+    assert "## Bad" in (out / "RESULTS.md").read_text()
     assert json.loads((out / "good.json").read_text())["environment"]["command"] == "python -m benchmarks.run bad good"
 
 
-def test_trials_are_kept_apart(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_runs_are_stored_separately(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = Option("part", int, ("N",), "only this part", partial=True)
     monkeypatch.setattr(run, "BENCHMARKS", (benchmark("one", options=(part,)),))
     assert run.main(["one", "--quick"]) == 0

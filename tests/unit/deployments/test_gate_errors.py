@@ -19,6 +19,7 @@ from benchmarks.lib.process import free_port
 from deployments.ingress.gate import CLEANUP_KEY, add_gate
 from deployments.ingress.replies import PartsResponse
 from tests.support.marqo_client import MSGPACK
+from tests.support.waiting import until
 
 FAILURES: dict[str, tuple[Exception, int]] = {
     "bug": (ValueError("hunter2"), 500),
@@ -69,8 +70,8 @@ def port() -> Iterator[int]:
     server = uvicorn.Server(uvicorn.Config(application(), port=number, log_level="critical"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
+    until(lambda: server.started or not thread.is_alive())
+    assert thread.is_alive()
     yield number
     server.should_exit = True
     thread.join()

@@ -20,7 +20,7 @@ WITHOUT_TORCH = ("embedding.image_spec", "embedding.protocol", "embedding.batchi
 PLAIN_DATA = {"deployments.encoder.loaded", "deployments.encoder.settings", "deployments.preprocessor.parts"}
 """Modules of the other two deployments that say what is sent between them and the ingress."""
 RAY_INTERNALS = "deployments/ray_internals.py"
-RAYS_TEMPLATE = "tests/operations/test_listening.py"
+RAYS_TEMPLATE = "tests/unit/operations/test_haproxy_config.py"
 """A program in it renders Ray's own HAProxy template, which nothing public gives."""
 OF_OTHERS = {
     "_exit",  # os

@@ -11,7 +11,8 @@ import pytest
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.spec import ModelSpec
-from tests.support.cache import Loader, foreseen, names, run, settle, spec, touch
+from tests.support.cache import Loader, foreseen, names, run, spec, touch
+from tests.support.waiting import until_async
 
 Estimate = Callable[[ModelSpec], int] | None
 
@@ -112,7 +113,7 @@ def test_a_model_in_use_is_not_taken_away_and_the_newcomer_waits() -> None:
             loader.gate("big:20").set()
             newcomer = asyncio.create_task(touch(cache, "big:20"))
             await loader.loading("big:20")
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 1)
             assert not newcomer.done()
             assert "used" in names(cache)
             assert await touch(cache, "used") is used
@@ -140,14 +141,17 @@ def test_two_that_load_together_keep_to_the_budget() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         in_use = 0
         most = 0
+        done: list[str] = []
 
         async def hold(name: str) -> None:
             nonlocal in_use, most
             async with cache.use(spec(name)) as model:
                 in_use += model.info.nbytes
                 most = max(most, in_use)
-                await settle()
+                # The first one holds its model until the other waits for that memory.
+                await until_async(lambda: bool(done) or cache.stats().waiting == 1)
                 in_use -= model.info.nbytes
+                done.append(name)
 
         gates = [loader.gate(name) for name in ("a", "b")]
         callers = [asyncio.create_task(hold(name)) for name in ("a", "b")]
@@ -188,7 +192,7 @@ def test_an_ejected_model_in_use_still_counts() -> None:
             loader.gate("b").set()
             newcomer = asyncio.create_task(touch(cache, "b"))
             await loader.loading("b")
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 1)
             assert not newcomer.done()
         await newcomer
 
@@ -205,7 +209,7 @@ def test_a_model_that_is_ejected_while_it_loads_does_not_stay(estimate: Estimate
         await loader.loading("a")
         assert [info.key for info in cache.eject(lambda info: info.name == "a")] == [spec("a").key]
         later = asyncio.create_task(touch(cache, "a"))
-        await settle()
+        await until_async(lambda: loader.loads == ["a", "a"])
         gate.set()
         first, second = await asyncio.gather(*callers)
         assert first is second
@@ -231,7 +235,7 @@ def test_an_ejected_load_counts_until_its_end(hang_up: bool) -> None:
         if hang_up:
             caller.cancel()
         newcomer = asyncio.create_task(touch(cache, "b"))
-        await settle()
+        await until_async(lambda: cache.stats().waiting == 1)
         assert loader.loads == ["a"]
         assert cache.stats().bytes == 10
         gate.set()
@@ -279,11 +283,10 @@ def test_a_load_that_waits_in_line_can_be_ejected() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         async with cache.use(spec("used")):
             waiting, gone = (asyncio.create_task(touch(cache, name)) for name in ("a", "b"))
-            await settle()
+            await until_async(lambda: cache.stats().waiting == 2)
             assert len(cache.eject(lambda info: info.name != "used")) == 2
             gone.cancel()
-            await settle()
-            assert cache.stats().waiting == 1
+            await until_async(lambda: cache.stats().waiting == 1)
         assert (await waiting).info.name == "a"
         assert loader.loads == ["used", "a"]
         assert names(cache) == []

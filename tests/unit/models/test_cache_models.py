@@ -48,7 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[ModelSpec]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_twenty_models_through_room_for_five(checkpoints: list[ModelSpec]) -> None:
+def test_twenty_models_in_a_memory_budget_for_five(checkpoints: list[ModelSpec]) -> None:
     """From eight clients at random: every vector is right, and no more models are alive than the budget holds."""
     device = torch.device("cpu")
     (nbytes,) = {load_model(spec, device, ANY_LOCAL_FILE).info.nbytes for spec in checkpoints[:2]}

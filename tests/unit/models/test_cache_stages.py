@@ -14,7 +14,8 @@ from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
 from embedding.models.model import Model
 from embedding.models.spec import ModelSpec
-from tests.support.cache import WAIT_S, Loader, foreseen, names, run, settle, spec, touch, until
+from tests.support.cache import WAIT_S, Loader, foreseen, names, run, settle, spec, touch
+from tests.support.waiting import until_async
 
 
 class Files:
@@ -45,7 +46,7 @@ def test_neither_downloads_nor_loads_hold_up_what_needs_none() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         files.there = {f"slow{i}": asyncio.Event() for i in range(20)}
         downloading = [asyncio.create_task(touch(cache, name)) for name in files.there]
-        await until(lambda: len(files.asked) == 20)
+        await until_async(lambda: len(files.asked) == 20)
         assert (await touch(cache, "small")).info.name == "small"
         loading = []
         for i in range(4):  # all threads of the loader
@@ -63,7 +64,7 @@ def test_neither_downloads_nor_loads_hold_up_what_needs_none() -> None:
     run(test, fetch=files.fetch, quick=is_quick)
 
 
-def test_what_is_being_downloaded_holds_no_room() -> None:
+def test_downloads_do_not_reserve_memory() -> None:
     """Not even if its size is known from before: its files may have gone since."""
     files = Files()
 
@@ -72,7 +73,7 @@ def test_what_is_being_downloaded_holds_no_room() -> None:
         cache.eject(lambda info: True)
         files.there["big:20"] = asyncio.Event()
         slow = asyncio.create_task(touch(cache, "big:20"))
-        await settle()
+        await until_async(lambda: files.asked == ["big:20", "big:20"])
         await touch(cache, "a")
         await touch(cache, "b")
         assert cache.stats().bytes == 20
@@ -90,12 +91,13 @@ def test_a_download_that_everybody_has_hung_up_on_is_not_loaded() -> None:
     async def test(cache: ModelCache, loader: Loader) -> None:
         files.there["a"] = asyncio.Event()
         callers = [asyncio.create_task(touch(cache, "a")) for _ in range(2)]
-        await until(lambda: files.asked == ["a"])
+        await until_async(lambda: files.asked == ["a"])
         callers[0].cancel()
+        await asyncio.wait(callers[:1])
         await settle()
         assert files.given_up == []
         callers[1].cancel()
-        await until(lambda: files.given_up == ["a"])
+        await until_async(lambda: files.given_up == ["a"])
         assert loader.loads == []
         assert cache.stats().failed_loads == 0
         files.there["a"].set()
@@ -170,7 +172,7 @@ def test_too_many_at_once_are_told_so() -> None:
         await touch(cache, "there")
         files.there = {f"slow{i}": asyncio.Event() for i in range(3)}
         slow = [asyncio.create_task(touch(cache, name)) for name in files.there]
-        await until(lambda: len(files.asked) == 4)
+        await until_async(lambda: len(files.asked) == 4)
         with pytest.raises(RequestError, match="'one more': 3 other models are being loaded") as caught:
             await touch(cache, "one more")
         assert caught.value.fault is Fault.OVERLOADED
@@ -195,18 +197,18 @@ def test_what_no_device_could_hold_costs_nobody_a_model() -> None:
     run(test, estimate=foreseen, device_bytes=100)
 
 
-def test_who_waits_for_downloads_leaves_room_for_others() -> None:
+def test_waiting_for_one_download_is_limited() -> None:
     files = Files()
 
     async def test(cache: ModelCache, loader: Loader) -> None:
         files.there = {name: asyncio.Event() for name in ("slow", "other", "third")}
         waiting = [asyncio.create_task(touch(cache, "slow")) for _ in range(2)]
-        await until(lambda: files.asked == ["slow"])
+        await until_async(lambda: files.asked == ["slow"])
         with pytest.raises(RequestError, match="'slow': it is being downloaded, and 2 requests wait") as caught:
             await touch(cache, "slow")
         assert caught.value.fault is Fault.OVERLOADED
         waiting += [asyncio.create_task(touch(cache, "other")) for _ in range(2)]
-        await until(lambda: files.asked == ["slow", "other"])
+        await until_async(lambda: files.asked == ["slow", "other"])
         assert (await touch(cache, "there")).info.name == "there"
         for event in files.there.values():
             event.set()

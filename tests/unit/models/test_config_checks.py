@@ -39,7 +39,7 @@ def bert_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files_of(save_bert(tmp_path_factory.mktemp("bert") / "plain", pooling="cls"))
 
 
-def refusal(files: dict[str, bytes]) -> str:
+def config_refusal(files: dict[str, bytes]) -> str:
     with pytest.raises(RequestError) as caught:
         check_config_files(files)
     assert caught.value.fault is Fault.REFUSED
@@ -108,7 +108,7 @@ def test_members_that_change_nothing() -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "open_clip_config.json"])
 def test_no_json(case: str, name: str) -> None:
     start = time.process_time()
-    assert name in refusal({name: JSON[case]})
+    assert name in config_refusal({name: JSON[case]})
     assert time.process_time() - start < 0.25
 
 
@@ -117,7 +117,7 @@ def test_open_clip_configs_that_are_refused(case: str) -> None:
     model = copy.deepcopy(architecture())
     for part, members in OPENCLIP[case].items():
         model[part] |= members
-    assert "open_clip_config.json cannot be used" in refusal(
+    assert "open_clip_config.json cannot be used" in config_refusal(
         {"open_clip_config.json": json.dumps({"model_cfg": model}).encode()}
     )
 
@@ -210,5 +210,5 @@ def test_a_thousand_descriptions_take_no_time(bert_files: dict[str, bytes]) -> N
     files = changed(bert_files, "config.json", num_hidden_layers=3000)
     start = time.process_time()
     for _ in range(1000):
-        refusal(files)
+        config_refusal(files)
     assert time.process_time() - start < 10

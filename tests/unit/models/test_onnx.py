@@ -119,7 +119,7 @@ def texts(model: Model) -> np.ndarray:
     return model.encode_texts([model.tokenize(TEXTS[:1]), model.tokenize(TEXTS[1:])])
 
 
-def refusal(spec: ModelSpec, options: LoadOptions) -> str:
+def load_refusal(spec: ModelSpec, options: LoadOptions) -> str:
     with pytest.raises(RequestError) as caught:
         load_model(spec, CPU, options)
     assert caught.value.fault is Fault.REFUSED
@@ -168,7 +168,7 @@ def test_fingerprints(root: Path, bert: Path) -> None:
     assert [load_model(spec, CPU, options(root)).fingerprint for spec in specs] == found
 
 
-def test_who_decides(root: Path) -> None:
+def test_backend_and_backends_choose_the_backend(root: Path) -> None:
     """The operator, for all models that have graphs, or for one by its label or its name."""
 
     def kind(spec: ModelSpec, **settings: Any) -> str:
@@ -180,7 +180,7 @@ def test_who_decides(root: Path) -> None:
     assert kind(clip_spec(root), backend="torch", backends={"other": "onnx"}) == "OpenClipModel"
     without: dict[str, Any] = {"tritonTextEncoderProperties": None, "tritonImageEncoderProperties": None}
     assert kind(clip_spec(root, **without), backend="onnx") == "OpenClipModel"
-    refused = refusal(clip_spec(root, **without), options(root, backends={"mine": "onnx"}))
+    refused = load_refusal(clip_spec(root, **without), options(root, backends={"mine": "onnx"}))
     assert "tritonTextEncoderProperties" in refused
 
 
@@ -234,7 +234,7 @@ def test_a_hub_model_brings_tokenizer_and_preprocessing_but_not_its_weights(
 
 def test_the_width_is_checked(root: Path, bert: Path) -> None:
     for spec in (clip_spec(root, dimensions=512), bert_spec(root, dimensions=512)):
-        message = refusal(spec, options(root))
+        message = load_refusal(spec, options(root))
         assert "dimensions is 512" in message
         assert str(DIMENSIONS) in message
 
@@ -244,7 +244,7 @@ def test_a_file_that_is_no_graph(root: Path) -> None:
     for content in (b"", b"junk" * 100, (root / "text" / "model.onnx").read_bytes()[:5000]):
         (root / "broken" / "model.onnx").write_bytes(content)
         broken = encoder(root / "broken" / "model.onnx")
-        message = refusal(clip_spec(root, tritonTextEncoderProperties=broken), options(root))
+        message = load_refusal(clip_spec(root, tritonTextEncoderProperties=broken), options(root))
         assert message.startswith("Unable to load model 'mine': ")
         assert "model.onnx" in message
         assert (root / "broken" / "model.onnx").exists(), "an operator's file is not ours to delete"
@@ -257,7 +257,7 @@ def test_a_downloaded_file_that_is_no_graph(root: Path, tmp_path: Path) -> None:
         settings: dict[str, Any] = {"model_sources": ("url", "path"), "allowed_networks": "127.0.0.0/8"}
         for attempt in (1, 2):
             spec = clip_spec(root, tritonTextEncoderProperties=encoder(url))
-            assert "cannot use model.onnx" in refusal(spec, options(root, cache_dir=tmp_path, **settings))
+            assert "cannot use model.onnx" in load_refusal(spec, options(root, cache_dir=tmp_path, **settings))
             assert hub.transfers("model.onnx") == attempt
             assert not list(tmp_path.rglob("model.onnx"))
 
@@ -268,7 +268,7 @@ def test_names_that_are_not_in_the_graph(root: Path) -> None:
         (encoder(path, output="embedding"), "no output 'embedding'"),
         (encoder(path, inputs=("tokens",)), "an input 'input'"),
     ):
-        assert expected in refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
+        assert expected in load_refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
 
 
 BAD: list[tuple[str, Any]] = [
@@ -290,7 +290,7 @@ BAD: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("field", "change"), BAD)
 def test_malformed_members_are_named(root: Path, field: str, change: Any) -> None:
     member = encoder(root / "text" / "model.onnx") | change if isinstance(change, dict) else change
-    message = refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
+    message = load_refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
     assert message.startswith("Invalid model properties: tritonTextEncoderProperties")
     assert field in message
 
@@ -303,5 +303,5 @@ def test_sources_may_carry_a_query() -> None:
 
 def test_sources_obey_model_sources(root: Path, tmp_path: Path) -> None:
     member = encoder("http://127.0.0.1:1/model.onnx")
-    assert "model_sources" in refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
-    assert "path_roots" in refusal(clip_spec(root), options(root, path_roots=(tmp_path,)))
+    assert "model_sources" in load_refusal(clip_spec(root, tritonTextEncoderProperties=member), options(root))
+    assert "path_roots" in load_refusal(clip_spec(root), options(root, path_roots=(tmp_path,)))

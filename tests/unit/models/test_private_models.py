@@ -11,8 +11,9 @@ import pytest
 
 from embedding.models.files.access import Access, KeyedHash
 from embedding.models.files.weights import Weights
+from embedding.models.properties import OpenClipProperties
 from tests.support.hub_host import HubHost
-from tests.support.s3 import s3_client, s3_server  # noqa: F401
+from tests.support.s3 import key, s3_client, s3_server  # noqa: F401
 from tests.support.weights import CONTENT, TOKEN, options, properties, refused
 
 FILES = {"config.json": b"{}", "model.safetensors": CONTENT}
@@ -62,17 +63,24 @@ def test_without_the_hub_only_who_was_given_it_before(
         assert TOKEN not in message
 
 
-def test_s3_says_who_may_have_what_is_on_the_disk(tmp_path: Path, s3_client: Any) -> None:
+@pytest.fixture
+def place(s3_client: Any) -> OpenClipProperties:
+    """A model in a bucket that is not public."""
     s3_client.create_bucket(Bucket="private")
     s3_client.put_object(Bucket="private", Key="model.pt", Body=CONTENT)
-    place = properties(modelLocation={"s3": {"Bucket": "private", "Key": "model.pt"}})
-    auth = {"s3": {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": "x"}}
-    path = Weights(options(tmp_path)).checkpoint(place, auth)
+    return properties(modelLocation={"s3": {"Bucket": "private", "Key": "model.pt"}})
+
+
+def test_s3_says_who_may_have_what_is_on_the_disk(
+    tmp_path: Path,
+    place: OpenClipProperties,
+    key: dict[str, str],
+) -> None:
+    path = Weights(options(tmp_path)).checkpoint(place, {"s3": key})
     weights = Weights(options(tmp_path, share_private_models=False))
-    assert weights.checkpoint(place, auth) == path
-    # An unsigned request, which this bucket does not allow: the object has gone for it.
-    s3_client.delete_object(Bucket="private", Key="model.pt")
-    assert "404" in refused(lambda: weights.checkpoint(place, None))
+    assert weights.checkpoint(place, {"s3": key}) == path
+    for auth in (None, {"s3": {**key, "aws_secret_access_key": "wrong"}}):
+        assert "403" in refused(partial(weights.checkpoint, place, auth))
     assert Weights(options(tmp_path)).checkpoint(place, None) == path
 
 

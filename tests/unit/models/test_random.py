@@ -6,7 +6,7 @@ import pytest
 from embedding.models.random import HashName, random_vectors
 
 # text, hash, raw vector of 4, first 3 of the normalised vector of 32: docs/protocol.md, section 7.4
-SHEET: list[tuple[str, HashName, list[float], list[float]]] = [
+PROTOCOL_EXAMPLES: list[tuple[str, HashName, list[float], list[float]]] = [
     ("text", "md5", [-0.655955, -0.437483, -0.635830, -0.235125], [-0.159272, -0.106225, -0.154386]),
     ("text", "blake3", [-0.505519, 1.681069, -3.218303, -0.282320], [-0.084495, 0.280984, -0.537926]),
     ("hello", "md5", [-0.223223, 0.932212, -0.610590, -0.661316], [-0.050689, 0.211683, -0.138650]),
@@ -18,9 +18,9 @@ SHEET: list[tuple[str, HashName, list[float], list[float]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "hash_name", "raw", "normalised"), SHEET)
-def test_vectors_are_marqos(text: str, hash_name: HashName, raw: list[float], normalised: list[float]) -> None:
-    np.testing.assert_allclose(random_vectors([text], 4, hash_name)[0], raw, atol=1e-6)
+@pytest.mark.parametrize(("text", "hash_name", "unscaled", "normalised"), PROTOCOL_EXAMPLES)
+def test_vectors_are_marqos(text: str, hash_name: HashName, unscaled: list[float], normalised: list[float]) -> None:
+    np.testing.assert_allclose(random_vectors([text], 4, hash_name)[0], unscaled, atol=1e-6)
     vector = random_vectors([text], 32, hash_name)[0]
     np.testing.assert_allclose((vector / np.linalg.norm(vector))[:3], normalised, atol=1e-6)
 

@@ -11,6 +11,7 @@ import pytest
 
 from embedding.errors import Fault, RequestError
 from embedding.models.files.transfers import Origin, Stopped, Transfers, check_wanted
+from tests.support.waiting import until_async
 
 WAIT_S = 10
 
@@ -42,7 +43,7 @@ class Servers:
     async def look_on(self, *names: str) -> None:
         """Waits until each of these has found twice more that it is wanted: it has begun to look only then."""
         enough = {name: self.looks[name] + 2 for name in names}
-        await until(lambda: all(self.looks[name] >= count for name, count in enough.items()))
+        await until_async(lambda: all(self.looks[name] >= count for name, count in enough.items()))
 
 
 def run(test: Callable[[Servers, Transfers], Awaitable[None]]) -> None:
@@ -57,11 +58,6 @@ def run(test: Callable[[Servers, Transfers], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  (no event: it happens in threads)
-        await asyncio.sleep(0.005)
-
-
 def start(servers: Servers, transfers: Transfers, name: str, origin: Origin) -> asyncio.Task[str]:
     return asyncio.create_task(transfers.run(origin, servers.trickle(name)))
 
@@ -73,7 +69,7 @@ def url(site: int, file: int) -> Origin:
 def test_kinds_have_places_of_their_own() -> None:
     async def test(servers: Servers, transfers: Transfers) -> None:
         slow = [start(servers, transfers, f"{i}", url(i, 0)) for i in range(10)]
-        await until(lambda: len(servers.started) == 4)
+        await until_async(lambda: len(servers.started) == 4)
         for kind in ("hub", "registry", "s3", "path"):
             assert await transfers.run(Origin(kind, "somebody", "x"), lambda: "there") == "there"
         assert not any(task.done() for task in slow)
@@ -84,7 +80,7 @@ def test_kinds_have_places_of_their_own() -> None:
 def test_a_site_has_its_share_and_its_line() -> None:
     async def test(servers: Servers, transfers: Transfers) -> None:
         slow = [start(servers, transfers, f"{i}", url(0, i)) for i in range(5)]
-        await until(lambda: len(servers.started) == 2)
+        await until_async(lambda: len(servers.started) == 2)
         with pytest.raises(RequestError, match="3 downloads of weights from the same source wait") as caught:
             await transfers.run(url(0, 5), lambda: "never")
         assert caught.value.fault is Fault.OVERLOADED
@@ -99,7 +95,7 @@ def test_a_site_has_its_share_and_its_line() -> None:
 def test_a_line_has_an_end() -> None:
     async def test(servers: Servers, transfers: Transfers) -> None:
         slow = [start(servers, transfers, f"{i}", url(i, 0)) for i in range(10)]
-        await until(lambda: len(servers.started) == 4)
+        await until_async(lambda: len(servers.started) == 4)
         with pytest.raises(RequestError, match="try again later") as caught:
             await transfers.run(url(10, 0), lambda: "never")
         assert caught.value.fault is Fault.OVERLOADED
@@ -122,7 +118,7 @@ def test_a_file_is_fetched_once_at_a_time() -> None:
         same = [start(servers, transfers, f"same{i}", url(0, 0)) for i in range(3)]
         other = start(servers, transfers, "other", url(0, 1))
         # The site has two slots: had another of the same file taken one, this one would wait.
-        await until(lambda: len(servers.started) == 2)
+        await until_async(lambda: len(servers.started) == 2)
         assert sorted(servers.started) == ["other", "same0"]
         servers.over.set()
         assert await asyncio.gather(*same, other) == ["same0", "same1", "same2", "other"]
@@ -133,24 +129,24 @@ def test_a_file_is_fetched_once_at_a_time() -> None:
 def test_what_nobody_waits_for_goes_on_until_its_place_is_needed() -> None:
     async def test(servers: Servers, transfers: Transfers) -> None:
         slow = [start(servers, transfers, f"{i}", url(i, 0)) for i in range(4)]
-        await until(lambda: len(servers.started) == 4)
+        await until_async(lambda: len(servers.started) == 4)
         for task in slow[:2]:
             task.cancel()
         await asyncio.wait(slow[:2])
         await servers.look_on("0", "1")
         assert servers.stopped == []
         newcomer = start(servers, transfers, "new", url(9, 0))
-        await until(lambda: "new" in servers.started)
+        await until_async(lambda: "new" in servers.started)
         assert servers.stopped == ["0"]
         # Also for one that waits already, when a request is cancelled.
         another = start(servers, transfers, "another", url(8, 0))
-        await until(lambda: "another" in servers.started)
+        await until_async(lambda: "another" in servers.started)
         assert servers.stopped == ["0", "1"]
         third = start(servers, transfers, "third", url(7, 0))
         await servers.look_on("2", "3", "new", "another")
         assert "third" not in servers.started
         slow[2].cancel()
-        await until(lambda: "third" in servers.started)
+        await until_async(lambda: "third" in servers.started)
         assert servers.stopped == ["0", "1", "2"]
         servers.over.set()
         assert await asyncio.gather(*[newcomer, another, third, slow[3]]) == ["new", "another", "third", "3"]
@@ -161,7 +157,7 @@ def test_what_nobody_waits_for_goes_on_until_its_place_is_needed() -> None:
 def test_who_asks_again_finds_it_going_on() -> None:
     async def test(servers: Servers, transfers: Transfers) -> None:
         slow = [start(servers, transfers, f"{i}", url(i, 0)) for i in range(4)]
-        await until(lambda: len(servers.started) == 4)
+        await until_async(lambda: len(servers.started) == 4)
         slow[0].cancel()
         await asyncio.wait(slow[:1])
         again = start(servers, transfers, "again", url(0, 0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.disk import Disk
 from embedding.models.files.weights import Weights
 from tests.support.hub_host import HubHost
+from tests.support.waiting import until
 from tests.support.weights import left, options, process
 
 SIZE = 100_000
@@ -37,9 +37,16 @@ def fetch(weights: Weights, host: ImageHost, name: str, how: str = "ok") -> Path
     return weights.url(host.url(f"/{how}/{name}.pt"))
 
 
-def later() -> None:
-    """Times of use are those of files, whose clock moves a few hundred times a second."""
-    time.sleep(0.02)
+def later(folder: Path) -> None:
+    """Waits for the next tick of the clock by which times of use are told: that of files."""
+    scratch = folder / "scratch"
+
+    def now() -> int:
+        scratch.touch()
+        return scratch.stat().st_mtime_ns
+
+    before = now()
+    until(lambda: now() > before)
 
 
 @pytest.mark.parametrize("how", ["ok", "chunked"])
@@ -47,7 +54,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path, host: ImageHost, wei
     """With a size that is known beforehand and without."""
     for name in "abcad":
         fetch(weights, host, name, how)
-        later()
+        later(tmp_path)
     assert left(tmp_path) == ["a.pt", "c.pt", "d.pt"]
     fetch(weights, host, "b", how)
     assert left(tmp_path) == ["a.pt", "b.pt", "d.pt"]
@@ -82,7 +89,7 @@ def test_what_another_thread_uses_stays(tmp_path: Path, host: ImageHost, weights
     with ThreadPoolExecutor(1) as another, weights.session():
         fetch(weights, host, "a")
         for name in "bcd":
-            later()
+            later(tmp_path)
             another.submit(fetch, weights, host, name).result()
         assert left(tmp_path) == ["a.pt", "c.pt", "d.pt"]
 
@@ -106,7 +113,7 @@ def test_what_another_process_uses_stays_until_its_end(tmp_path: Path, host: Ima
     assert user.stdout is not None
     assert user.stdout.readline() == "used\n"
     for name in "bcd":
-        later()
+        later(tmp_path)
         fetch(weights, host, name)
     assert left(tmp_path) == ["a.pt", "c.pt", "d.pt"]
     user.send_signal(signal.SIGKILL)
@@ -117,16 +124,15 @@ def test_what_another_process_uses_stays_until_its_end(tmp_path: Path, host: Ima
 
 def test_what_another_process_downloads_stays(tmp_path: Path, host: ImageHost, weights: Weights) -> None:
     loader = process(USE, str(tmp_path / "cache"), host.url("/drip?every=0.05"))
-    while not list((tmp_path / "cache").rglob("drip.part")):
-        assert loader.poll() is None
-        time.sleep(0.02)
+    until(lambda: loader.poll() is not None or any((tmp_path / "cache").rglob("drip.part")), 60)
+    assert loader.poll() is None
     for name in "abcd":
-        later()
+        later(tmp_path)
         fetch(weights, host, name)
     assert "drip.part" in left(tmp_path)
     loader.kill()
     loader.communicate()
-    later()
+    later(tmp_path)
     for name in "abcd":
         fetch(weights, host, name)
     assert "drip.part" not in left(tmp_path)
@@ -140,7 +146,7 @@ def test_repositories_of_the_hub_go_as_a_whole(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         weights = Weights(options(tmp_path, max_cache_bytes=LIMIT))
         for name in "abcd":
-            later()
+            later(tmp_path)
             assert (weights.repository(f"me/{name}") / "model.safetensors").read_bytes() == files["model.safetensors"]
         kept = sorted(path.name for path in (tmp_path / "cache/hub").glob("models--*"))
         assert kept == ["models--me--b", "models--me--c", "models--me--d"]

@@ -13,6 +13,7 @@ import pytest
 
 from embedding.models.files.weights import Weights
 from tests.support.hub_host import HubHost
+from tests.support.waiting import until
 from tests.support.weights import options, process, properties
 
 MIB = 2**20
@@ -65,11 +66,8 @@ def killed_halfway(tmp_path: Path, hub: HubHost) -> Path:
     hub.cut.add(NAME)
     hub.hold = lambda: False
     killed = process(DOWNLOAD, str(tmp_path / "cache"), NAME)
-    end = time.monotonic() + WAIT_S
-    while not any(path.stat().st_size for path in incomplete(tmp_path)):
-        assert time.monotonic() < end
-        assert killed.poll() is None
-        time.sleep(0.01)
+    until(lambda: killed.poll() is not None or any(path.stat().st_size for path in incomplete(tmp_path)), WAIT_S)
+    assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     (part,) = incomplete(tmp_path)
@@ -93,12 +91,7 @@ def test_what_a_kill_has_left_goes_in_the_end(tmp_path: Path, hub: HubHost) -> N
 
 
 def test_processes_that_want_the_same_file_download_it_once(tmp_path: Path, hub: HubHost) -> None:
-    def until_all_have_asked(name: str) -> None:
-        end = time.monotonic() + WAIT_S
-        while len(hub.asked(NAME, "HEAD")) < 2 and time.monotonic() < end:
-            time.sleep(0.01)
-
-    hub.before = until_all_have_asked
+    hub.before = lambda name: until(lambda: len(hub.asked(NAME, "HEAD")) >= 2, WAIT_S)
     processes = [process(DOWNLOAD, str(tmp_path / "cache"), NAME) for _ in range(2)]
     outputs = [each.communicate(timeout=2 * WAIT_S) for each in processes]
     (path,) = {output for output, _ in outputs}

@@ -49,7 +49,7 @@ def dripping_s3(host: ImageHost, monkeypatch: pytest.MonkeyPatch) -> None:
 def given_up(weights: Weights, **location: Any) -> str:
     started = time.monotonic()
     message = refusal(weights, **location)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # the whole file would take hours
     assert "slower than 1000 bytes/s, averaged over 0.25 s" in message
     assert "min_download_bytes_per_s" in message
     return message

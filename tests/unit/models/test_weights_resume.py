@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
@@ -20,6 +19,7 @@ from embedding.models.files.failure import unloadable
 from embedding.models.files.store import Store
 from embedding.models.files.weights import Weights
 from tests.support.range_host import OLD, RangeHost
+from tests.support.waiting import until
 from tests.support.weights import CONTENT, DOWNLOAD, left, options, process, refused
 
 HALF = len(CONTENT) // 2
@@ -31,10 +31,14 @@ def host() -> Iterator[RangeHost]:
         yield host
 
 
+def part_bytes(tmp_path: Path) -> int:
+    return sum(path.stat().st_size for path in tmp_path.rglob("model.pt.part"))
+
+
 def broken_off(tmp_path: Path, host: RangeHost) -> None:
     """Begins a download of which half arrives, before the server is out of order. Of all that one request is told."""
     host.breaks, host.lie = [HALF], "503"
-    host.hold = lambda: sum(path.stat().st_size for path in tmp_path.rglob("model.pt.part")) == HALF
+    host.hold = lambda: part_bytes(tmp_path) == HALF
     assert "503" in refused(lambda: Weights(options(tmp_path)).url(host.url()))
     host.lie = ""
     del host.requests[1:], host.sent[1:]
@@ -45,16 +49,12 @@ def killed_halfway(tmp_path: Path, host: RangeHost) -> None:
     """The same in a process that is killed."""
     host.breaks, host.stall = [HALF], True
     killed = process(DOWNLOAD, str(tmp_path / "cache"), host.url())
-    end = time.monotonic() + 30
-    size = 0
-    while size < HALF and time.monotonic() < end:
-        size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("model.pt.part"))
-        time.sleep(0.01)
+    until(lambda: part_bytes(tmp_path) >= HALF, 60)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     host.stall = False
     assert left(tmp_path) == ["model.pt.part", "model.pt.part.json"]
-    assert size == HALF
+    assert part_bytes(tmp_path) == HALF
 
 
 def test_a_lost_connection_is_made_anew(tmp_path: Path, host: RangeHost, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,7 +98,9 @@ TOO_NEW = formatdate(2e9, usegmt=True)
     ("etag", "modified"),
     [("", ""), ('W/"one"', ""), ("one", ""), ("", "yesterday"), ("", TOO_NEW)],
 )
-def test_what_cannot_be_told_apart_is_not_kept(tmp_path: Path, host: RangeHost, etag: str, modified: str) -> None:
+def test_downloads_without_a_strong_validator_are_not_resumed(
+    tmp_path: Path, host: RangeHost, etag: str, modified: str
+) -> None:
     """A weak ETag, none at all, and a date within the second (here: not before) the answer's own."""
     host.etag, host.modified, host.breaks = etag, modified, [HALF]
     assert "cut short" in refused(lambda: Weights(options(tmp_path)).url(host.url()))

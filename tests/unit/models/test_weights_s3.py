@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import requests
 
 from benchmarks.lib.image_host import ImageHost
 from embedding.models.files.weights import Weights
-from tests.support.s3 import ADMIN, s3_client, s3_server  # noqa: F401
+from tests.support.s3 import key, s3_client, s3_server  # noqa: F401
 from tests.support.weights import CONTENT, SECRET, TOKEN, left, options, properties, refusal
 
 
@@ -81,22 +77,12 @@ def test_s3_out_of_reach(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatc
     assert "EndpointConnectionError" in refusal(Weights(options(tmp_path)), AUTH, **s3_properties())
 
 
-@pytest.fixture
-def key(s3: Any, s3_server: str) -> Iterator[dict[str, str]]:
-    """The key of a user with the right to read; while it lasts, the server checks keys."""
-    iam = boto3.client("iam", endpoint_url=s3_server, **ADMIN)
-    user = f"reader-{uuid.uuid4().hex}"
-    iam.create_user(UserName=user)
-    may = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:HeadObject", "s3:ListBucket"], "Resource": "*"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [may]})
-    iam.put_user_policy(UserName=user, PolicyName="read", PolicyDocument=policy)
-    made = iam.create_access_key(UserName=user)["AccessKey"]
-    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"0", timeout=5)
-    yield {"aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"]}
-    requests.post(f"{s3_server}/moto-api/reset-auth", data=b"inf", timeout=5)
-
-
-def test_only_the_right_s3_key_opens(tmp_path: Path, key: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_right_s3_key_opens(
+    tmp_path: Path,
+    s3: Any,
+    key: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """And none reaches any log."""
     caplog.set_level(logging.DEBUG)
     for name, value, reason in (

@@ -100,7 +100,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path, host: ImageHost, p
     assert left(tmp_path) == []
 
 
-def test_a_disk_without_room_is_told_before_the_download(tmp_path: Path, host: ImageHost) -> None:
+def test_a_full_disk_is_reported_before_the_download(tmp_path: Path, host: ImageHost) -> None:
     message = refusal(Weights(options(tmp_path, max_checkpoint_bytes=0)), url=host.url("/lie-length"))
     assert "disk of cache_dir is full" in message
     assert left(tmp_path) == []
@@ -207,9 +207,12 @@ def test_threads_download_once(tmp_path: Path, host: ImageHost) -> None:
 def test_who_waits_too_long_is_told(tmp_path: Path, host: ImageHost) -> None:
     patient, hasty = Weights(options(tmp_path)), Weights(options(tmp_path, download_timeout_s=0.2))
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(patient.url, host.url("/ok/model.pt?delay=1"))
+        first = pool.submit(patient.url, host.url("/held/model.pt"))
         assert host.wait_for("connections", 1)
-        assert "another process" in refusal(hasty, url=host.url("/ok/model.pt?delay=1"))
+        try:
+            assert "another process" in refusal(hasty, url=host.url("/held/model.pt"))
+        finally:
+            host.release()
         assert first.result().read_bytes() == CONTENT
 
 

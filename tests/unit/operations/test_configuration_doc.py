@@ -11,7 +11,6 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 from pydantic import BaseModel
@@ -144,12 +143,11 @@ def _number(value: float, unit: str | None) -> str:
 def differences(text: str) -> list[str]:
     """Where a document and the settings classes do not agree, in sentences."""
     documented = tables(text)
-    with patch.dict(os.environ, clear=True):
-        return [
-            f"{place}: {sentence}"
-            for place, group in groups().items()
-            for sentence in _compared(settings_of(group), documented.get(place, {}))
-        ]
+    return [
+        f"{place}: {sentence}"
+        for place, group in groups().items()
+        for sentence in _compared(settings_of(group), documented.get(place, {}))
+    ]
 
 
 def _compared(settings: Mapping[str, Setting], table: Table) -> Iterator[str]:
@@ -163,6 +161,14 @@ def _compared(settings: Mapping[str, Setting], table: Table) -> Iterator[str]:
             yield f"the unit of `{name}` is {unit}, not {row.unit}"
         if not (row.unit and row.meaning):
             yield f"`{name}` has no unit or no meaning"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some defaults come from the environment."""
+    for name in list(os.environ):
+        if not name.startswith("PYTEST_"):
+            monkeypatch.delenv(name)
 
 
 def test_the_settings_are_those_of_their_classes() -> None:
@@ -207,8 +213,7 @@ def test_what_the_graph_sets_is_what_its_deployments_say() -> None:
 
 def test_the_variables_are_those_that_are_set() -> None:
     documented = tables(DOCUMENT)
-    with patch.dict(os.environ, clear=True):
-        every_node, machine = environment.for_cluster(), environment.for_machine()
+    every_node, machine = environment.for_cluster(), environment.for_machine()
     sections = {
         "Set on every node": every_node,
         "Set by make serve alone": {name: value for name, value in machine.items() if name not in every_node},

@@ -91,7 +91,7 @@ def test_chunks_cost_no_less_than_they_take() -> None:
     assert taken < chunks_cost(chunks, Expansion("", 0))
 
 
-def test_contents_share_the_room() -> None:
+def test_items_share_the_memory_budget() -> None:
     one = chunks_cost(chunk_text("ab" * 500, "character", 1, 0), Expansion("p", 8))
     results = chunk_texts(["ab" * 500] * 3 + ["a"], "character", 1, 0, Expansion("p", 8), 2 * one + one // 2)
     assert [isinstance(item, ItemError) for item in results] == [False, False, True, False]

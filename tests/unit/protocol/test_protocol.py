@@ -37,7 +37,7 @@ MODEL_KEYS = ("embeddingModelConfig", "embedding_model_config", "modelConfig", "
 # --- Requests ---
 
 
-def test_the_sheets_request() -> None:
+def test_request_examples_of_marqos_protocol() -> None:
     assert len(REQUEST) == 295
     request = decode_request(REQUEST)
     assert request.contents == ["hi"]
@@ -146,18 +146,18 @@ def test_a_request_in_python_is_taken_as_it_is() -> None:
 # --- Replies ---
 
 
-def test_the_sheets_reply() -> None:
+def test_reply_examples_of_marqos_protocol() -> None:
     reply = encode_result([[("chunk", np.array([0.1, 0.2, 0.3], np.float32))], ItemError("x")])
     assert len(REPLY) == 129
     assert reply == REPLY
 
 
-def test_the_sheets_array() -> None:
+def test_array_examples_of_marqos_protocol() -> None:
     """Keys are `bin`, in the order of docs/protocol.md: with `str` keys Marqo's client finds no array."""
     assert ARRAY in encode_result([[("a", np.array([1.0, 0.5], np.float32))]])
 
 
-def test_the_sheets_error() -> None:
+def test_error_examples_of_marqos_protocol() -> None:
     assert encode_error("boom") == bytes.fromhex("81a664657461696ca4626f6f6d")
 
 

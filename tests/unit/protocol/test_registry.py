@@ -8,7 +8,7 @@ import pytest
 from embedding.errors import Fault, RequestError
 from embedding.registry import DEMO_MODEL, canonical_json, lookup, model_key, names, properties_digest
 
-SHEET_KEYS = [
+PROTOCOL_KEYS = [
     ({"name": "test", "dimensions": 512, "type": "clip", "tokens": 77}, "c8e6"),
     ({"name": "bert", "dimensions": 768, "type": "hf"}, "c663"),
     ({}, "6e46"),
@@ -16,7 +16,7 @@ SHEET_KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("properties", "digits"), SHEET_KEYS)
+@pytest.mark.parametrize(("properties", "digits"), PROTOCOL_KEYS)
 def test_model_key_is_marqos(properties: dict[str, object], digits: str) -> None:
     assert model_key("my-model", properties) == f"my-model||{digits}"
 

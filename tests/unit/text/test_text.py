@@ -18,7 +18,7 @@ from embedding.text.chunks import SplitMethod, chunk_text, chunk_texts
 METHODS: list[SplitMethod] = ["character", "word", "sentence", "passage"]
 
 # content, method, length, overlap, chunks: docs/protocol.md, section 6.3
-SHEET: list[tuple[str, SplitMethod, int, int, list[str]]] = [
+PROTOCOL_EXAMPLES: list[tuple[str, SplitMethod, int, int, list[str]]] = [
     ("This is a test sentence", "word", 3, 1, ["This is a", "a test sentence"]),
     ("a b c d", "word", 3, 1, ["a b c", "c d"]),
     ("a b c d e f g", "word", 3, 2, ["a b c", "b c d", "c d e", "d e f", "e f g"]),
@@ -51,8 +51,10 @@ SHEET: list[tuple[str, SplitMethod, int, int, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "method", "length", "overlap", "chunks"), SHEET)
-def test_the_sheets_examples(content: str, method: SplitMethod, length: int, overlap: int, chunks: list[str]) -> None:
+@pytest.mark.parametrize(("content", "method", "length", "overlap", "chunks"), PROTOCOL_EXAMPLES)
+def test_chunk_examples_of_marqos_protocol(
+    content: str, method: SplitMethod, length: int, overlap: int, chunks: list[str]
+) -> None:
     assert chunk_text(content, method, length, overlap) == chunks
 
 
@@ -113,13 +115,11 @@ def test_overlaps_that_explode_are_refused() -> None:
     assert caught.value.fault is Fault.REFUSED
 
 
-def test_a_text_on_which_nltk_gives_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def give_up(_: str) -> list[str]:
-        raise TimeoutError
-
-    monkeypatch.setattr(text, "_load_tokenizers", lambda: text._Tokenizers(give_up, give_up))
+@pytest.mark.parametrize("method", ["word", "sentence"])
+def test_a_text_on_which_nltk_gives_up_is_refused(monkeypatch: pytest.MonkeyPatch, method: SplitMethod) -> None:
+    monkeypatch.setattr("nltk.redos.DEFAULT_TIMEOUT", 1e-9)
     with pytest.raises(RequestError, match="smaller contents"):
-        chunk_text("some text", "sentence", 1, 0)
+        chunk_text("Some text. " * 10_000, method, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_asking_leaves_no_trace_in_the_model() -> None:
     assert known() == before
 
 
-def test_a_content_that_cannot_be_split_is_its_own_error() -> None:
+def test_an_item_that_cannot_be_split_fails_alone() -> None:
     long = "ab" * 100_000
     first, second, third = chunk_texts(["one two", long, "x"], "character", 50_000, 49_999)
     assert (first, third) == (["one two"], ["x"])
