@@ -7,6 +7,7 @@ each of them against a running Ray Serve. Importing this module imports Ray: see
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -93,6 +94,14 @@ def serve_controller() -> Any:
         return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
         return None
+
+
+def haproxy_socket(node_id: str) -> Path:
+    """The socket at which a node's HAProxy takes commands. Serve has no way to drain HAProxy before a shutdown."""
+    from ray.serve._private.constants import RAY_SERVE_HAPROXY_SOCKET_PATH
+
+    path = Path(RAY_SERVE_HAPROXY_SOCKET_PATH)
+    return path.parent / node_id / path.name
 
 
 def close_handles() -> None:

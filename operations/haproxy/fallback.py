@@ -6,8 +6,8 @@ Ray notices a dead HAProxy after three seconds and needs three more to replace i
 refused. `wrapper` starts this process beside each HAProxy that listens for requests, in a session of its own, because
 Ray ends HAProxy's process group together with the actor that supervises it. It uses only the standard library.
 
-Ray also stops HAProxy for good with the signal that kills it, so a fallback starts then too. It ends with Ray's node at
-the latest, and never runs for more than `TIMEOUT_S`.
+Ray also stops HAProxy for good with the signal that kills it, so a fallback starts then too, unless HAProxy was drained
+(drain.py). It ends with Ray's node at the latest, and never runs for more than `TIMEOUT_S`.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 
 TIMEOUT_S = 30.0
+LISTENING = "listening.pid"
+"""Holds the process id of the HAProxy that listens for requests (`wrapper` writes it). Without it no fallback starts."""
 
 
 def main() -> None:
@@ -33,7 +35,8 @@ def main() -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(haproxy, signal.SIGKILL)
         return
-    if (folder / "listening.pid").read_text().split() != [str(haproxy_pid)]:
+    listening = folder / LISTENING
+    if not listening.exists() or listening.read_text().split() != [str(haproxy_pid)]:
         return
     note = folder / "fallback.pid"
     with subprocess.Popen(

