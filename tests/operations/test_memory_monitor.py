@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ import yaml
 from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port
 from tests.support.commands import Command, operators_environment
+from tests.support.launched import stopped
 from tests.support.marqo_client import MSGPACK
 from tests.support.serve import demo_config
 
@@ -48,7 +50,7 @@ Answer = tuple[int, str, bytes]
 
 
 class Memory:
-    """What a process is told of the machine's memory."""
+    """What a process can read about the machine's memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,9 +90,11 @@ def server(memory: Memory, tmp_path: Path) -> Iterator[Command]:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     command = Command(process, tmp_path / "log")
-    yield command
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=90) == 0
+    try:
+        yield command
+    finally:
+        status = stopped(process)
+    assert status == 0, command.output
 
 
 def workers(server: Command, title: str) -> set[psutil.Process]:
@@ -121,6 +125,8 @@ class Clients:
         self.answers: list[Answer] = []
         self.cuts: list[httpx.TransportError] = []
         """Requests that got no answer."""
+        self.times: list[tuple[float, float]] = []
+        """When each request was sent, and when it got its answer or was cut, by time.monotonic()."""
         self._url, self._count = url, count
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(count)
@@ -138,11 +144,14 @@ class Clients:
     def _ask(self) -> None:
         with httpx.Client(timeout=REFUSED_S) as client:
             while not self._over.is_set():
+                sent = time.monotonic()
                 try:
                     reply = client.post(f"{self._url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
                 except httpx.TransportError as error:
                     self.cuts.append(error)
                     continue
+                finally:
+                    self.times.append((sent, time.monotonic()))
                 self.answers.append((reply.status_code, reply.headers["Content-Type"], reply.content))
 
 
@@ -157,6 +166,7 @@ def test_replicas_that_the_memory_monitor_kills_cost_nobody_a_wrong_answer(serve
     with Clients(url, 6) as clients:
         try:
             memory.take_away()
+            alive, dead = first_death(before)
             server.wait_for(lambda: len(before - replicas(server)) >= 2, "killed replicas")
         finally:
             memory.give_back()
@@ -168,6 +178,26 @@ def test_replicas_that_the_memory_monitor_kills_cost_nobody_a_wrong_answer(serve
     assert [status for status, _, _ in clients.answers].count(200) >= 6
     for answer in clients.answers:
         assert_right_or_refused(answer, right)
+    assert any(sent < alive and ended > dead for sent, ended in clients.times), "none was in flight at a kill"
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def first_death(processes: set[psutil.Process]) -> tuple[float, float]:
+    """Waits until one of the processes has ended: when all of them were last seen alive, and when that was noticed."""
+    deadline = time.monotonic() + START_S
+    alive = looked = time.monotonic()
+    while all(map(is_alive, processes)):
+        assert looked < deadline, "no replica was killed"
+        alive = looked
+        time.sleep(0.01)
+        looked = time.monotonic()
+    return alive, time.monotonic()
 
 
 def assert_right_or_refused(answer: Answer, right: np.ndarray) -> None:

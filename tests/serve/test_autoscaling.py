@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from benchmarks.lib.cluster import wait_until
 from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
 from tests.support.marqo_client import MarqoClient
+from tests.support.serve import Serve
+from tests.support.waiting import holds
 
 APP = "scaling"
 PATIENCE_S = 60.0
+LOOK_BACK_S = 2.0
 
 
 def scaling(target: float) -> dict[str, Any]:
@@ -23,9 +27,9 @@ def scaling(target: float) -> dict[str, Any]:
         "max_replicas": 2,
         "target_ongoing_requests": target,
         "upscale_delay_s": 1,
-        "downscale_delay_s": 600,
+        "downscale_delay_s": 1,
         "metrics_interval_s": 0.5,
-        "look_back_period_s": 2,
+        "look_back_period_s": LOOK_BACK_S,
     }
 
 
@@ -53,7 +57,7 @@ def application_config() -> dict[str, Any]:
                 "ray_actor_options": small,
                 "max_ongoing_requests": 64,
                 "user_config": {"max_image_batch": 8, "max_text_batch": 16},
-                "autoscaling_config": scaling(6),
+                "autoscaling_config": scaling(32),
             },
         ],
     }
@@ -86,37 +90,47 @@ def load(clients: int, send: Callable[[], Any]) -> Iterator[None]:
         future.result()
 
 
-def most_replicas_until(grown: str, *others: str) -> dict[str, int]:
-    """Watches until `grown` has two replicas; the most that each of the others had meanwhile."""
-    most = dict.fromkeys((grown, *others), 0)
+@pytest.fixture(scope="module")
+def deployed(serve_instance: Serve) -> Iterator[MarqoClient]:
+    yield MarqoClient(serve_instance.add(application_config()))
+    serve_instance.remove(APP)
+
+
+@pytest.fixture
+def client(deployed: MarqoClient) -> MarqoClient:
+    """Of the application when it has one replica of each deployment."""
+    wait_until(lambda: replicas("Preprocessor") == replicas("Encoder") == 1, "one replica of each", PATIENCE_S)
+    return deployed
+
+
+def grows_alone(grown: str, other: str) -> bool:
+    """Watches until a deployment has two replicas, and for as long again as the autoscaler looks back; returns whether
+    the other one always had one."""
     deadline = time.monotonic() + PATIENCE_S
-    while most[grown] < 2:
-        assert time.monotonic() < deadline, f"{grown} did not grow: {most}"
-        for name in most:
-            most[name] = max(most[name], replicas(name))
+    while replicas(grown) < 2:
+        assert time.monotonic() < deadline, f"{grown} did not grow"
+        if replicas(other) != 1:
+            return False
         time.sleep(0.2)
-    return most
+    return holds(lambda: replicas(other) == 1, LOOK_BACK_S)
 
 
 @pytest.fixture
 def pictures() -> Iterator[Sequence[str]]:
+    """They come a second after they are asked for."""
     files = {f"{i}.jpg": jpeg_bytes(scene.draw(EVALUATION_SEEDS[i])) for i, scene in enumerate(scenes(8, 3))}
     with ImageHost(files) as host:
         yield [host.url(f"/ok/{name}?delay=1") for name in files]
 
 
-def test_slow_image_hosts_grow_the_preprocessors_alone(
-    application: Callable[[dict[str, Any]], MarqoClient], pictures: Sequence[str]
-) -> None:
-    client = application(application_config())
+def test_slow_image_hosts_grow_the_preprocessors_alone(client: MarqoClient, pictures: Sequence[str]) -> None:
+    """Eight clients have two calls each in flight: too many for a preprocessor, few for an encoder."""
     with load(8, lambda: client.embed(pictures, "image")):
-        most = most_replicas_until("Preprocessor", "Encoder")
-    assert most["Encoder"] == 1
+        assert grows_alone("Preprocessor", "Encoder")
 
 
-def test_texts_grow_the_encoders_alone(application: Callable[[dict[str, Any]], MarqoClient]) -> None:
-    client = application(application_config())
+def test_texts_grow_the_encoders_alone(client: MarqoClient) -> None:
+    """Twelve clients have eight calls each in flight."""
     texts = [f"text number {i} of many, long enough to cost the encoder something" for i in range(128)]
-    with load(8, lambda: client.embed(texts)):
-        most = most_replicas_until("Encoder", "Preprocessor")
-    assert most["Preprocessor"] == 1
+    with load(12, lambda: client.embed(texts)):
+        assert grows_alone("Encoder", "Preprocessor")

@@ -22,12 +22,14 @@ from benchmarks.lib.photo import jpeg, photo
 from deployments.ray_internals import for_this_thread
 from tests.support.marqo_client import MSGPACK, MarqoClient
 from tests.support.serve import Serve, replica_pids, sturdy_config
-from tests.support.waiting import still, until
+from tests.support.waiting import until
 
-APP = "cancelled"
+APP, TIMEOUT_APP = "cancelled", "timeout-6s"
 AT_A_TIME = 4
-DEADLINE_S = 6.0
+TIMEOUT_S = 6.0
 HANG_UPS = 20
+QUIET_S = 20.0
+"""Far less than a download may take."""
 HEADERS = {"Content-Type": MSGPACK, "Accept": MSGPACK}
 
 
@@ -42,14 +44,15 @@ def application_config(name: str, **ingress: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def clients(serve_instance: Serve) -> Iterator[tuple[MarqoClient, MarqoClient]]:
     """An application with time, and one that gives requests up after six seconds."""
-    hasty = application_config("hasty", request_timeout_s=DEADLINE_S)
-    serve_instance.deploy(application_config(APP), hasty)
-    both = MarqoClient(f"{serve_instance.url}/{APP}"), MarqoClient(f"{serve_instance.url}/hasty")
+    configs = application_config(APP), application_config(TIMEOUT_APP, request_timeout_s=TIMEOUT_S)
+    with_time, short_timeout = (MarqoClient(serve_instance.add(config)) for config in configs)
+    both = with_time, short_timeout
     with ImageHost({"a.jpg": jpeg(photo(1, 300, 200))}) as host:
         for client in (*both, *both):
             client.embed([host.url("/ok/a.jpg")], "image")
     yield both
-    serve_instance.deploy()
+    serve_instance.remove(APP)
+    serve_instance.remove(TIMEOUT_APP)
 
 
 @pytest.fixture
@@ -58,12 +61,14 @@ def host() -> Iterator[ImageHost]:
         yield host
 
 
-def request(contents: list[str], modality: str = "image", **preprocessing: Any) -> dict[str, Any]:
+def request(contents: list[str], modality: str = "image") -> dict[str, Any]:
+    """Pictures have a minute: a download that ends before does so because it was cancelled."""
+    timeout = {"downloadTimeoutMs": 60_000} if modality == "image" else {}
     return {
         "modality": modality,
         "contents": contents,
         "modelConfig": {"modelName": "demo/clip"},
-        "preprocessingConfig": {"modality": modality, **preprocessing},
+        "preprocessingConfig": {"modality": modality, **timeout},
         "returnIndividualError": True,
     }
 
@@ -76,13 +81,6 @@ def hang_up_after(client: MarqoClient, body: dict[str, Any], condition: Callable
         until(condition)
 
 
-def app_handle() -> DeploymentHandle[Any]:
-    handle = serve.get_app_handle(APP)
-    if not handle.is_initialized:
-        for_this_thread(handle)
-    return handle
-
-
 def is_busy(host: ImageHost) -> bool:
     return host.in_flight == AT_A_TIME
 
@@ -93,10 +91,10 @@ def hanging(host: ImageHost, count: int = 64) -> list[str]:
 
 def assert_quiet(client: MarqoClient, host: ImageHost) -> None:
     """Downloads end, and those that waited are never begun: the host sees only what is asked for from then on."""
-    assert host.wait_for("in_flight", 0, timeout=1.5)
+    assert host.wait_for("in_flight", 0, QUIET_S)
     # A chunk may start downloads in the moment between another's cancellation and its own.
     client.embed([host.url("/ok/a.jpg")], "image")
-    assert host.wait_for("in_flight", 0, timeout=1.5)
+    assert host.wait_for("in_flight", 0, QUIET_S)
     begun = len(host.requests)
     assert begun <= 3 * AT_A_TIME
     (vectors,) = client.results([host.url("/ok/a.jpg?again")], "image")
@@ -110,7 +108,7 @@ def test_clients_that_hang_up_end_their_downloads(clients: tuple[MarqoClient, Ma
     for _ in range(HANG_UPS):
         with ImageHost({}) as host:
             hang_up_after(client, request(hanging(host, 2 * AT_A_TIME)), partial(is_busy, host))
-            assert host.wait_for("in_flight", 0, timeout=1.5)
+            assert host.wait_for("in_flight", 0, QUIET_S)
 
 
 def test_a_request_whose_time_is_up_ends_its_downloads(
@@ -118,7 +116,7 @@ def test_a_request_whose_time_is_up_ends_its_downloads(
 ) -> None:
     """Most of its chunks do not get to the preprocessor by then: those that do afterwards begin nothing."""
     _, client = clients
-    status, body = client.request(request(hanging(host), downloadTimeoutMs=60_000))
+    status, body = client.request(request(hanging(host)))
     assert status == 200
     assert all("the time of its request was over" in item["error_message"] for item in body["result"]), body
     assert_quiet(client, host)
@@ -129,17 +127,17 @@ def test_a_request_that_is_given_up_ends_its_downloads(
 ) -> None:
     """The preprocessor, which has begun some, stands still until the ingress waits no longer."""
     _, client = clients
-    (pid,) = replica_pids("Preprocessor", "hasty")
+    (pid,) = replica_pids("Preprocessor", TIMEOUT_APP)
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(client.request, request(hanging(host)))
-        assert host.wait_for("in_flight", AT_A_TIME)
+        until(partial(is_busy, host))
         os.kill(pid, signal.SIGSTOP)
         try:
-            status, body = reply.result(10)
+            status, body = reply.result(60)
         finally:
             os.kill(pid, signal.SIGCONT)
     assert status == 503
-    assert f"not answered within {DEADLINE_S:g} s" in body["detail"]
+    assert f"not answered within {TIMEOUT_S:g} s" in body["detail"]
     assert_quiet(client, host)
 
 
@@ -155,16 +153,15 @@ def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoC
 
 
 def test_a_cancelled_handle_call_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
-    call = app_handle().vectorise.remote(request(hanging(host)))
-    assert host.wait_for("in_flight", AT_A_TIME)
+    call = for_this_thread(serve.get_app_handle(APP)).vectorise.remote(request(hanging(host)))
+    until(partial(is_busy, host))
     call.cancel()  # type: ignore[no-untyped-call]  # Ray's
     assert_quiet(clients[0], host)
 
 
-def test_a_cancelled_handle_call_costs_no_forwards(clients: tuple[MarqoClient, MarqoClient]) -> None:
+def test_a_cancelled_handle_call_costs_no_forwards(marqo: MarqoClient, handle: DeploymentHandle[Any]) -> None:
     """The encoder's CPU time tells: all of the request, against the same request that is cancelled soon."""
-    client, _ = clients
-    (pid,) = replica_pids("Encoder", APP)
+    (pid,) = replica_pids("Encoder", "marqo")
     encoder = psutil.Process(pid)
     texts = [f"a text, number {i}, of some words that are not a search" for i in range(4096)]
 
@@ -172,16 +169,15 @@ def test_a_cancelled_handle_call_costs_no_forwards(clients: tuple[MarqoClient, M
         times = encoder.cpu_times()
         return times.user + times.system
 
-    client.embed(texts[:256])
+    marqo.embed(texts[:256])
     before = spent()
-    client.embed(texts)
+    marqo.embed(texts)
     whole = spent() - before
     before = spent()
-    call = app_handle().vectorise.remote(request(texts, "language"))
+    call = handle.vectorise.remote(request(texts, "language"))
     until(lambda: spent() - before > 0.1 * whole)
     call.cancel()  # type: ignore[no-untyped-call]  # Ray's
-    until(lambda: client.vectorise(["one more"])[0] == 200)
-    settled = spent()
-    until(lambda: still(spent))
+    # The encoder takes it after what is left of the call, all of which has been queued by now.
+    marqo.embed(["one more"])
+    print(f"{whole:.2f} s for all, {spent() - before:.2f} s when it is cancelled")
     assert spent() - before < 0.5 * whole
-    assert spent() - settled < 0.25 * whole

@@ -1,4 +1,4 @@
-"""The Python way in: what HTTP clients get, without HTTP."""
+"""The Python handle: what HTTP clients get, without HTTP."""
 
 from __future__ import annotations
 

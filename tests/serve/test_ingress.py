@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import httpx
 import msgpack
+import msgpack_numpy
+import numpy as np
 import pytest
 
-from tests.support.ingress import request
+from tests.support.ingress import drawn, request, vectors
 from tests.support.marqo_client import MSGPACK, MarqoClient
+
+
+def assert_vector_of_a(reply: httpx.Response) -> None:
+    assert (reply.status_code, reply.headers["content-type"]) == (200, MSGPACK)
+    results = msgpack.unpackb(reply.content, object_hook=msgpack_numpy.decode)["result"]
+    assert [key for ((key, _),) in results] == ["a"]
+    np.testing.assert_array_equal(vectors(results), drawn(["a"]))
+
 
 # --- GET / and /healthz ---
 
@@ -34,7 +44,7 @@ def test_telemetry_is_ignored(marqo: MarqoClient, path: str) -> None:
 def test_telemetry_does_no_harm_to_messagepack(marqo: MarqoClient) -> None:
     body = msgpack.packb(request(["a"]))
     reply = httpx.post(marqo.url + "/vectorise?telemetry=true", content=body, headers={"Content-Type": MSGPACK})
-    assert (reply.status_code, reply.headers["content-type"]) == (200, MSGPACK)
+    assert_vector_of_a(reply)
 
 
 # --- Content negotiation ---
@@ -83,8 +93,7 @@ def test_errors_are_json_unless_messagepack_is_accepted(
 @pytest.mark.parametrize("accept", [None, "application/json", "*/*", MSGPACK])
 def test_success_is_always_messagepack(marqo: MarqoClient, accept: str | None) -> None:
     headers = {"Content-Type": MSGPACK} | ({} if accept is None else {"Accept": accept})
-    reply = marqo.post(msgpack.packb(request(["a"])), headers)
-    assert (reply.status_code, reply.headers["content-type"]) == (200, MSGPACK)
+    assert_vector_of_a(marqo.post(msgpack.packb(request(["a"])), headers))
 
 
 def test_malformed_bodies_say_so(marqo: MarqoClient) -> None:
@@ -108,7 +117,7 @@ def test_audio_and_video_are_422(marqo: MarqoClient, modality: str) -> None:
     assert "modality" in body["detail"]
 
 
-def test_get_and_put_are_no_ways_to_vectorise(marqo: MarqoClient) -> None:
+def test_vectorise_accepts_post_only(marqo: MarqoClient) -> None:
     assert marqo.get("/vectorise").status_code == 405
     assert httpx.put(marqo.url + "/vectorise").status_code == 405
     assert marqo.get("/vectorize").status_code == 404

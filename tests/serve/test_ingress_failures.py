@@ -47,6 +47,8 @@ FAILURES = {
     "refused": ("http://127.0.0.1:1/a.jpg", "error when downloading the media url"),
 }
 QUICK = {"downloadTimeoutMs": 800}
+TOGETHER = {"downloadTimeoutMs": 3000}
+"""For good pictures beside failures, which share two cores with them."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_every_failure_is_its_contents_own(marqo: MarqoClient, image_host: Image
     """All of them in one request, among good pictures, whose vectors stay what they are alone."""
     good = image_host.url("/ok/8.jpg")
     contents = [content for kind in FAILURES for content in (good, failing[kind])]
-    results = marqo.results(contents, "image", preprocessing=QUICK)
+    results = marqo.results(contents, "image", preprocessing=TOGETHER)
     alone = vectors(marqo.results([good], "image"))[0]
     for kind, picture, failure in zip(FAILURES, results[::2], results[1::2], strict=True):
         ((key, vector),) = picture

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -146,16 +147,30 @@ def test_models_as_the_newer_generation_has_them(marqo: MarqoClient) -> None:
 
 @pytest.mark.parametrize("query", ["", "?detailed=false", "?detailed=true", "?detailed=true&replicas=true"])
 def test_models_are_listed_without_the_credentials_of_their_urls(marqo: MarqoClient, query: str) -> None:
-    """The random model downloads nothing, but its properties are listed like any other's."""
+    """In names and properties. The random model downloads nothing, but its properties are listed like any other's."""
     url = "https://me:hunter2@models.example/x.pt?X-Amz-Signature=hunter3"
-    graph = {"sources": [url]}
-    properties = {**SMALL, "url": url, "tritonTextEncoderProperties": graph}
-    marqo.embed(["a"], model="tiny/signed", properties=properties)
+    properties = {
+        **SMALL,
+        "name": url,
+        "url": url,
+        "tritonTextEncoderProperties": {"sources": [url]},
+        "modelLocation": {"s3": {"Bucket": "b", "Key": "k.pt?X-Amz-Signature=hunter4"}},
+        "notes": [{url: ["see s3://me:hunter5@bucket/key?token=hunter6 for it"]}],
+    }
+    marqo.embed(["a"], model=url, properties=properties)
     reply = marqo.get(f"/models{query}")
-    assert "tiny/signed" in reply.text
     assert "hunter" not in reply.text
+    (line,) = [line for line in reply.json()["models"] if "models.example/x.pt" in str(line)]
     if "detailed=true" in query:
-        assert reply.text.count("models.example/x.pt") == 2
+        assert line["modelProperties"].count("https://models.example/x.pt") == 4
+        assert "s3://bucket/key" in line["modelProperties"]
+    # By the name that is shown it can be ejected, too.
+    key = line.get("modelName", line.get("model_name"))
+    assert key.startswith("https://models.example/x.pt")
+    assert httpx.delete(marqo.url + "/models", params={"model_name": key}).status_code == 200
+    gone = marqo.get(f"/models{query}")
+    assert gone.status_code == 200
+    assert "models.example/x.pt" not in gone.text
 
 
 def test_the_newer_generation_may_use_the_bare_name(marqo: MarqoClient) -> None:

@@ -108,7 +108,7 @@ def test_many_pictures_over_chunk_borders_in_order(marqo: MarqoClient, image_hos
             np.testing.assert_allclose(vector, alone[name], atol=1e-5)
 
 
-def test_urls_are_quoted_for_the_host_and_told_as_received(marqo: MarqoClient, image_host: ImageHost) -> None:
+def test_urls_are_quoted_for_the_host_and_returned_as_received(marqo: MarqoClient, image_host: ImageHost) -> None:
     # The image host looks names up as they were sent.
     image_host.files["gr%C3%B6%C3%9Fe%20%7B1%7D.jpg"] = image_host.files["größe {1}.jpg"]
     url = image_host.url("/ok/größe {1}.jpg")

@@ -11,7 +11,7 @@ from tests.support.marqo_client import MarqoClient
 from tests.support.protocol import REQUEST
 
 
-def test_the_sheets_bytes_get_the_sheets_vector(marqo: MarqoClient) -> None:
+def test_marqos_example_request_gives_its_example_vector(marqo: MarqoClient) -> None:
     reply = marqo.post(REQUEST)
     assert reply.status_code == 200
     ((key, array),) = msgpack.unpackb(reply.content)["result"][0:1][0]
@@ -58,7 +58,7 @@ def test_several_hundred_texts(marqo: MarqoClient) -> None:
 
 
 @pytest.mark.parametrize("prefix", [None, "", "passage: ", "no space"])
-def test_prefixes_are_embedded_and_not_told(marqo: MarqoClient, prefix: str | None) -> None:
+def test_prefixes_are_embedded_and_not_returned(marqo: MarqoClient, prefix: str | None) -> None:
     texts = ["a", "", "b"]
     results = marqo.results(texts, properties=SMALL, preprocessing={"textPrefix": prefix})
     assert [item[0][0] for item in results] == texts

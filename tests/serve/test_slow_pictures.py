@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,8 @@ from benchmarks.lib.image_host import ImageHost
 from benchmarks.lib.photo import encoded, jpeg, photo
 from tests.support import hostile_pictures
 from tests.support.marqo_client import MarqoClient
-from tests.support.serve import replica_pids, sturdy_config
+from tests.support.serve import replica_pids
+from tests.support.waiting import until
 
 ORDINARY = {
     "a.jpg": jpeg(photo(1, 600, 400)),
@@ -29,7 +30,9 @@ SLOW = {
     "chunks": hostile_pictures.many_chunks(1_500_000),
     "segments": hostile_pictures.many_segments(6_000_000),
 }
-BUDGET_S = 5.0
+ATTACK_S = 120.0
+PROMPT_S = 4.5
+"""What an ordinary picture takes at most. One that waited for a slow one would take the five seconds of that one."""
 CLIENTS = 4
 
 
@@ -39,28 +42,26 @@ def host() -> Iterator[ImageHost]:
         yield host
 
 
-def waits(client: MarqoClient, urls: list[str], right: list[Any]) -> list[float]:
-    """Seconds for each of these pictures, asked for one after the other, twice each."""
+def waits(client: MarqoClient, urls: list[str], right: list[Any], turn: int) -> list[float]:
+    """Seconds for each of these pictures, asked for one after the other."""
     taken = []
-    for turn in range(2):
-        for url, expected in zip(urls, right, strict=True):
-            started = time.monotonic()
-            ((_, vector),) = client.results([f"{url}?{turn}"], "image")[0]
-            taken.append(time.monotonic() - started)
-            np.testing.assert_allclose(vector, expected[0][1], atol=1e-5)
+    for url, expected in zip(urls, right, strict=True):
+        started = time.monotonic()
+        ((_, vector),) = client.results([f"{url}?{turn}"], "image")[0]
+        taken.append(time.monotonic() - started)
+        np.testing.assert_allclose(vector, expected[0][1], atol=1e-5)
     return taken
 
 
-def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], MarqoClient], host: ImageHost) -> None:
-    client = application(sturdy_config("slow", replicas=1))
+def test_slow_pictures_hold_up_nobody(marqo: MarqoClient, host: ImageHost) -> None:
     ordinary = [host.url(f"/ok/{name}") for name in ORDINARY]
-    right = [client.results([url], "image")[0] for url in ordinary]
-    pids = set(replica_pids("Preprocessor", "slow"))
-    over, refused = threading.Event(), threading.Event()
+    right = [marqo.results([url], "image")[0] for url in ordinary]
+    pids = set(replica_pids("Preprocessor", "marqo"))
+    over = threading.Event()
+    messages: list[str] = []
 
-    def attack(number: int) -> list[str]:
+    def attack(number: int) -> None:
         """Requests of many slow pictures, and of one, each picture under a name that was never seen before."""
-        messages = []
         names = [name.replace(" ", "-") for name in SLOW]
         for turn in range(1000):
             if over.is_set():
@@ -68,27 +69,34 @@ def test_slow_pictures_hold_up_nobody(application: Callable[[dict[str, Any]], Ma
             count = 12 if number % 2 else 1
             urls = [host.url(f"/ok/{names[(turn + i) % len(names)]}?{number}-{turn}-{i}") for i in range(count)]
             # A quick machine decodes some of them in time.
-            results = client.results(urls, "image")
-            messages += [item["error_message"] for item in results if isinstance(item, dict)]
-            refused.set()
-        return messages
+            results = marqo.results(urls, "image")
+            messages.extend(item["error_message"] for item in results if isinstance(item, dict))
+
+    def given_up() -> int:
+        """Slow pictures that took all of the time that a picture may take."""
+        return sum("takes more than 5 s of CPU to decode" in message for message in messages)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         attackers = [pool.submit(attack, number) for number in range(CLIENTS)]
         try:
-            assert refused.wait(120)
-            taken = waits(client, ordinary, right)
+            until(lambda: given_up() > 0, ATTACK_S)
+            before, deadline = given_up(), time.monotonic() + ATTACK_S
+            taken: list[float] = []
+            # At least twice, and until one is given up whose decoding went on meanwhile.
+            while len(taken) < 2 * len(ordinary) or given_up() == before:
+                assert time.monotonic() < deadline
+                taken += waits(marqo, ordinary, right, len(taken))
         finally:
             over.set()
-        messages = [message for attacker in attackers for message in attacker.result()]
+        for attacker in attackers:
+            attacker.result()
     print(f"answers within {[round(each, 2) for each in taken]} s, {len(messages)} slow pictures refused")
-    assert max(taken) < BUDGET_S
-    assert any("takes more than 5 s of CPU to decode" in message for message in messages)
+    assert max(taken) < PROMPT_S
     assert all("to decode" in message for message in messages)
-    assert set(replica_pids("Preprocessor", "slow")) == pids
+    assert set(replica_pids("Preprocessor", "marqo")) == pids
 
 
-def test_a_slow_picture_is_paid_for_once(marqo: MarqoClient, host: ImageHost) -> None:
+def test_a_slow_picture_is_decoded_once(marqo: MarqoClient, host: ImageHost) -> None:
     url = host.url("/ok/scans?once")
     (first,) = marqo.results([url], "image")
     (again,) = marqo.results([url], "image")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+import msgpack
 import numpy as np
 
 from embedding.models.model import normalize
 from embedding.models.random import random_vectors
-from tests.support.marqo_client import MarqoClient
+from tests.support.marqo_client import MSGPACK, MarqoClient
 
 SMALL = {"name": "random/small", "dimensions": 32, "type": "random"}
 PREAMBLE = "An error occurred during vectorisation. "
@@ -58,6 +62,13 @@ def vectors(results: list[Any]) -> np.ndarray:
     return np.stack([item[0][1] for item in results])
 
 
+def assert_right(answers: Iterable[np.ndarray], right: np.ndarray) -> None:
+    """Each is the same float32 (n, dimensions), up to rounding in batches of other sizes."""
+    for answer in answers:
+        assert answer.shape == right.shape
+        assert np.abs(answer - right).max() < 1e-5
+
+
 def is_error(item: Any) -> bool:
     """An error map, of exactly the shape that section 3.1 gives."""
     if not isinstance(item, dict):
@@ -66,6 +77,21 @@ def is_error(item: Any) -> bool:
     assert (item["status_code"], item["error_code"]) == (400, "inference_error")
     assert isinstance(item["error_message"], str)
     return True
+
+
+def detail(reply: httpx.Response) -> str:
+    """The message of an error, in whichever format it was asked for."""
+    body = msgpack.unpackb(reply.content) if reply.headers["content-type"] == MSGPACK else reply.json()
+    assert list(body) == ["detail"]
+    assert isinstance(body["detail"], str)
+    return body["detail"]
+
+
+def busy_with(message: str, what: str) -> int:
+    """How much of something an ingress holds, as the message of a 503 names it."""
+    named = re.match(rf"The server is busy with (\d+) {what} and ", message)
+    assert named, message
+    return int(named[1])
 
 
 def raw(marqo: MarqoClient, method: str, path: str) -> tuple[int, Any]:

@@ -1,7 +1,6 @@
 """`operations.launch` as an operator starts it, under whatever environment, limits and mounts."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -11,11 +10,13 @@ from typing import Any
 
 import yaml
 
+from benchmarks.lib.cluster import kill
 from benchmarks.lib.places import ROOT
-from benchmarks.lib.process import free_port
+from benchmarks.lib.process import descendants, free_port
 from tests.support.commands import Command, operators_environment
 
 READY = "ready: http://"
+STOP_S = 90.0
 
 
 def empty_config(port: int | None = None, **http: Any) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def launched(
     before: Callable[[], None] | None = None,
     within: Sequence[str] = (),
 ) -> Iterator[Command]:
-    """Starts a config, and ends it by Ctrl-C.
+    """Starts a config, and ends it by Ctrl-C. It must end with status 0 then, unless it has ended before.
 
     Args:
         folder: for the config and what the server prints.
@@ -62,9 +63,26 @@ def launched(
     try:
         yield command
     finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGINT)
-        process.wait(90)
+        ended_before = process.poll() is not None
+        status = stopped(process)
+    assert ended_before or status == 0, command.output
+
+
+def stopped(process: subprocess.Popen[bytes]) -> int:
+    """Ends a server by Ctrl-C, unless it has ended, and returns its exit status.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end, and was killed with all that it had started.
+    """
+    family = descendants(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        kill(*(member.pid for member in family))
+        process.wait()
+        raise
 
 
 def refusal(command: Command) -> str:

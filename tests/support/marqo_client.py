@@ -1,7 +1,8 @@
 """A client that speaks to the server as a Marqo API container does. Source: docs/protocol.md, section 11."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 import msgpack
@@ -21,6 +22,12 @@ class MarqoClient:
         self.url = url
         authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(timeout=300, headers=authorization, limits=ALL_STAY_OPEN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._http.close()
 
     def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Raw bytes, with the headers that Marqo always sends unless others are given."""
@@ -71,10 +78,13 @@ class MarqoClient:
         return results
 
     def embed(self, contents: Sequence[str], *args: Any, **kwargs: Any) -> np.ndarray:
-        """The vectors of contents that must have one each: (len(contents), dimensions)."""
+        """The vectors of contents that must have one each: (len(contents), dimensions), finite."""
         results = self.results(contents, *args, **kwargs)
         assert all(isinstance(item, list) and len(item) == 1 for item in results), results
-        return np.stack([item[0][1] for item in results])
+        rows = np.stack([item[0][1] for item in results])
+        assert rows.ndim == 2
+        assert np.isfinite(rows).all()
+        return rows
 
     def get(self, path: str) -> httpx.Response:
         """`GET`, the path with whatever is in it unescaped, as Marqo sends it."""

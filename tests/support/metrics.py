@@ -27,3 +27,14 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} never reached the metrics"
         time.sleep(0.5)
+
+
+def wait_until_all_but_downloads_are_done(application: str, downloads: int) -> None:
+    """Waits until an application works on no item, while so many wait for their downloads. It tells that every ten
+    seconds."""
+
+    def held(what: str) -> float:
+        return scraped("marqo_in_flight", application=application, what=what)
+
+    # In this order: what is worked on is told together with what waits, or later.
+    wait_for(lambda: held("waiting contents") == downloads and held("contents") == 0, f"{downloads} downloads alone")

@@ -1,4 +1,4 @@
-"""Many clients that send half of a request each and then wait, for as long as they are let."""
+"""Many clients that send half of a request each, and then wait until the server closes the connection."""
 
 import asyncio
 import resource
@@ -8,7 +8,7 @@ from types import TracebackType
 HALF_A_HEAD = b"POST /vectorise HTTP/1.1\r\nHost: x\r\nAccept: "
 
 
-class Crowd:
+class IncompleteRequests:
     """Connections that are opened again as soon as they are closed.
 
     Args:
@@ -23,30 +23,30 @@ class Crowd:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._tasks: list[asyncio.Task[None]] = []
-        self._all_here = threading.Event()
+        self._all_waiting = threading.Event()
         self.waiting = 0
         """Connections that are open and have sent their part."""
         self.closed = 0
         """Connections that the server has closed."""
 
-    def __enter__(self) -> "Crowd":
+    def __enter__(self) -> "IncompleteRequests":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
         self._thread.start()
-        self._loop.call_soon_threadsafe(self._come)
-        assert self._all_here.wait(120), f"{self.waiting} of {self._size} got in"
+        self._loop.call_soon_threadsafe(self._start)
+        assert self._all_waiting.wait(120), f"{self.waiting} of {self._size} are connected"
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._go(), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _come(self) -> None:
+    def _start(self) -> None:
         self._tasks = [self._loop.create_task(self._one()) for _ in range(self._size)]
 
-    async def _go(self) -> None:
+    async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -77,4 +77,4 @@ class Crowd:
         if change < 0:
             self.closed += 1
         if self.waiting == self._size:
-            self._all_here.set()
+            self._all_waiting.set()

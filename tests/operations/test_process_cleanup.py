@@ -20,6 +20,7 @@ from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port
 from operations.guardian import MARKER, Guardian, end_orphans
 from tests.support.commands import Command, operators_environment
+from tests.support.launched import empty_config
 from tests.support.serve import demo_config
 
 GONE_S = 5.0
@@ -68,16 +69,18 @@ def name(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Launch]]:
-    """Starts the same server, at the same port, again and again."""
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Launch]]:
+    """Starts a server, at the same port, again and again: the graph, or the smallest application."""
     folder = tmp_path_factory.mktemp("launch")
-    config = demo_config()
-    config["http_options"]["port"] = free_port()
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    graph = demo_config()
+    graph["http_options"]["port"] = port
+    (folder / "graph.yaml").write_text(yaml.safe_dump(graph))
+    (folder / "empty.yaml").write_text(yaml.safe_dump(empty_config(port)))
     launches: list[Launch] = []
 
-    def start() -> Launch:
-        launches.append(Launch(folder / "config.yaml", folder / f"log{len(launches)}"))
+    def start(application: str = "empty") -> Launch:
+        launches.append(Launch(folder / f"{application}.yaml", folder / f"log{len(launches)}"))
         return launches[-1]
 
     yield start
@@ -121,9 +124,9 @@ MOMENTS: dict[str, Callable[[Launch], object]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_nothing_outlives_a_killed_launcher(launch: Callable[[], Launch], moment: str) -> None:
+def test_nothing_outlives_a_killed_launcher(launch: Callable[..., Launch], moment: str) -> None:
     """Each start follows the kill before at once, at the same port."""
-    server = launch()
+    server = launch("graph" if moment == "under load" else "empty")
     MOMENTS[moment](server)
     with all_gone_after(server):
         server.process.kill()
@@ -131,7 +134,7 @@ def test_nothing_outlives_a_killed_launcher(launch: Callable[[], Launch], moment
 
 
 @pytest.mark.parametrize("lost", ["raylet", "gcs_server", "controller"])
-def test_a_launcher_whose_ray_has_ended_says_so_and_ends(launch: Callable[[], Launch], lost: str) -> None:
+def test_a_launcher_whose_ray_has_ended_says_so_and_ends(launch: Callable[..., Launch], lost: str) -> None:
     server = launch()
     server.wait_for_output("ready: ")
     if lost == "controller":
@@ -169,7 +172,7 @@ def shut_serve_down(server: Launch) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env=shut_down, timeout=60)
 
 
-def test_a_second_ctrl_c_ends_at_once_even_if_ray_hangs(launch: Callable[[], Launch]) -> None:
+def test_a_second_ctrl_c_ends_at_once_even_if_ray_hangs(launch: Callable[..., Launch]) -> None:
     server = launch()
     server.wait_for_output("Started Serve")
     server.wait_for_process("gcs_server").suspend()

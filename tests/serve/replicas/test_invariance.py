@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -58,33 +57,9 @@ def test_company_changes_nothing(marqo: MarqoClient, urls: list[str], modality: 
     assert np.abs(arrangement(marqo, contents, modality) - together).max() <= TOLERANCE
 
 
-def test_replicas_and_chunks_change_nothing(
-    marqo: MarqoClient, urls: list[str], application: Callable[[dict[str, Any]], MarqoClient]
-) -> None:
-    """Two encoders, two preprocessors, odd chunk sizes and small batches give the main application's vectors."""
-    other = application(
-        {
-            "name": "odd",
-            "route_prefix": "/odd",
-            "import_path": "graph:build_app",
-            "args": {
-                "ingress": {"image_chunk": 3, "text_chunk": 7},
-                "preprocessor": {"fetch": {"allowed_networks": "127.0.0.0/8"}},
-                "encoder": {"device": "cpu", "preload": ["demo/clip"]},
-            },
-            "deployments": [
-                {"name": "Ingress", "ray_actor_options": {"num_cpus": 0.1}},
-                {"name": "Preprocessor", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
-                {
-                    "name": "Encoder",
-                    "num_replicas": 2,
-                    "ray_actor_options": {"num_cpus": 0.1},
-                    "user_config": {"max_image_batch": 5, "max_text_batch": 9},
-                },
-            ],
-        }
-    )
+def test_replicas_and_chunks_change_nothing(marqo: MarqoClient, urls: list[str], client: MarqoClient) -> None:
+    """Three encoders, two preprocessors, odd chunk sizes and small batches give the main application's vectors."""
     for modality in ("image", "language"):
         contents = contents_of(modality, urls)
-        difference = all_at_once(other, contents, modality) - vectors(marqo, contents, modality)
+        difference = all_at_once(client, contents, modality) - vectors(marqo, contents, modality)
         assert np.abs(difference).max() <= TOLERANCE
