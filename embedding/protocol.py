@@ -34,7 +34,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.values import check_values
+from embedding.msgpack_values import check_values
 
 MSGPACK = "application/msgpack"
 SHOWN_PROBLEMS = 10

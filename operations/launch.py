@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from operations import address, environment, machine, supervision
+from operations import address, environment, preflight, supervision
 from operations.config_file import read_config
 from operations.errors import StartError
 from operations.guardian import Guardian, end_orphans
@@ -152,8 +152,8 @@ def check_machine() -> None:
     Raises:
         StartError: the machine lacks something.
     """
-    machine.raise_limits()
-    if reason := machine.problem():
+    preflight.raise_limits()
+    if reason := preflight.problem():
         raise StartError(reason)
 
 

@@ -21,7 +21,7 @@ from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.models.cache import ModelCache
-from embedding.models.files.access import KeyedHash
+from embedding.models.files.accepted_credentials import KeyedHash
 from embedding.models.files.failure import named
 from embedding.models.files.origin import needs_files, origin_of
 from embedding.models.files.transfers import Transfers

@@ -11,7 +11,7 @@ from typing import Any
 from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ingress.gather import (
+from deployments.ingress.calls import (
     Answers,
     call_replica,
     check_answers,

@@ -10,8 +10,8 @@ from functools import cached_property
 from deployments.ingress.admission import Load
 from deployments.ingress.transfer_share import DEFAULT_THREADS, Threads
 from deployments.preprocessor.parts import DownloadOptions
-from embedding.expansion import Expansion
 from embedding.image_spec import ImageSpec
+from embedding.memory_estimate import Expansion
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, InferenceRequest
 from embedding.text.chunks import chunks_cost

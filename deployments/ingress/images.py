@@ -9,15 +9,15 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.admission import Load
-from deployments.ingress.gather import Answers, run_concurrently, split_by_size, stream_from_replica
+from deployments.ingress.calls import Answers, run_concurrently, split_by_size, stream_from_replica
 from deployments.ingress.image_chunk import ChunkContext, ImageChunk
 from deployments.ingress.image_task import IN_FLIGHT_BYTES, ImageTask, Tally
 from deployments.ingress.poison import Poison
 from deployments.ingress.transfer_share import ThreadShares
 from deployments.preprocessor.parts import DownloadOptions
 from deployments.ray_internals import by_reference
-from embedding.expansion import check_expansion, text_bytes
 from embedding.image_spec import ImageSpec
+from embedding.memory_estimate import check_expansion, text_bytes
 
 CALL_BYTES = 16 * 2**20
 """Limit of the items and pixels of one call; a single picture may have more."""

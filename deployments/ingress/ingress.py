@@ -14,19 +14,19 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.admission import SPARE_PART, Admission, AdmissionShare, Load, of_items
 from deployments.ingress.bodies import Arrivals
-from deployments.ingress.gate import CLEANUP_KEY, add_gate
-from deployments.ingress.gather import Answers, time_limit
+from deployments.ingress.calls import Answers, time_limit
 from deployments.ingress.health import problem
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
 from deployments.ingress.metrics import IngressMetrics
+from deployments.ingress.middleware import CLEANUP_KEY, add_gate
 from deployments.ingress.pipeline import Pipeline
 from deployments.ingress.replies import PartsResponse
 from deployments.ingress.texts import TextFanOut
 from deployments.ray_internals import by_reference
 from deployments.replica import METRICS_PERIOD_S, Settings
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.expansion import text_bytes
+from embedding.memory_estimate import text_bytes
 from embedding.protocol import (
     MSGPACK,
     ImageConfig,

@@ -8,7 +8,7 @@ from blake3 import blake3
 from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.admission import Load
-from deployments.ingress.gather import Answers, call_replica, unwrapped
+from deployments.ingress.calls import Answers, call_replica, unwrapped
 from deployments.ingress.image_task import ImageTask
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.retry import retried

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.admission import AdmissionShare
-from deployments.ingress.gather import (
+from deployments.ingress.calls import (
     Answers,
     call_replica,
     check_answers,
@@ -22,7 +22,7 @@ from deployments.ingress.retry import retried
 from deployments.ray_internals import by_reference
 from deployments.routing import to_preferred_replica
 from embedding.errors import ItemError
-from embedding.expansion import Expansion, check_expansion, text_bytes
+from embedding.memory_estimate import Expansion, check_expansion, text_bytes
 from embedding.models.model import Rows
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ChunkConfig, InferenceRequest, TextConfig, Vectors

@@ -20,13 +20,13 @@ from deployments.preprocessor.progress import Progress
 from deployments.preprocessor.transfer_pools import TransferPools
 from deployments.replica import Settings, assigned_cpus, lower_priority
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
-from embedding.expansion import Expansion
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.image.fair_queue import Call
 from embedding.image.lanes import Lanes
 from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, limit_pillow
 from embedding.image.subprocess_decoder import DecoderCrashed
 from embedding.image_spec import ImageSpec
+from embedding.memory_estimate import Expansion
 from embedding.text.chunks import SplitMethod, chunk_texts
 
 HAND_OVER_S = 5.0

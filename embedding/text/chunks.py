@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.expansion import Expansion, shown_bytes, text_bytes
+from embedding.memory_estimate import Expansion, shown_bytes, text_bytes
 
 SplitMethod = Literal["character", "word", "sentence", "passage"]
 

@@ -15,6 +15,7 @@ from embedding.fetch.data_uri import decode_data_uri
 from embedding.fetch.url import parse_url
 from embedding.models.properties import OpenClipProperties, parse_properties
 from embedding.models.spec import ModelSpec
+from embedding.msgpack_values import check_values
 from embedding.protocol import (
     ImageConfig,
     InferenceRequest,
@@ -24,7 +25,6 @@ from embedding.protocol import (
     encode_result,
     parse_request,
 )
-from embedding.values import check_values
 from tests.fuzz.making import PYTHON, make_body, nested
 from tests.fuzz.target import Finding
 

@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.expansion import Expansion, check_expansion
+from embedding.memory_estimate import Expansion, check_expansion
 from embedding.models.spec import ModelSpec
 from embedding.protocol import InferenceRequest, TextConfig, Vectors, decode_request, encode_parts
 from embedding.text.chunks import chunk_texts, chunks_cost

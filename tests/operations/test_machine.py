@@ -70,7 +70,7 @@ def trouble_within(script: str, environment: dict[str, str]) -> str:
     tried = subprocess.run([*words, "true"], capture_output=True, check=False)
     if tried.returncode != 0:
         pytest.skip(f"no mounts here: {tried.stderr.decode().strip()}")
-    program = "from operations import machine; print(machine.problem())"
+    program = "from operations import preflight; print(preflight.problem())"
     variables = operators_environment() | environment
     run = subprocess.run(
         [*words, sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True, check=True

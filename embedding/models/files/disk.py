@@ -6,13 +6,14 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from embedding.models.files.failure import unloadable
-from embedding.models.files.session import current
+from embedding.models.files.load_session import current
 
 logger = logging.getLogger("ray.serve")
 
@@ -162,23 +163,28 @@ def _is_same_file(file: TextIO, path: Path) -> bool:
 
 def _has_content(entry: Path) -> bool:
     """Whether an entry holds more than lock files, refs of the hub's client, and downloads that it will not resume."""
-    for path in entry.rglob("*"):
+    for path in _files(entry):
         inside = path.relative_to(entry)
         if inside.parts[0] == "refs" or any(part.startswith(".") for part in inside.parts):
             continue
-        if path.name.endswith(".incomplete") or path.is_dir():
-            continue
-        return True
+        if not path.name.endswith(".incomplete"):
+            return True
     return False
 
 
 def _size(entry: Path) -> int:
     """Bytes of its files. Links, which folders of the hub have for every file, are not counted."""
     total = 0
-    for path in entry.rglob("*"):
+    for path in _files(entry):
         try:
             status = path.lstat()
         except FileNotFoundError:  # renamed or deleted concurrently
             continue
-        total += status.st_size if path.is_file() and not path.is_symlink() else 0
+        total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files and links below a folder, without what is deleted concurrently: `Path.rglob` of Python 3.11 would raise."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
 
-from embedding.models.files.access import Access
+from embedding.models.files.accepted_credentials import Access
 from embedding.models.files.disk import Disk
 from embedding.models.files.failure import is_full, unloadable
 from embedding.models.files.options import LoadOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -70,9 +70,13 @@ class Store:
 
     def _delete_old_parts(self) -> None:
         """Deletes resumable remains of failed downloads, except for the latest ones."""
-        parts = sorted(self._root.glob("*/*.part"), key=_changed, reverse=True)
+        parts = sorted(self._parts(), key=_changed, reverse=True)
         for part in parts[_PARTS_KEPT:]:
             self._disk.delete(part.parent)
+
+    def _parts(self) -> Iterator[Path]:
+        for folder in _listed(self._root):
+            yield from (path for path in _listed(folder) if path.suffix == ".part")
 
     def forget(self, path: Path) -> bool:
         """Deletes a result of `get`, or the one that contains `path`.
@@ -90,6 +94,13 @@ class Store:
         if is_full(error):
             return unloadable(f"the disk of cache_dir became full while '{name}' was written; nothing was kept")
         return unloadable(f"cache_dir cannot hold '{name}': {error.strerror or type(error).__name__}")
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # deleted concurrently, which `Path.glob` of Python 3.11 raises
+        return []
 
 
 def _changed(path: Path) -> float:

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 from embedding.errors import RequestError
 from embedding.models.files import hub, s3
-from embedding.models.files.access import Access
+from embedding.models.files.accepted_credentials import Access
 from embedding.models.files.archive import BrokenArchive, content_root, unpack
 from embedding.models.files.checkpoint import BrokenCheckpoint, Kind, checkpoint_kind
 from embedding.models.files.disk import Disk
 from embedding.models.files.download import RemoteFile, download
 from embedding.models.files.failure import invalid, unloadable
 from embedding.models.files.hub import Hub
+from embedding.models.files.load_session import once, session
 from embedding.models.files.load_time import downloading
 from embedding.models.files.options import LoadOptions, Source
-from embedding.models.files.session import once, session
 from embedding.models.files.store import Store
 from embedding.registry import lookup, names
 from embedding.shown import shown

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from deployments.ingress.gate import CLEANUP_KEY
 from deployments.ingress.ingress import Ingress, IngressSettings
+from deployments.ingress.middleware import CLEANUP_KEY
 from embedding.errors import Fault, RequestError
 from embedding.protocol import MSGPACK
 from tests.support.clock import run_without_waiting

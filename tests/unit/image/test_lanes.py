@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -69,9 +70,19 @@ async def _outcomes() -> dict[str, object]:
         await keep("warm", ORDINARY["png"], Call())
         for name, data in SLOW.items():
             await keep(name, data, Call())
+        done = asyncio.Event()
+
+        async def flood_with(name: str, data: bytes, call: Call, number: int) -> None:
+            """Again and again until the ordinary pictures are decoded, or it is refused."""
+            for again in itertools.count():
+                key = f"flood {name} {number} {again}"
+                await keep(key, data, call)
+                if done.is_set() or not isinstance(outcomes[key], SlowError):
+                    return
+
         flood = [
-            asyncio.create_task(keep(f"flood {name} {i}", data, call))
-            for i, call in ((i, Call()) for i in range(FLOOD))
+            asyncio.create_task(flood_with(name, data, call, number))
+            for number, call in ((number, Call()) for number in range(FLOOD))
             for name, data in SLOW.items()
         ]
         # All slots for slow pictures are taken.
@@ -83,6 +94,7 @@ async def _outcomes() -> dict[str, object]:
             waits.append(time.monotonic() - started)
         outcomes["waits"] = waits
         outcomes["unfinished"] = sum(not task.done() for task in flood)
+        done.set()
         await asyncio.wait(flood)
     finally:
         lanes.close()
@@ -109,7 +121,7 @@ def test_ordinary_pictures_are_decoded_within_5_s(outcomes: dict[str, object]) -
 
 def test_the_rest_is_told_that_there_are_too_many(outcomes: dict[str, object]) -> None:
     flood = [outcome for name, outcome in outcomes.items() if name.startswith("flood")]
-    assert len(flood) == FLOOD * len(SLOW)
+    assert len(flood) >= FLOOD * len(SLOW)
     assert all(isinstance(error, MediaError) for error in flood)
     busy = [error for error in flood if not isinstance(error, SlowError)]
     assert busy

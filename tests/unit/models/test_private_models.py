@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embedding.models.files.access import Access, KeyedHash
+from embedding.models.files.accepted_credentials import Access, KeyedHash
 from embedding.models.files.weights import Weights
 from embedding.models.properties import OpenClipProperties
 from tests.support.hub_host import HubHost

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
+from embedding.errors import Fault, RequestError
 from embedding.models.files.disk import Disk
-from embedding.models.files.session import session
+from embedding.models.files.load_session import session
+from embedding.models.files.store import Store
 from embedding.models.files.weights import Weights
 from tests.support.hub_host import HubHost
 from tests.support.range_host import RangeHost
@@ -108,3 +110,29 @@ def test_a_session_asks_once(tmp_path: Path) -> None:
         first.unlink()
         assert weights.url(host.url("/ok/a.pt")) == first
         assert len(host.requests) == 1
+
+
+def test_a_failure_is_told_while_others_tidy_up(tmp_path: Path) -> None:
+    """Folders of other failed downloads come and go meanwhile."""
+    root, done = tmp_path / "files", threading.Event()
+    store = Store(root, 10, Disk(tmp_path, 0))
+
+    def churn() -> None:
+        while not done.is_set():
+            for number in range(20):
+                (root / f"other{number}").mkdir(parents=True, exist_ok=True)
+            for number in range(20):
+                (root / f"other{number}").rmdir()
+
+    def fail(path: Path) -> None:
+        raise RequestError(Fault.REFUSED, "the host is gone")
+
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            for number in range(300):
+                with pytest.raises(RequestError, match="the host is gone"):
+                    store.get(f"key{number}", "a.bin", fail)
+        finally:
+            done.set()
+        churning.result()

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from ray import exceptions
 
 from benchmarks.lib.process import free_port
-from deployments.ingress.gate import CLEANUP_KEY, add_gate
+from deployments.ingress.middleware import CLEANUP_KEY, add_gate
 from deployments.ingress.replies import PartsResponse
 from tests.support.marqo_client import MSGPACK
 from tests.support.waiting import until
@@ -90,7 +90,7 @@ def test_no_failure_is_told_in_plain_text(port: int, path: str, accept: str) -> 
 
 
 def test_a_refused_body_that_does_not_end_ends_its_connection(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.ingress.gate.DRAIN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("deployments.ingress.middleware.DRAIN_TIMEOUT_S", 0.3)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.putrequest("POST", "/refuses")
         connection.putheader("Content-Length", "1000000")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.ingress.gather import run_concurrently, split_by_size
+from deployments.ingress.calls import run_concurrently, split_by_size
 from embedding.errors import Fault, ItemError, RequestError
-from embedding.expansion import Expansion, check_expansion
+from embedding.memory_estimate import Expansion, check_expansion
 from embedding.protocol import Vectors, encode_parts, encode_result
 from embedding.text.chunks import MAX_EXPANDED_BYTES, chunk_text, chunk_texts, chunks_cost
 

@@ -10,8 +10,8 @@ import msgpack
 import pytest
 
 from embedding.errors import Fault, RequestError
+from embedding.msgpack_values import MAX_VALUES
 from embedding.protocol import decode_request
-from embedding.values import MAX_VALUES
 
 SETTINGS: dict[str, Any] = {
     "modality": "language",
