@@ -22,7 +22,7 @@ def scraped(name: str, **wanted: str) -> float:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Metrics are told every few seconds."""
+    """Polls; metrics are reported every few seconds."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, f"{what} never reached the metrics"
@@ -30,8 +30,8 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def wait_until_all_but_downloads_are_done(application: str, downloads: int) -> None:
-    """Waits until an application works on no item, while so many wait for their downloads. It tells that every ten
-    seconds."""
+    """Waits until an application works on no item, while so many wait for their downloads. These metrics are set
+    every ten seconds."""
 
     def held(what: str) -> float:
         return scraped("marqo_in_flight", application=application, what=what)
