@@ -26,6 +26,8 @@ from tests.support.waiting import until
 
 APP, TIMEOUT_APP = "cancelled", "timeout-6s"
 AT_A_TIME = 4
+CHUNK = 4
+"""Items of one call, as `sturdy_config` has it."""
 TIMEOUT_S = 6.0
 HANG_UPS = 20
 QUIET_S = 20.0
@@ -144,7 +146,9 @@ def test_a_request_that_is_given_up_ends_its_downloads(
 def test_a_refused_request_ends_its_downloads(clients: tuple[MarqoClient, MarqoClient], host: ImageHost) -> None:
     """Without individual errors the first failure decides; the other chunks' work is for nothing then."""
     client, _ = clients
-    contents = [host.url("/status/404?delay=0.5"), host.url("/ok/a.jpg"), *hanging(host)]
+    # The first of each chunk fails: whichever chunk comes first takes all transfers.
+    contents = hanging(host)
+    contents[::CHUNK] = [host.url(f"/status/404?delay=0.5&{i}") for i in range(0, len(contents), CHUNK)]
     status, body = client.request(request(contents) | {"returnIndividualError": False})
     assert status == 400
     assert "returned 404" in body["detail"]
