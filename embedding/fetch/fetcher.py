@@ -151,7 +151,6 @@ class Fetcher:
     Args:
         settings: limits.
         resolver: resolves host names; by default the system's resolver.
-
     """
 
     def __init__(self, settings: FetchSettings, resolver: Resolver | None = None) -> None:

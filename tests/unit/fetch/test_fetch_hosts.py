@@ -12,15 +12,13 @@ from benchmarks.lib.image_host import ImageHost
 from embedding.fetch.fetcher import FetchOptions
 from tests.support.fetch import FakeResolver, cancelled, fetching, lost, outcomes, started
 
-KB = 1000
-PICTURE = bytes(100 * KB)
 PATIENT_MS = 20_000
 """A time limit that is not reached while the rest of a test goes on."""
 
 
 @pytest.fixture
 def host() -> Iterator[ImageHost]:
-    with ImageHost({"a": PICTURE, "small": b"small"}) as host:
+    with ImageHost({"a": bytes(100_000), "small": b"small"}) as host:
         yield host
 
 

@@ -15,8 +15,6 @@ from tests.support.fetch import fetching, lost, outcome, outcomes
 
 KB = 1000
 PICTURE = bytes(100 * KB)
-PATIENT_MS = 20_000
-"""A time limit that is not reached while the rest of a test goes on."""
 
 
 @pytest.fixture
