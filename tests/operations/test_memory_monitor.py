@@ -58,12 +58,12 @@ class Times:
 
     sent: float
     ended: float
-    right: bool
+    has_vectors: bool
 
     def was_hit(self, alive: float, dead: float) -> bool:
         """Whether it was in flight when a process ended, which was between these two times. One without vectors may end
         before that is noticed."""
-        return self.sent < alive < self.ended and (self.ended > dead or not self.right)
+        return self.sent < alive < self.ended and (self.ended > dead or not self.has_vectors)
 
 
 class Memory:
@@ -160,15 +160,15 @@ class Clients:
     def _ask(self) -> None:
         with httpx.Client(timeout=REFUSED_S) as client:
             while not self._over.is_set():
-                sent, right = time.monotonic(), False
+                sent, has_vectors = time.monotonic(), False
                 try:
                     reply = client.post(f"{self._url}/vectorise", content=BODY, headers={"Content-Type": MSGPACK})
-                    right = reply.status_code == 200
+                    has_vectors = reply.status_code == 200
                 except httpx.TransportError as error:
                     self.cuts.append(error)
                     continue
                 finally:
-                    self.times.append(Times(sent, time.monotonic(), right))
+                    self.times.append(Times(sent, time.monotonic(), has_vectors))
                 self.answers.append((reply.status_code, reply.headers["Content-Type"], reply.content))
 
 
