@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import (
+    autoscaling,
     batching,
     chaos,
     first_requests,
@@ -25,6 +26,7 @@ from benchmarks import (
     open_clip_versions,
     overload,
     pipeline,
+    scaling,
     shapes,
     soak,
     stages,
@@ -52,6 +54,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     gpu.BENCHMARK,
     soak.BENCHMARK,
     chaos.BENCHMARK,
+    scaling.BENCHMARK,
+    autoscaling.BENCHMARK,
     first_requests.BENCHMARK,
     many_models.BENCHMARK,
     many_names.BENCHMARK,

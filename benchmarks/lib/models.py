@@ -19,6 +19,11 @@ SMALL_CONFIG = {
     "vision_cfg": {"image_size": 224, "layers": 4, "width": 192, "patch_size": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 4},
 }
+TINY_CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 112},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,12 @@ class Checkpoint:
 
 def small_clip() -> Checkpoint:
     """A CLIP of 224 pixels, patches of 32, width 192, depth 4: so cheap that everything else shows in a measurement."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "bench-small.json").write_text(json.dumps(SMALL_CONFIG))
-    return _checkpoint("bench-small", 256)
+    return _own("bench-small", SMALL_CONFIG)
+
+
+def tiny_clip() -> Checkpoint:
+    """A CLIP of 224 pixels whose forward pass costs next to nothing: stands for encoders that are never the limit."""
+    return _own("bench-tiny", TINY_CONFIG)
 
 
 def vit_b_32() -> Checkpoint:
@@ -77,6 +85,12 @@ def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
     config = ModelConfig(model_name=checkpoint.architecture, model_properties=checkpoint.properties)
     options = LoadOptions(model_sources=("path",), path_roots=(checkpoint.path.parent,))
     return load_model(ModelSpec.from_config(config), torch.device(device), options)
+
+
+def _own(architecture: str, config: dict[str, Any]) -> Checkpoint:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{architecture}.json").write_text(json.dumps(config))
+    return _checkpoint(architecture, config["embed_dim"])
 
 
 def _checkpoint(architecture: str, dimensions: int) -> Checkpoint:

@@ -19,7 +19,7 @@ from benchmarks.lib.process import free_port, server
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of the graph. There is no autoscaling: a benchmark measures one shape at a time.
+    """The size of the graph. Without `autoscaling` it stays as it is: a benchmark measures one shape at a time.
 
     Args:
         ingresses: replicas.
@@ -31,6 +31,8 @@ class Shape:
         max_image_batch: most pictures in one forward pass.
         device: of the encoders.
         ingress: further settings of the ingress.
+        fetch: settings of downloads, other than those of config/demo.yaml.
+        autoscaling: `autoscaling_config` by deployment, in place of its number of replicas.
     """
 
     ingresses: int = 1
@@ -42,6 +44,8 @@ class Shape:
     max_image_batch: int = 32
     device: str = "cpu"
     ingress: Mapping[str, Any] = field(default_factory=dict)
+    fetch: Mapping[str, Any] = field(default_factory=dict)
+    autoscaling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
     arguments = application["args"]
     arguments["ingress"] = {"image_chunk": shape.image_chunk, **shape.ingress}
     arguments["preprocessor"]["decode_threads"] = shape.decode_threads
+    arguments["preprocessor"]["fetch"] |= shape.fetch
     arguments["encoder"] |= {
         "device": shape.device,
         "threads": shape.encoder_threads,
@@ -115,7 +120,11 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
     }
     replicas = {"Ingress": shape.ingresses, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
     for deployment in application["deployments"]:
-        deployment["num_replicas"] = replicas[deployment["name"]]
+        if scaling := shape.autoscaling.get(deployment["name"]):
+            deployment.pop("num_replicas", None)
+            deployment["autoscaling_config"] = dict(scaling)
+        else:
+            deployment["num_replicas"] = replicas[deployment["name"]]
         deployment["ray_actor_options"] = {"num_cpus": 0.1}
         if deployment["name"] == "Encoder":
             deployment["user_config"]["max_image_batch"] = shape.max_image_batch
