@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from operations.haproxy.config import LISTEN_VARIABLE, LOOPBACK
+from operations.haproxy.config import LISTEN_VARIABLE, LOOPBACK, PAGES, AddressError, pages_of
 
 DEFAULT_PORT = 8000
 """Serve's default."""
@@ -61,6 +61,19 @@ def problem(host: str | None, port: int) -> str | None:
         return f"port {port} cannot be used: a port is a number from 1 to 65535"
     except OSError as error:
         return f"port {port} on {host} cannot be used ({error.strerror}): {_remedy(error)}"
+    return None
+
+
+def pages_problem() -> str | None:
+    """The reason why the pages of statistics and metrics cannot listen where the environment says, or None. Without this
+    check HAProxy would not start, and only its log would say why."""
+    try:
+        for heading, found in pages_of(os.environ).items():
+            for address in found:
+                if not _can_listen(address, 0):
+                    return f"{PAGES[heading]}: this machine cannot listen at {address}; name an address that it has"
+    except AddressError as error:
+        return str(error)
     return None
 
 

@@ -153,7 +153,7 @@ def check_machine() -> None:
         StartError: the machine lacks something.
     """
     preflight.raise_limits()
-    if reason := preflight.problem():
+    if reason := preflight.problem() or address.pages_problem():
         raise StartError(reason)
 
 
@@ -204,6 +204,9 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.environment:
+        if reason := address.pages_problem():
+            print(f"error: {reason}", file=sys.stderr)
+            return 1
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.for_cluster().items()))
         return 0
     return _serve(options.config)

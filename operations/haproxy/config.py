@@ -15,7 +15,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 LISTEN_VARIABLE = "MARQO_LISTEN"
@@ -23,8 +23,9 @@ LISTEN_VARIABLE = "MARQO_LISTEN"
 LOOPBACK = "127.0.0.1"
 
 FRONTEND = "frontend http_frontend"
-PAGES = ("frontend prometheus", "listen stats")
-"""Sections of the pages for metrics and statistics."""
+PAGES = {"frontend prometheus": "MARQO_HAPROXY_METRICS_LISTEN", "listen stats": "MARQO_HAPROXY_STATS_LISTEN"}
+"""Sections of the pages for metrics and statistics, each with the variable of the addresses at which it listens: on
+loopback by default."""
 GRPC_FRONTEND = "frontend grpc_frontend"
 """Listens only if the config has `grpc_options`, at the address that Serve was given."""
 
@@ -68,6 +69,8 @@ HEAD_TOO_LARGE = (
     f"the head of the request is too large: {MAX_HEAD_BYTES} bytes are taken, {MAX_ADDRESS_BYTES} of a path"
 )
 
+Pages = Mapping[str, Sequence[str]]
+"""The addresses of each of `PAGES`, by its section."""
 Sections = dict[str, list[str]]
 """The lines of each section, by its heading (`global`, `frontend NAME`, …)."""
 
@@ -76,6 +79,32 @@ NOT_KNOWN = "this is not the HAProxy of Ray Serve 2.60"
 
 class UnknownConfigError(Exception):
     """The configuration is not built as Ray 2.60 builds it; the message says where."""
+
+
+class AddressError(ValueError):
+    """A variable of `PAGES` that cannot be used, as one sentence."""
+
+
+def pages_of(environment: Mapping[str, str]) -> Pages:
+    """The addresses of the pages, by the variables of an environment.
+
+    Raises:
+        AddressError: a variable holds something else than IP addresses, separated by commas.
+    """
+    return {heading: _addresses(variable, environment.get(variable, "")) for heading, variable in PAGES.items()}
+
+
+def _addresses(variable: str, value: str) -> list[str]:
+    given = [word.strip() for word in value.split(",")] if value else [LOOPBACK]
+    for address in given:
+        try:
+            usable = not getattr(ipaddress.ip_address(address), "scope_id", None)
+        except ValueError:
+            usable = False
+        if not usable:
+            advice = "say one or several IP addresses, separated by commas, without ports"
+            raise AddressError(f"{variable}: `{address}` is no IP address; {advice}")
+    return given
 
 
 def parse(text: str) -> Sections:
@@ -95,13 +124,14 @@ def render(sections: Sections) -> str:
     return "".join("\n".join([heading, *lines]) + "\n" for heading, lines in sections.items())
 
 
-def corrected(text: str, listen: Iterable[str], descriptors: int) -> Sections:
+def corrected(text: str, listen: Iterable[str], descriptors: int, pages: Pages | None = None) -> Sections:
     """Ray's configuration with all corrections.
 
     Args:
         text: as Ray writes it.
         listen: IP addresses at which HAProxy listens for requests; if empty, those that Ray has written.
         descriptors: limit of HAProxy's file descriptors.
+        pages: of metrics and statistics; loopback by default.
 
     Raises:
         UnknownConfigError: a line that is corrected is missing, or an unknown one opens an address.
@@ -114,9 +144,9 @@ def corrected(text: str, listen: Iterable[str], descriptors: int) -> Sections:
         raise UnknownConfigError(f"{descriptors} open files are too few; raise the limit (ulimit -n)")
     _replace(sections, "global", "maxconn", [f"maxconn {connections}", f"maxpipes {PIPES}"])
     _correct_defaults(sections)
-    for heading in PAGES:
+    for heading, addresses in (pages_of({}) if pages is None else pages).items():
         _, port = _address(sections, heading)
-        _replace(sections, heading, "bind", [f"bind {LOOPBACK}:{port}"])
+        _replace(sections, heading, "bind", _binds(addresses, port))
     _correct_frontend(sections, list(listen), connections)
     for heading in sections:
         if heading.startswith("backend ") and heading != "backend default_backend":
@@ -167,9 +197,8 @@ def _correct_defaults(sections: Sections) -> None:
 
 def _correct_frontend(sections: Sections, listen: list[str], connections: int) -> None:
     host, port = _address(sections, FRONTEND)
-    binds = [f"bind {_bind_address(address)}:{port}{' v4v6' if address == '::' else ''}" for address in listen]
     limits = _frontend_limits(connections - OTHERS)
-    _replace(sections, FRONTEND, "bind", [*(binds or [f"bind {host}:{port}"]), *limits])
+    _replace(sections, FRONTEND, "bind", [*(_binds(listen, port) or [f"bind {host}:{port}"]), *limits])
     if not listen and _is_one_address(host):
         # Replicas listen at this address too, but Ray writes loopback for those of HAProxy's own node.
         for other in [other for other in sections if other.startswith("backend ")]:
@@ -209,8 +238,9 @@ def _served_at(host: str, line: str) -> str:
     return line
 
 
-def _bind_address(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+def _binds(addresses: Iterable[str], port: str) -> list[str]:
+    hosts = {address: f"[{address}]" if ":" in address else address for address in addresses}
+    return [f"bind {host}:{port}{' v4v6' if address == '::' else ''}" for address, host in hosts.items()]
 
 
 def _error(status: int, detail: str) -> str:
@@ -262,7 +292,7 @@ def _correct_file(config: Path, listens: bool) -> None:
     listen = [address for address in os.environ.get(LISTEN_VARIABLE, "").split(",") if address]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit = sys.maxsize if descriptors == resource.RLIM_INFINITY else descriptors
-    sections = corrected(config.read_text(), listen, limit)
+    sections = corrected(config.read_text(), listen, limit, pages_of(os.environ))
     if listens:
         config.with_name("fallback.cfg").write_text(render(fallback(sections)))
     else:
@@ -275,7 +305,7 @@ def main() -> int:
     config, listens = Path(sys.argv[1]), {"frontend": True, "no-frontend": False}[sys.argv[2]]
     try:
         _correct_file(config, listens)
-    except (OSError, UnknownConfigError) as error:
+    except (OSError, UnknownConfigError, AddressError) as error:
         print(f"{config}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -7,7 +7,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.launched import READY, empty_config, launched
+from benchmarks.lib.process import free_port
+from tests.support.launched import READY, empty_config, launched, refusal
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -35,24 +36,35 @@ def listening(pid: int, name: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    ("host", "at", "asked"),
+    ("host", "at", "asked", "pages"),
     [
-        ("0.0.0.0", "0.0.0.0", ["127.0.0.1", "own"]),
-        ("::", "::", ["127.0.0.1", "[::1]", "own"]),
-        (None, "::", ["127.0.0.1", "[::1]", "own"]),
-        ("own", "own", ["own"]),
+        ("0.0.0.0", "0.0.0.0", ["127.0.0.1", "own"], ("", "")),
+        ("::", "::", ["127.0.0.1", "[::1]", "own"], ("::1", "own")),
+        (None, "::", ["127.0.0.1", "[::1]", "own"], ("", "0.0.0.0")),
+        ("own", "own", ["own"], ("::", "")),
     ],
 )
-def test_a_server_listens_where_its_config_says(tmp_path: Path, host: str | None, at: str, asked: list[str]) -> None:
+def test_a_server_listens_where_its_config_says(
+    tmp_path: Path, host: str | None, at: str, asked: list[str], pages: tuple[str, str]
+) -> None:
+    """The pages are those of metrics and of statistics."""
     own = own_address()
     config = empty_config(host=own if host == "own" else host)
     port = config["http_options"]["port"]
-    with launched(tmp_path, config) as server:
+    told = [own if page == "own" else page for page in pages]
+    ports = [free_port(), free_port()]
+    variables = {
+        "MARQO_HAPROXY_METRICS_LISTEN": told[0] or None,
+        "MARQO_HAPROXY_STATS_LISTEN": told[1] or None,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+    }
+    with launched(tmp_path, config, variables) as server:
         server.wait_for_output(READY)
         found = listening(server.process.pid, "haproxy")
-        assert {ip for ip, number in found if number == port} == {own if at == "own" else at}
-        pages = {ip for ip, number in found if number != port}
-        assert pages == {"127.0.0.1"}  # statistics and metrics
+        wanted = {(own if at == "own" else at, port)}
+        wanted |= {(page or "127.0.0.1", number) for page, number in zip(told, ports, strict=True)}
+        assert found == wanted
         # A replica's own HTTP port, and Serve's proxy, to which HAProxy sends requests while no replica runs.
         for process in ("ray::ProxyActor", "ray::ServeReplica"):
             http = {ip for ip, _ in listening(server.process.pid, process) if ip not in LOOPBACK}
@@ -63,3 +75,8 @@ def test_a_server_listens_where_its_config_says(tmp_path: Path, host: str | None
         if at == "own":
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"http://127.0.0.1:{port}/", timeout=10, trust_env=False)
+
+
+def test_a_page_that_cannot_listen_is_one_sentence(tmp_path: Path) -> None:
+    with launched(tmp_path, empty_config(), {"MARQO_HAPROXY_STATS_LISTEN": "everywhere"}) as server:
+        assert "MARQO_HAPROXY_STATS_LISTEN: `everywhere` is no IP address" in refusal(server)

@@ -40,6 +40,18 @@ def test_an_address_that_cannot_be_used_is_an_error(host: str, port: int, reason
     assert reason in (address.problem(host, port) or "")
 
 
+@pytest.mark.parametrize("variable", ["MARQO_HAPROXY_METRICS_LISTEN", "MARQO_HAPROXY_STATS_LISTEN"])
+@pytest.mark.parametrize(("value", "reason"), [("192.0.2.1", "cannot listen at 192.0.2.1"), ("all", "no IP address")])
+def test_pages_that_cannot_listen_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    assert address.pages_problem() is None
+    monkeypatch.setenv(variable, value)
+    problem = address.pages_problem() or ""
+    assert problem.startswith(f"{variable}: ")
+    assert reason in problem
+
+
 @pytest.mark.parametrize(("taken", "host"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::")])
 def test_a_busy_port_is_noticed_at_whatever_address(taken: str, host: str) -> None:
     family = socket.AF_INET6 if ":" in taken else socket.AF_INET

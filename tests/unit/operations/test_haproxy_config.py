@@ -13,7 +13,16 @@ import pytest
 from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port, haproxy_binary
 from operations import address
-from operations.haproxy.config import UnknownConfigError, corrected, fallback, parse, render, without_frontend_bind
+from operations.haproxy.config import (
+    AddressError,
+    UnknownConfigError,
+    corrected,
+    fallback,
+    pages_of,
+    parse,
+    render,
+    without_frontend_bind,
+)
 
 
 @functools.cache
@@ -69,6 +78,29 @@ def test_several_addresses_have_a_line_each(everywhere: str) -> None:
     sections = corrected(everywhere, ["127.0.0.1", "::1", "::"], 20_000)
     binds = ["bind 127.0.0.1:8881", "bind [::1]:8881", "bind [::]:8881 v4v6"]
     assert lines(sections, "frontend http_frontend", "bind") == binds
+
+
+def test_the_pages_have_addresses_of_their_own(everywhere: str) -> None:
+    variables = {"MARQO_HAPROXY_METRICS_LISTEN": "::", "MARQO_HAPROXY_STATS_LISTEN": "127.0.0.1, 192.0.2.1,::1"}
+    sections = corrected(everywhere, ["127.0.0.1"], 20_000, pages_of(variables))
+    binds = {
+        heading: [re.sub(r":\d+( |$)", r":PORT\1", line) for line in listening_lines(sections[heading])]
+        for heading in ("frontend http_frontend", "frontend prometheus", "listen stats")
+    }
+    assert binds == {
+        "frontend http_frontend": ["bind 127.0.0.1:PORT"],
+        "frontend prometheus": ["bind [::]:PORT v4v6"],
+        "listen stats": ["bind 127.0.0.1:PORT", "bind 192.0.2.1:PORT", "bind [::1]:PORT"],
+    }
+    left = [line for section in fallback(sections).values() for line in listening_lines(section)]
+    assert left == ["bind 127.0.0.1:8881"]
+
+
+@pytest.mark.parametrize("value", ["everywhere", "127.0.0.1:9101", "10.0.0.0/8", "127.0.0.1,", "*", "fe80::1%eth0"])
+@pytest.mark.parametrize("variable", ["MARQO_HAPROXY_METRICS_LISTEN", "MARQO_HAPROXY_STATS_LISTEN"])
+def test_a_page_needs_ip_addresses(variable: str, value: str) -> None:
+    with pytest.raises(AddressError, match=f"^{variable}: .* is no IP address; say one or several"):
+        pages_of({variable: value})
 
 
 def test_the_fallback_listens_for_requests_only(everywhere: str) -> None:
