@@ -65,8 +65,8 @@ def problem(host: str | None, port: int) -> str | None:
 
 
 def pages_problem() -> str | None:
-    """The reason why the pages of statistics and metrics cannot listen where the environment says, or None. Without this
-    check HAProxy would not start, and only its log would say why."""
+    """The reason why the pages of statistics and metrics cannot listen where the environment says, or None. Without
+    this check HAProxy would not start, and only its log would say why."""
     try:
         for heading, found in pages_of(os.environ).items():
             for address in found:

@@ -98,7 +98,7 @@ def _check_application(document: Document, place: Place, application: Mapping[st
     if target is not graph.build_app and target is not graph.app:
         return
     args = application.get("args") or {}
-    if target is graph.app and args:
+    if target is not graph.build_app and args:
         raise document.error((*place, "args"), "graph:app takes no args: use `import_path: graph:build_app`")
     for where, problem in problems(graph.GraphArgs, args):
         raise document.error((*place, "args", *where), problem)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.lib.process import free_port
 from tests.support.launched import READY, empty_config, launched, refusal
+from tests.support.waiting import until
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -61,10 +62,10 @@ def test_a_server_listens_where_its_config_says(
     }
     with launched(tmp_path, config, variables) as server:
         server.wait_for_output(READY)
-        found = listening(server.process.pid, "haproxy")
         wanted = {(own if at == "own" else at, port)}
         wanted |= {(page or "127.0.0.1", number) for page, number in zip(told, ports, strict=True)}
-        assert found == wanted
+        # A HAProxy that takes over from another may have started after a look at the processes.
+        until(lambda: listening(server.process.pid, "haproxy") == wanted)
         # A replica's own HTTP port, and Serve's proxy, to which HAProxy sends requests while no replica runs.
         for process in ("ray::ProxyActor", "ray::ServeReplica"):
             http = {ip for ip, _ in listening(server.process.pid, process) if ip not in LOOPBACK}

@@ -1,5 +1,7 @@
 """The builder's arguments and the configs that come with the project are closed: a typo is an error, not a default."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -50,8 +52,10 @@ def test_every_config_sizes_each_deployment(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_nothing_listens_beyond_loopback(path: Path) -> None:
-    assert read_config(path)["http_options"]["host"] == "127.0.0.1"
+def test_only_a_cluster_listens_beyond_loopback(path: Path) -> None:
+    """There a HAProxy asks the replicas of other nodes."""
+    host = "0.0.0.0" if path.name == "cluster.yaml" else "127.0.0.1"
+    assert read_config(path)["http_options"]["host"] == host
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -123,6 +127,31 @@ def test_a_cuda_encoder_asks_ray_for_one_gpu(built: Callable[..., dict[str, dict
         options = built(encoder={"device": device})
         assert options["Encoder"]["ray_actor_options"]["num_gpus"] == gpus
         assert options["Ingress"] == options["Preprocessor"] == {}
+
+
+def test_a_cluster_names_its_device() -> None:
+    (application,) = read_config(ROOT / "config" / "cluster.yaml")["applications"]
+    assert application["args"]["encoder"]["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grows"),
+    [
+        ([{"Alive": True, "Labels": {}}], False),
+        ([{"Alive": True, "Labels": {}}, {"Alive": False, "Labels": {graph.NODE_GROUP: "workers"}}], False),
+        ([{"Alive": True, "Labels": {}}, {"Alive": True, "Labels": {}}], True),
+        ([{"Alive": True, "Labels": {graph.NODE_GROUP: "headgroup"}}], True),
+    ],
+)
+def test_a_cluster_is_known_by_its_nodes(nodes: list[dict[str, Any]], grows: bool) -> None:
+    assert graph._may_grow(nodes) == grows
+
+
+def test_the_default_graph_is_built_once_and_when_it_is_asked_for() -> None:
+    program = "import graph; assert 'app' not in vars(graph); assert graph.app is graph.app"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
+    with pytest.raises(AttributeError, match="has no attribute 'apps'"):
+        graph.apps  # type: ignore[attr-defined] # noqa: B018
 
 
 def test_the_graph_names_its_deployments(built: Callable[..., dict[str, dict[str, Any]]]) -> None:
