@@ -5,12 +5,14 @@ All of them end with the processes that hold them, however those end: nothing ha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import signal
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 _NEW_NETWORK = 0x40000000
@@ -45,6 +47,22 @@ def enter_network(pid: int) -> None:
     """
     with Path(f"/proc/{pid}/ns/net").open() as namespace:
         _call("setns", namespace.fileno(), _NEW_NETWORK)
+
+
+@contextlib.contextmanager
+def inside_network(namespace: Path) -> Iterator[None]:
+    """Moves this thread into a network namespace while the context lasts. Threads and processes that it starts there
+    stay.
+
+    Raises:
+        OSError: the kernel does not allow it.
+    """
+    with Path("/proc/thread-self/ns/net").open() as before, namespace.open() as there:
+        _call("setns", there.fileno(), _NEW_NETWORK)
+        try:
+            yield
+        finally:
+            _call("setns", before.fileno(), _NEW_NETWORK)
 
 
 def tun(address: str, peer: str, mtu: int, initial_window: int) -> int:

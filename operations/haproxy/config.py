@@ -239,8 +239,15 @@ def _served_at(host: str, line: str) -> str:
 
 
 def _binds(addresses: Iterable[str], port: str) -> list[str]:
-    hosts = {address: f"[{address}]" if ":" in address else address for address in addresses}
-    return [f"bind {host}:{port}{' v4v6' if address == '::' else ''}" for address, host in hosts.items()]
+    return [f"bind {_bound(address, port)}" for address in addresses]
+
+
+def _bound(address: str, port: str) -> str:
+    if ":" not in address:
+        return f"{address}:{port}"
+    # Without a word HAProxy 2.8 does not recognise the sockets that it takes over from another: it pauses that one's, and
+    # with them those that it has taken over, which never listen again.
+    return f"[{address}]:{port} {'v4v6' if address == '::' else 'v6only'}"
 
 
 def _error(status: int, detail: str) -> str:

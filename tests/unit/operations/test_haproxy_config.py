@@ -76,7 +76,7 @@ def test_replicas_listen_where_a_single_address_is_told() -> None:
 
 def test_several_addresses_have_a_line_each(everywhere: str) -> None:
     sections = corrected(everywhere, ["127.0.0.1", "::1", "::"], 20_000)
-    binds = ["bind 127.0.0.1:8881", "bind [::1]:8881", "bind [::]:8881 v4v6"]
+    binds = ["bind 127.0.0.1:8881", "bind [::1]:8881 v6only", "bind [::]:8881 v4v6"]
     assert lines(sections, "frontend http_frontend", "bind") == binds
 
 
@@ -90,7 +90,7 @@ def test_the_pages_have_addresses_of_their_own(everywhere: str) -> None:
     assert binds == {
         "frontend http_frontend": ["bind 127.0.0.1:PORT"],
         "frontend prometheus": ["bind [::]:PORT v4v6"],
-        "listen stats": ["bind 127.0.0.1:PORT", "bind 192.0.2.1:PORT", "bind [::1]:PORT"],
+        "listen stats": ["bind 127.0.0.1:PORT", "bind 192.0.2.1:PORT", "bind [::1]:PORT v6only"],
     }
     left = [line for section in fallback(sections).values() for line in listening_lines(section)]
     assert left == ["bind 127.0.0.1:8881"]
@@ -122,7 +122,7 @@ def test_the_fallback_listens_for_requests_only(everywhere: str) -> None:
         ("0.0.0.0", ["bind 0.0.0.0:8881"]),
         ("::", ["bind [::]:8881 v4v6"]),
         ("192.0.2.1", ["bind 192.0.2.1:8881"]),
-        ("::1", ["bind [::1]:8881"]),
+        ("::1", ["bind [::1]:8881 v6only"]),
     ],
 )
 def test_every_line_that_listens(host: str | None, binds: list[str]) -> None:
