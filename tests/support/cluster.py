@@ -1,4 +1,7 @@
-"""A cluster of Ray on machines of its own, started as docs/quickstart.md says, behind the rules of operations/firewall."""
+"""A cluster of Ray on machines of its own, started as docs/quickstart.md says, behind operations/firewall/marqo.nft.
+
+Its head runs no replicas, so that it may be lost.
+"""
 
 from __future__ import annotations
 
@@ -61,18 +64,18 @@ def firewall(nodes: Sequence[Machine], clients: Sequence[Machine]) -> str:
 
 
 class Cluster:
-    """Nodes of Ray, the first of which is the head.
+    """A head, and nodes that join it.
 
     Args:
-        machines: of the nodes, none of which runs anything else.
+        head: its machine, which runs nothing else; nor do those of the other nodes.
         folder: for configs and what the nodes print.
     """
 
-    def __init__(self, machines: Sequence[Machine], folder: Path) -> None:
-        self.head = machines[0]
+    def __init__(self, head: Machine, folder: Path) -> None:
+        self.head = head
         self._folder = folder
         self._temporary: list[str] = []
-        # Ray's token, which every node needs. Nodes that an autoscaler starts have a group.
+        # Ray's token, which every node needs.
         self._variables = operators_environment() | {
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
@@ -81,17 +84,16 @@ class Cluster:
 
     def start(self, machine: Machine) -> None:
         """Starts a node, and waits until Ray counts it."""
-        before = len(self.nodes()) if machine is not self.head else 0
         # Sockets have paths, of which the kernel takes 107 bytes; machines share the disk.
         self._temporary.append(tempfile.mkdtemp(prefix="mq", dir="/tmp"))
         where = (
-            ["--head", f"--port={HEAD_PORT}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
+            ["--head", f"--port={HEAD_PORT}", "--num-cpus=0", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
             if machine is self.head
-            else [f"--address={self.head.address}:{HEAD_PORT}"]
+            else [f"--address={self.head.address}:{HEAD_PORT}", "--num-cpus=4"]
         )
         command = [
             str(BIN / "ray"), "start", "--block", *where, f"--node-ip-address={machine.address}",
-            "--node-manager-port=6380", "--object-manager-port=6381", "--num-cpus=4", "--disable-usage-stats",
+            "--node-manager-port=6380", "--object-manager-port=6381", "--disable-usage-stats",
             f"--object-store-memory={STORE_BYTES}", f"--temp-dir={self._temporary[-1]}",
         ]  # fmt: skip
         environment = f'eval "$({sys.executable} -m operations.launch --environment)"'
@@ -105,12 +107,12 @@ class Cluster:
 
         def joined() -> bool:
             assert process.poll() is None, log.read_text()
-            return len(self.nodes()) > before
+            return machine.address in self.nodes()
 
         wait_until(joined, "a node to join", START_S)
 
     def nodes(self) -> list[str]:
-        """Addresses of the nodes that Ray does not take for dead; none while the head does not answer."""
+        """Addresses of the nodes that Ray does not take for dead; none while the head says nothing."""
         view = self._ask("/nodes?view=summary")
         found = view.get("data", {}).get("summary", [])
         return [node["raylet"]["nodeManagerAddress"] for node in found if node["raylet"].get("state") == "ALIVE"]
@@ -122,9 +124,9 @@ class Cluster:
         command = [str(BIN / "serve"), "deploy", str(path), "--address", DASHBOARD]
         self.head.run(*command, cwd=ROOT, env=self._variables)
 
-    def application(self) -> Mapping[str, Any]:
-        """What Serve says of the application; empty while it says nothing."""
-        found: Mapping[str, Any] = self._ask("/api/serve/applications/").get("applications", {}).get(APP, {})
+    def application(self, name: str = APP) -> Mapping[str, Any]:
+        """What Serve says of an application; empty while it says nothing."""
+        found: Mapping[str, Any] = self._ask("/api/serve/applications/").get("applications", {}).get(name, {})
         return found
 
     def replicas(self) -> dict[str, dict[str, str]]:
@@ -170,13 +172,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster_on(machines: Sequence[Machine], clients: Sequence[Machine], folder: Path) -> Iterator[Cluster]:
+def cluster_on(head: Machine, nodes: Sequence[Machine], clients: Sequence[Machine], folder: Path) -> Iterator[Cluster]:
     """Such a cluster, behind its firewall; all of its processes end with the context."""
-    cluster = Cluster(machines, folder)
+    cluster = Cluster(head, folder)
+    machines = [head, *nodes]
     try:
         for machine in machines:
             machine.filter(firewall(machines, clients))
-        for machine in machines:
             cluster.start(machine)
         yield cluster
     finally:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,22 @@ class Machine:
         lines = self.run("ss", "-H", "-l", "-t", "-n").splitlines()
         found = (line.split()[3].rpartition(":") for line in lines)
         return sorted((host, int(port)) for host, _, port in found)
+
+    def connections_to(self, port: int) -> int:
+        """Its open connections to that port of other machines, by TCP."""
+        return len(self.run("ss", "-H", "-t", "-n", "state", "established", f"dport = :{port}").splitlines())
+
+    def refused_and_accepted(self) -> tuple[int, Mapping[str, int]]:
+        """Packets of new connections, as its packet filter counts them: how many were dropped in the end, and how many
+        were accepted for each range of ports, such as `6380-6381`."""
+        dropped, accepted = 0, {}
+        for line in self.run("nft", "list", "ruleset").splitlines():
+            found = re.search(r"(?:tcp dport (\S+) )?counter packets (\d+) bytes \d+ (accept|drop)", line)
+            if found is not None and found[3] == "accept":
+                accepted[found[1]] = int(found[2])
+            elif found is not None:
+                dropped += int(found[2])
+        return dropped, accepted
 
     def pids(self) -> list[int]:
         """Its processes."""
