@@ -245,8 +245,8 @@ def _binds(addresses: Iterable[str], port: str) -> list[str]:
 def _bound(address: str, port: str) -> str:
     if ":" not in address:
         return f"{address}:{port}"
-    # Without a word HAProxy 2.8 does not recognise the socket when it takes over from another: it has that one pause all
-    # its sockets, and those that both share never listen again.
+    # Without a word HAProxy 2.8 does not recognise the socket when it takes over from another: it has that one pause
+    # all its sockets, and those that both share never listen again.
     return f"[{address}]:{port} {'v4v6' if address == '::' else 'v6only'}"
 
 

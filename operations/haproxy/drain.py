@@ -1,7 +1,15 @@
-"""Lets HAProxy finish the requests in flight before it is stopped: Serve's own shutdown begins with killing it."""
+"""Lets HAProxy finish the requests in flight before it is stopped: Serve's own shutdown begins with killing it.
 
+    python -m operations.haproxy.drain /tmp/haproxy-serve/*/admin.sock      on each node of a cluster, before a stop
+
+A launcher does it by itself. This command waits for at most twenty seconds, and fails if requests are left then. Sockets
+that no HAProxy answers at, such as those of nodes that have ended, are passed over.
+"""
+
+import argparse
 import csv
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +19,8 @@ from operations.haproxy.fallback import LISTENING
 POLL_S = 0.1
 ANSWER_TIMEOUT_S = 2.0
 """For one command."""
+DRAIN_S = 20.0
+"""The longest that the command waits for each HAProxy."""
 
 
 def drain(commands: Path, timeout_s: float) -> int:
@@ -47,6 +57,21 @@ def in_flight(commands: Path) -> int:
     return sum(int(row["scur"]) for row in csv.DictReader(filter(None, table)))
 
 
+def main() -> int:
+    """Drains each HAProxy whose socket is named; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Let the HAProxy of a node finish its requests.")
+    parser.add_argument("sockets", nargs="+", type=Path, metavar="SOCKET")
+    left = drained = 0
+    for commands in parser.parse_args().sockets:
+        try:
+            left += drain(commands, DRAIN_S)
+            drained += 1
+        except OSError:  # its HAProxy has ended
+            continue
+    print(f"{drained} HAProxy drained, {left} requests are not answered yet")
+    return 0 if drained and not left else 1
+
+
 def _answer(commands: Path, command: str) -> str:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_TIMEOUT_S)
@@ -54,3 +79,7 @@ def _answer(commands: Path, command: str) -> str:
         connection.sendall(f"{command}\n".encode())
         with connection.makefile(encoding="utf-8", errors="replace") as answer:
             return answer.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,7 +63,10 @@ class Machine:
         """
         words = ["ip", "netns", "exec", self._name, *command]
         options = {"timeout": TIMEOUT_S, **options}
-        return subprocess.run(words, check=True, capture_output=True, text=True, **options).stdout
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            words, check=True, capture_output=True, text=True, **options
+        )
+        return done.stdout
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         """Starts a command on the machine."""

@@ -1,6 +1,7 @@
 """A real HAProxy that is drained, in front of a host that answers when it is told to."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.places import ROOT
 from benchmarks.lib.process import free_port, haproxy_binary, is_listening
 from operations.haproxy.drain import drain, in_flight
 from operations.haproxy.fallback import LISTENING
@@ -90,3 +92,16 @@ def test_connections_that_are_open_are_served_on(proxy: Proxy) -> None:
 def test_without_a_haproxy_there_is_nothing_to_drain(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         drain(tmp_path / "admin.sock", DONE_S)
+
+
+def test_the_command_drains_what_answers(proxy: Proxy, tmp_path: Path) -> None:
+    """Sockets of nodes that have ended may lie there too."""
+    command = [sys.executable, "-m", "operations.haproxy.drain", proxy.commands, tmp_path / "ended" / "admin.sock"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "1 HAProxy drained, 0 requests are not answered yet\n"
+    assert not is_listening(proxy.port)
+
+
+def test_the_command_fails_where_nothing_answers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "operations.haproxy.drain", tmp_path / "admin.sock"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=60).returncode == 1
