@@ -2,8 +2,8 @@
 
     python -m operations.haproxy.drain /tmp/haproxy-serve/*/admin.sock      on each node of a cluster, before a stop
 
-A launcher does it by itself. This command waits for at most twenty seconds, and fails if requests are left then. Sockets
-that no HAProxy answers at, such as those of nodes that have ended, are passed over.
+A launcher does it by itself. This command waits for at most twenty seconds, and fails if requests are left then.
+Sockets at which no HAProxy answers, such as those of nodes that have ended, are passed over.
 """
 
 import argparse
