@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from benchmarks.lib.namespaces import inside_network
 
 NETWORK = "198.18.0"
 """A range for tests of networks (RFC 2544), which no other network uses."""
+PREFIX = "marqo"
+"""Of the names of namespaces, before the id of the process that has made them."""
 TIMEOUT_S = 120.0
 
 
@@ -119,11 +122,7 @@ class Machine:
     def power_off(self) -> None:
         """Kills all of its processes. Not from within it."""
         assert os.getpid() not in self.pids()
-        while left := self.pids():
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            psutil.wait_procs([psutil.Process(pid) for pid in left if psutil.pid_exists(pid)], timeout=5)
+        _power_off(self._name)
 
 
 @contextlib.contextmanager
@@ -133,7 +132,8 @@ def machines(*names: str) -> Iterator[Sequence[Machine]]:
     Raises:
         subprocess.CalledProcessError: the kernel does not allow it.
     """
-    prefix = f"marqo{os.getpid()}"
+    _remove_leftovers()
+    prefix = f"{PREFIX}{os.getpid()}"
     switch = f"{prefix}-switch"
     with contextlib.ExitStack() as stack:
         _namespace(stack, switch)
@@ -143,6 +143,24 @@ def machines(*names: str) -> Iterator[Sequence[Machine]]:
             _plugged_in(stack, f"{prefix}-{name}", f"{NETWORK}.{number}", f"plug{number}", switch)
             for number, name in enumerate(names, 1)
         ]
+
+
+def _remove_leftovers() -> None:
+    """Of a process that was killed and could not take its machines away."""
+    for line in _ip("netns", "list").splitlines():
+        name = line.split()[0]
+        found = re.match(rf"{PREFIX}(\d+)-", name)
+        if found is not None and not psutil.pid_exists(int(found[1])):
+            _power_off(name)
+            _ip("netns", "delete", name)
+
+
+def _power_off(namespace: str) -> None:
+    while left := [int(word) for word in _ip("netns", "pids", namespace).split()]:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _plugged_in(stack: contextlib.ExitStack, name: str, address: str, plug: str, switch: str) -> Machine:
