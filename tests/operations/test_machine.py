@@ -99,3 +99,20 @@ def test_what_the_machine_lacks_is_one_sentence(script: str, environment: dict[s
     said = trouble_within(script, environment)
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_a_node_that_is_started_on_demand_is_known_as_such() -> None:
+    """By the variable that autoscalers and KubeRay set: `device: auto` is no choice there."""
+    program = (
+        "import graph, ray\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "try: graph.app\n"
+        "except ValueError as error: print(error)"
+    )
+    for variables, words in (({}, ""), ({"RAY_NODE_TYPE_NAME": "headgroup"}, "say `device: cuda`")):
+        environment = {**operators_environment(), **variables, "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        assert words in run.stdout
+        assert bool(run.stdout) == bool(words)

@@ -36,6 +36,7 @@ backend app
     server one {server} maxconn 1
 """
 DONE_S = 20.0
+COMMAND = (sys.executable, "-m", "operations.haproxy.drain")
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,18 @@ def test_without_a_haproxy_there_is_nothing_to_drain(tmp_path: Path) -> None:
 
 def test_the_command_drains_what_answers(proxy: Proxy, tmp_path: Path) -> None:
     """Sockets of nodes that have ended may lie there too."""
-    command = [sys.executable, "-m", "operations.haproxy.drain", proxy.commands, tmp_path / "ended" / "admin.sock"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [*COMMAND, proxy.commands, tmp_path / "ended" / "admin.sock"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert run.stdout == "1 HAProxy drained, 0 requests are not answered yet\n"
     assert not is_listening(proxy.port)
 
 
 def test_the_command_fails_where_nothing_answers(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "operations.haproxy.drain", tmp_path / "admin.sock"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=60).returncode == 1
+    run = subprocess.run([*COMMAND, tmp_path / "admin.sock"], cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert run.returncode == 1
