@@ -147,4 +147,3 @@ def test_auto_is_no_device_of_a_cluster_that_has_no_gpu(
         assert front_doors(nodes)[0].embed(["hi"]).shape == (1, 128)
     finally:
         cluster.deploy(good)
-    until(lambda: not cluster.application("auto"), LIMIT_S)
