@@ -3,9 +3,11 @@ PYTHON ?= python3
 CONFIG ?= config/demo.yaml
 SEED ?= 1
 JOBS ?= auto
+OVERLAY ?= gpu
 BIN := .venv/bin
+RULE := operations/kubernetes/components/monitoring/prometheusrule.yaml
 
-.PHONY: demo test unit check serve fuzz bench bench-peers chaos soak clean
+.PHONY: demo test unit check serve manifests fuzz bench bench-peers chaos soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
@@ -20,6 +22,16 @@ unit: .venv/ready
 
 serve: .venv/ready
 	@exec $(BIN)/python -m operations.launch $(CONFIG)
+
+# What `kubectl apply -k operations/kubernetes/overlays/$(OVERLAY)` would apply: gpu, cpu or complete. INTO=folder writes a
+# file for each object.
+manifests: $(RULE)
+	$(if $(INTO),@mkdir -p $(INTO))
+	@kubectl kustomize operations/kubernetes/overlays/$(OVERLAY) $(if $(INTO),--output $(INTO))
+
+# The Prometheus operator's form of the alerts: the same text, two columns further in.
+$(RULE): operations/prometheus/alerts.yaml
+	@sed '/^spec:/q' $@ >$@.new && sed 's/^./  &/' $< >>$@.new && mv $@.new $@
 
 check: .venv/ready
 	$(BIN)/ruff check .

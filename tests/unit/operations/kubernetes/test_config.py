@@ -1,0 +1,207 @@
+"""The config of the application within the RayService: checked as the launcher would, and fitting to the pods."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.lib.places import ROOT
+from deployments.ray_internals import haproxy_socket
+from embedding.version import VERSION
+from operations.config_file import read_config
+from tests.support.manifests import FOLDER, OVERLAYS, Manifest, RayPod, pods, ray_service, rendered, workers
+
+CLUSTER = ROOT / "config" / "cluster.yaml"
+OF_PODS = "cpu_node"
+"""The resource by which ingresses and preprocessors get pods of their own; config/cluster.yaml has it as advice only."""
+
+
+def text(overlay: str) -> str:
+    config: str = ray_service(overlay)["serveConfigV2"]
+    return config
+
+
+def deployments(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    (application,) = config["applications"]
+    return {deployment["name"]: deployment for deployment in application["deployments"]}
+
+
+def replicas(deployment: dict[str, Any]) -> tuple[int, int]:
+    """The fewest and the most."""
+    limits = deployment["autoscaling_config"]
+    return limits["min_replicas"], limits["max_replicas"]
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_the_file_is_a_config(overlay: str) -> None:
+    """By Serve's schema and the graph's. That needs no kustomize."""
+    config = read_config(FOLDER / "overlays" / overlay / "serve.yaml")
+    encoder = config["applications"][0]["args"]["encoder"]
+    assert encoder["device"] == {"cpu": "cpu", "gpu": "cuda"}[overlay]  # auto asks a cluster without a GPU yet
+    assert config["http_options"]["host"] == "0.0.0.0"
+    assert config["proxy_location"] == "EveryNode"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_service_holds_that_file(overlay: str, tmp_path: Path) -> None:
+    source = FOLDER / "overlays" / {"complete": "gpu"}.get(overlay, overlay) / "serve.yaml"
+    assert text(overlay) == source.read_text()
+    embedded = tmp_path / "config.yaml"
+    embedded.write_text(text(overlay))
+    assert read_config(embedded) == yaml.safe_load(source.read_text())
+    assert len([manifest for manifest in rendered(overlay) if manifest["kind"] == "ConfigMap"]) == 1
+
+
+def of_any_cluster(config: dict[str, Any]) -> dict[str, Any]:
+    """The same without the resource of the pods."""
+    for deployment in deployments(config).values():
+        deployment.get("ray_actor_options", {}).pop("resources", None)
+    return config
+
+
+@pytest.mark.skipif(not CLUSTER.is_file(), reason="there is no config/cluster.yaml")
+def test_gpus_are_served_as_on_any_cluster() -> None:
+    written = yaml.safe_load((FOLDER / "overlays" / "gpu" / "serve.yaml").read_text())
+    assert {name for name, each in deployments(written).items() if OF_PODS in str(each)} == {"Ingress", "Preprocessor"}
+    assert of_any_cluster(written) == of_any_cluster(yaml.safe_load(CLUSTER.read_text()))
+
+
+@pytest.mark.skipif(not CLUSTER.is_file(), reason="there is no config/cluster.yaml")
+def test_cpus_are_served_so_too_but_for_the_encoders() -> None:
+    written = of_any_cluster(yaml.safe_load((FOLDER / "overlays" / "cpu" / "serve.yaml").read_text()))
+    cluster = of_any_cluster(yaml.safe_load(CLUSTER.read_text()))
+    assert written["http_options"] == cluster["http_options"]
+    for name in ("Ingress", "Preprocessor"):
+        assert deployments(written)[name] == deployments(cluster)[name]
+    assert deployments(written)["Encoder"]["user_config"] == deployments(cluster)["Encoder"]["user_config"]
+
+
+# --- Config and pods ---
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_there_is_one_port(overlay: str) -> None:
+    """KubeRay makes its Service from the container port of that name, whatever Serve listens at."""
+    port = yaml.safe_load(text(overlay))["http_options"]["port"]
+    assert {pod.ports["serve"] for pod in pods(overlay)} == {port}
+    (service,) = ray_service(overlay)["serveService"]["spec"]["ports"]
+    assert service == {"name": "serve", "port": port, "targetPort": "serve"}
+    assert [pod.container["readinessProbe"]["httpGet"] for pod in workers(overlay)] == [
+        {"path": "/-/healthz", "port": "serve"}
+    ] * len(workers(overlay))
+
+
+def resources(overlay: str) -> dict[str, dict[str, float]]:
+    """What Ray gets of a pod of each group, as KubeRay tells it to `ray start`."""
+    found = {}
+    for pod, group in zip(workers(overlay), ray_service(overlay)["rayClusterConfig"]["workerGroupSpecs"], strict=True):
+        limits = pod.container["resources"]["limits"]
+        found[pod.group] = {
+            "CPU": float(pod.start.get("num-cpus", limits["cpu"])),
+            "GPU": float(limits.get("nvidia.com/gpu", 0)),
+            **{name: float(amount) for name, amount in group.get("resources", {}).items()},
+        }
+    return found
+
+
+def asked(overlay: str, name: str) -> dict[str, float]:
+    """What a replica asks of Ray. The graph adds one GPU and one CPU for an encoder on GPUs."""
+    config = yaml.safe_load(text(overlay))
+    options = deployments(config)[name].get("ray_actor_options")
+    if options is None:
+        assert (name, config["applications"][0]["args"]["encoder"]["device"]) == ("Encoder", "cuda")
+        return {"CPU": 1, "GPU": 1}
+    return {"CPU": options["num_cpus"], **options.get("resources", {})}
+
+
+def fitting(overlay: str, name: str) -> dict[str, int]:
+    """How many replicas fit into a pod of each group where any fits."""
+    wanted = {what: amount for what, amount in asked(overlay, name).items() if amount}
+    most = {g: min(int(has.get(what, 0) // n) for what, n in wanted.items()) for g, has in resources(overlay).items()}
+    return {group: count for group, count in most.items() if count}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_deployment_has_a_group_of_pods(overlay: str) -> None:
+    """Preprocessors would otherwise take what encoders need, and pictures would be decoded beside the head."""
+    assert set(fitting(overlay, "Ingress")) == set(fitting(overlay, "Preprocessor")) == {"preprocessing"}
+    assert fitting(overlay, "Encoder") == {"encoding": 1}
+    assert pods(overlay)[0].start["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_groups_are_as_large_as_the_config_may_ask(overlay: str) -> None:
+    config = yaml.safe_load(text(overlay))
+    groups = {group["groupName"]: group for group in ray_service(overlay)["rayClusterConfig"]["workerGroupSpecs"]}
+    for name, deployment in deployments(config).items():
+        ((group, each),) = fitting(overlay, name).items()
+        each = min(each, deployment.get("max_replicas_per_node", each))
+        fewest, most = replicas(deployment)
+        assert groups[group]["maxReplicas"] * each >= most, name
+        if group == "preprocessing":
+            assert groups[group]["minReplicas"] * each >= fewest, name
+    # Pods of encoders, with GPUs or a whole machine, are started when encoders ask for them.
+    assert (groups["encoding"]["replicas"], groups["encoding"]["minReplicas"]) == (0, 0)
+    assert ray_service(overlay)["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+
+
+def test_an_encoder_on_cpus_uses_the_cores_of_its_pod() -> None:
+    (encoder,) = (pod for pod in workers("cpu") if pod.group == "encoding")
+    cores = int(encoder.container["resources"]["limits"]["cpu"])
+    assert yaml.safe_load(text("cpu"))["applications"][0]["args"]["encoder"]["threads"] == cores
+
+
+def drained(pod: RayPod) -> tuple[int, str, int]:
+    """What its hook does: a pause, then HAProxies of a folder get a time to finish."""
+    (command,) = pod.container["lifecycle"]["preStop"]["exec"]["command"][2:]
+    found = re.fullmatch(r'sleep (\d+); exec "\$MARQO_PYTHON" -m operations\.haproxy\.drain (\S+) (\d+)', command)
+    assert found is not None, command
+    return int(found[1]), found[2], int(found[3])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_that_is_stopped_has_time_for_its_requests(overlay: str) -> None:
+    config = yaml.safe_load(text(overlay))
+    args = config["applications"][0]["args"]
+
+    import graph
+
+    longest = graph.GraphArgs.model_validate(args).ingress.request_timeout_s
+    for pod in workers(overlay):
+        pause, folder, waits = drained(pod)
+        assert waits >= longest
+        assert pause + waits < pod.spec["terminationGracePeriodSeconds"]
+        assert haproxy_socket("NODE") == Path(folder) / "NODE" / "admin.sock"
+    # The old cluster of an upgrade.
+    assert ray_service(overlay)["rayClusterDeletionDelaySeconds"] >= longest
+
+
+def memory(amount: str) -> int:
+    return int(amount.removesuffix("Gi")) * 2**30
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_object_store_fits_into_shared_memory(overlay: str) -> None:
+    """Ray would use the disk otherwise. Shared memory counts as the container's."""
+    for pod in pods(overlay):
+        (shared,) = (volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm")
+        assert shared["medium"] == "Memory"
+        store = int(pod.start["object-store-memory"])
+        assert store < memory(shared["sizeLimit"]) < memory(pod.container["resources"]["limits"]["memory"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_versions_are_those_of_the_image(overlay: str) -> None:
+    import ray
+
+    assert ray_service(overlay)["rayClusterConfig"]["rayVersion"].rpartition(".")[0] == ray.__version__.rpartition(".")[0]
+    assert {container_image(pod.container) for pod in pods(overlay)} == {
+        f"marqo-inference:{VERSION}{'' if overlay == 'cpu' else '-cuda'}"
+    }
+
+
+def container_image(container: Manifest) -> str:
+    image: str = container["image"]
+    return image
