@@ -40,8 +40,8 @@ class RayPod(NamedTuple):
         return {port["name"]: port["containerPort"] for port in self.container["ports"]}
 
 
-@functools.cache
-def _built(folder: Path) -> str:
+def build(folder: Path) -> str:
+    """The text of all objects of a kustomization; skips the test where there is no kustomize."""
     program = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
     if shutil.which(program[0]) is None:
         pytest.skip("needs kubectl or kustomize")
@@ -50,9 +50,14 @@ def _built(folder: Path) -> str:
     return done.stdout
 
 
+@functools.cache
+def _overlay(name: str) -> str:
+    return build(FOLDER / "overlays" / name)
+
+
 def rendered(overlay: str) -> list[Manifest]:
-    """All objects of an overlay; skips the test where there is no kustomize."""
-    return list(yaml.safe_load_all(_built(FOLDER / "overlays" / overlay)))
+    """All objects of an overlay."""
+    return list(yaml.safe_load_all(_overlay(overlay)))
 
 
 def sources() -> Iterator[tuple[Path, Manifest]]:

@@ -1,16 +1,21 @@
 """The config of the application within the RayService: checked as the launcher would, and fitting to the pods."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import graph
 from benchmarks.lib.places import ROOT
 from deployments.ray_internals import haproxy_socket
 from embedding.version import VERSION
 from operations.config_file import read_config
+from operations.haproxy.drain import DRAIN_S
 from tests.support.manifests import FOLDER, OVERLAYS, Manifest, RayPod, pods, ray_service, rendered, workers
 
 CLUSTER = ROOT / "config" / "cluster.yaml"
@@ -61,14 +66,12 @@ def of_any_cluster(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.skipif(not CLUSTER.is_file(), reason="there is no config/cluster.yaml")
 def test_gpus_are_served_as_on_any_cluster() -> None:
     written = yaml.safe_load((FOLDER / "overlays" / "gpu" / "serve.yaml").read_text())
     assert {name for name, each in deployments(written).items() if OF_PODS in str(each)} == {"Ingress", "Preprocessor"}
     assert of_any_cluster(written) == of_any_cluster(yaml.safe_load(CLUSTER.read_text()))
 
 
-@pytest.mark.skipif(not CLUSTER.is_file(), reason="there is no config/cluster.yaml")
 def test_cpus_are_served_so_too_but_for_the_encoders() -> None:
     written = of_any_cluster(yaml.safe_load((FOLDER / "overlays" / "cpu" / "serve.yaml").read_text()))
     cluster = of_any_cluster(yaml.safe_load(CLUSTER.read_text()))
@@ -153,29 +156,43 @@ def test_an_encoder_on_cpus_uses_the_cores_of_its_pod() -> None:
     assert yaml.safe_load(text("cpu"))["applications"][0]["args"]["encoder"]["threads"] == cores
 
 
-def drained(pod: RayPod) -> tuple[int, str, int]:
-    """What its hook does: a pause, then HAProxies of a folder get a time to finish."""
-    (command,) = pod.container["lifecycle"]["preStop"]["exec"]["command"][2:]
-    found = re.fullmatch(r'sleep (\d+); exec "\$MARQO_PYTHON" -m operations\.haproxy\.drain (\S+) (\d+)', command)
+HOOK = re.compile(r"""sleep (\d+)
+for twenty_seconds in \{1\.\.(\d+)\}; do
+  "\$MARQO_PYTHON" -m operations\.haproxy\.drain (\S+) && break
+done
+""")
+
+
+def drained(pod: RayPod) -> tuple[int, float, str]:
+    """What its hook does: it pauses, and gives HAProxies some time (seconds) to finish, by the sockets of a pattern."""
+    shell, option, command = pod.container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, option) == ("/bin/bash", "-c")
+    found = HOOK.fullmatch(command)
     assert found is not None, command
-    return int(found[1]), found[2], int(found[3])
+    return int(found[1]), int(found[2]) * DRAIN_S, found[3]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_pod_that_is_stopped_has_time_for_its_requests(overlay: str) -> None:
-    config = yaml.safe_load(text(overlay))
-    args = config["applications"][0]["args"]
-
-    import graph
-
+    args = yaml.safe_load(text(overlay))["applications"][0]["args"]
     longest = graph.GraphArgs.model_validate(args).ingress.request_timeout_s
     for pod in workers(overlay):
-        pause, folder, waits = drained(pod)
+        pause, waits, sockets = drained(pod)
         assert waits >= longest
         assert pause + waits < pod.spec["terminationGracePeriodSeconds"]
-        assert haproxy_socket("NODE") == Path(folder) / "NODE" / "admin.sock"
+        assert haproxy_socket("*") == Path(sockets)
     # The old cluster of an upgrade.
     assert ray_service(overlay)["rayClusterDeletionDelaySeconds"] >= longest
+
+
+def test_the_hook_ends_soon_where_no_haproxy_runs(tmp_path: Path) -> None:
+    (script,) = {pod.container["lifecycle"]["preStop"]["exec"]["command"][2] for pod in workers("gpu")}
+    script = script.replace("sleep 15", "").replace("/tmp/haproxy-serve", str(tmp_path))
+    environment = {**os.environ, "MARQO_PYTHON": sys.executable}
+    run = subprocess.run(
+        ["/bin/bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == 15 * "0 HAProxy drained, 0 requests are not answered yet\n"
 
 
 def memory(amount: str) -> int:
