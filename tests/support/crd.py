@@ -40,8 +40,10 @@ def _closed(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: _closed(value) for key, value in node.items()}
-    open_ended = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
-    return node if open_ended or not isinstance(node.get("properties"), dict) else node | {"additionalProperties": False}
+    is_open = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
+    if is_open or not isinstance(node.get("properties"), dict):
+        return node
+    return node | {"additionalProperties": False}
 
 
 def stored(definition: dict[str, Any]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def test_only_encoders_have_gpus(overlay: str, encoders: str | None) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kuberay_keeps_what_is_its_own(overlay: str) -> None:
-    """The command (its own `ray start`), its labels, restarts (the autoscaler's second version wants none), its probe of
-    Ray, and the address of the head."""
+    """The command (its own `ray start`), its labels, restarts (its autoscaler wants none), its probe of Ray, and the
+    address of the head."""
     for pod in pods(overlay):
         assert not {"command", "args", "livenessProbe"} & set(pod.container)
         assert not OF_KUBERAY & set(pod.metadata["labels"])
