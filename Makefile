@@ -23,13 +23,15 @@ unit: .venv/ready
 serve: .venv/ready
 	@exec $(BIN)/python -m operations.launch $(CONFIG)
 
-# What `kubectl apply -k operations/kubernetes/overlays/$(OVERLAY)` would apply: gpu, cpu or complete. INTO=folder writes a
-# file for each object.
+# What `kubectl apply -k operations/kubernetes/overlays/$(OVERLAY)` would apply: gpu, cpu or complete. INTO=folder writes
+# a file for each object.
 manifests: $(RULE)
 	$(if $(INTO),@mkdir -p $(INTO))
 	@kubectl kustomize operations/kubernetes/overlays/$(OVERLAY) $(if $(INTO),--output $(INTO))
 
-# The Prometheus operator's form of the alerts: the same text, two columns further in.
+# The Prometheus operator's form of the alerts: the same text, two columns further in. Made again each time: git sets
+# no times by which make could tell which of them is newer.
+.PHONY: $(RULE)
 $(RULE): operations/prometheus/alerts.yaml
 	@sed '/^spec:/q' $@ >$@.new && sed 's/^./  &/' $< >>$@.new && mv $@.new $@
 

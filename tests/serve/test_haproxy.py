@@ -176,3 +176,9 @@ def test_tiny_chunks_trailers_and_requests_in_a_row_are_taken(connection: socket
     ((((key, vector),),),) = msgpack.unpackb(embedded, object_hook=msgpack_numpy.decode).values()
     assert key == "hi"
     np.testing.assert_allclose(vector, marqo.embed(["hi"])[0], atol=1e-5)
+
+
+def test_a_probe_of_a_node_is_answered(marqo: MarqoClient) -> None:
+    """By HAProxy itself, where it reaches an ingress: the readiness probe of operations/kubernetes."""
+    answer = marqo.get("/-/healthz")
+    assert (answer.status_code, answer.text) == (200, "success")
