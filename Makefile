@@ -7,7 +7,7 @@ OVERLAY ?= gpu
 BIN := .venv/bin
 RULE := operations/kubernetes/components/monitoring/prometheusrule.yaml
 
-.PHONY: demo test unit check serve manifests fuzz bench bench-peers chaos soak clean
+.PHONY: demo test unit check serve manifests image-test fuzz bench bench-peers chaos soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m demo.run
@@ -55,6 +55,10 @@ soak: .venv/ready
 
 chaos: .venv/ready
 	$(BIN)/python -m benchmarks.run chaos
+
+# Builds the image without a registry of images, and runs it. As root; it takes minutes and 25 GiB of the disk meanwhile.
+image-test: .venv/ready
+	$(BIN)/python -m pytest tests/image --capture=no -v -rs
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("error: Python 3.11 to 3.14 is needed, not %d.%d; say make PYTHON=python3.13" % v)'

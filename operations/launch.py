@@ -1,11 +1,12 @@
 """Runs a config on this machine, in the foreground, like `serve run`; a failed start ends with one sentence.
 
     python -m operations.launch config/demo.yaml
+    python -m operations.launch --host 0.0.0.0 config/serve.yaml
     eval "$(python -m operations.launch --environment)"; ray start …
 
 Unlike `serve run`, it refuses a busy port (two proxies would share it, each with half of the requests), notices a
 failed deployment instead of waiting for ever, keeps all of Ray's own ports on loopback, and starts no dashboard. The
-second form is for the nodes of a cluster: it prints the same settings, without those for a single machine.
+last form is for the nodes of a cluster: it prints the same settings, without those for a single machine.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from operations import address, environment, preflight, supervision
+from operations import address, environment, metrics_page, preflight, supervision
 from operations.config_file import read_config
 from operations.errors import StartError
 from operations.guardian import Guardian, end_orphans
@@ -57,6 +58,7 @@ def running(
     http = config.get("http_options", {})
     end_orphans()
     check_port(address.host_of(http), http.get("port", address.DEFAULT_PORT))
+    metrics = metrics_page.wanted(os.environ)
     # Before Ray starts: it sets a variable that Ray's processes inherit.
     http_options = address.for_serve(http)
     guardian = Guardian()
@@ -67,14 +69,24 @@ def running(
         on_loss(reason)
 
     try:
-        _start_ray(guardian, ray_options)
-        with contextlib.nullcontext() if on_loss is None else supervision.watched(lost):
-            client = _start_serve(http_options, config.get("proxy_location", "EveryNode"))
-            deploy(client, config)
-            yield client
+        with metrics_page.served(metrics, _metrics_port):
+            _start_ray(guardian, ray_options)
+            with contextlib.nullcontext() if on_loss is None else supervision.watched(lost):
+                client = _start_serve(http_options, config.get("proxy_location", "EveryNode"))
+                deploy(client, config)
+                yield client
     finally:
         supervision.stop()
         guardian.end_all()
+
+
+def _metrics_port() -> int | None:
+    """Of Ray's own page; None before Ray has started and after it has ended."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    return next((int(node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]), None)
 
 
 def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
@@ -202,23 +214,28 @@ def main() -> int:
         action="store_true",
         help="print what the nodes of a cluster need, for a shell's eval, and stop",
     )
+    parser.add_argument("--host", help="in place of the config's http_options.host: an address, 0.0.0.0, or ::")
     options = parser.parse_args()
     if options.environment:
+        if options.host is not None:
+            parser.error("--host goes with a config: on a cluster its http_options.host counts")
         if reason := address.pages_problem():
             print(f"error: {reason}", file=sys.stderr)
             return 1
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.for_cluster().items()))
         return 0
-    return _serve(options.config)
+    return _serve(options.config, options.host)
 
 
-def _serve(path: Path) -> int:
+def _serve(path: Path, host: str | None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop_by_signal)
     try:
         environment.apply()
         _import_serve()
         config = read_config(path)
+        if host is not None:
+            config["http_options"] = {**config.get("http_options", {}), "host": host}
         with running(config, on_loss=give_up):
             print(f"ready: {address.url_of(config.get('http_options', {}))} (Ctrl-C stops it)", flush=True)
             threading.Event().wait()

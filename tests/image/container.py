@@ -1,0 +1,158 @@
+"""Runs an image as a container engine would: what the image says, a read-only root, no capabilities, no network."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.places import ROOT
+from tests.image.build import Image
+
+SHARED_BYTES = 2**30
+"""Of /dev/shm."""
+TEMPORARY_BYTES = 4 * 2**30
+FILES = 65_536
+"""The limit of open files."""
+
+
+class Container:
+    """A running container. What it prints goes to a file."""
+
+    def __init__(self, name: str, state: Path, process: subprocess.Popen[bytes], log: Path, image: Image) -> None:
+        self.process = process
+        self._name = name
+        self._crun = ("crun", "--root", str(state), "--cgroup-manager", "disabled")
+        self._log = log
+        self._image = image
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Of its first process, as this machine counts."""
+        done = subprocess.run([*self._crun, "state", self._name], capture_output=True, text=True, check=True)
+        return int(json.loads(done.stdout)["pid"])
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 240) -> None:
+        """Polls until the condition holds; fails at once if the container ends before."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.output}"
+            time.sleep(0.2)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the container, with the image's environment and user."""
+        variables = [f"--env={each}" for each in self._image.config["Env"]]
+        words = [*self._crun, "exec", *variables, "--user", self._image.config["User"], self._name, *command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+
+    def is_healthy(self) -> bool:
+        """The image's own health check, once."""
+        kind, *command = self._image.config["Healthcheck"]["Test"]
+        assert kind == "CMD"
+        return self.run(*command).returncode == 0
+
+    def beside(self, module: str, *arguments: str) -> "subprocess.Popen[str]":
+        """Starts a module of this project on this machine, but in the container's network."""
+        return subprocess.Popen(
+            ["nsenter", "--net", "--target", str(self.pid), sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def stop(self) -> None:
+        """What `docker stop` sends first."""
+        subprocess.run([*self._crun, "kill", self._name, "TERM"], check=True)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            subprocess.run([*self._crun, "kill", self._name, "KILL"], check=False)
+            self.process.wait(60)
+        subprocess.run([*self._crun, "delete", "--force", self._name], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def running(
+    image: Image,
+    folder: Path,
+    command: Sequence[str] | None = None,
+    entrypoint: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Container]:
+    """Runs a container, and ends it with the context.
+
+    Args:
+        image: what to run.
+        folder: an empty one, for its files.
+        command: in place of the image's.
+        entrypoint: in place of the image's.
+        environment: in addition to the image's.
+    """
+    name = f"marqo-{uuid.uuid4().hex[:8]}"
+    models = folder / "models"
+    models.mkdir(mode=0o755)
+    user = int(image.config["User"].partition(":")[0])
+    os.chown(models, user, user)
+    variables = [*image.config["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
+    words = [*(entrypoint or image.config["Entrypoint"]), *(command or image.config["Cmd"])]
+    (folder / "config.json").write_text(json.dumps(_specification(image, models, user, words, variables)))
+    state, log = folder / "state", folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["crun", "--root", str(state), "--cgroup-manager", "disabled", "run", "--bundle", str(folder), name],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    container = Container(name, state, process, log, image)
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def _specification(
+    image: Image, models: Path, user: int, words: Sequence[str], variables: Sequence[str]
+) -> dict[str, Any]:
+    """Of the OCI runtime. Network, processes, mounts and names are the container's own."""
+    safe = ["nosuid", "nodev"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": user, "gid": user},
+            "args": list(words),
+            "env": list(variables),
+            "cwd": image.config["WorkingDir"],
+            "noNewPrivileges": True,
+            "capabilities": {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": FILES, "soft": FILES}],
+        },
+        "root": {"path": str(image.root), "readonly": True},
+        "hostname": "marqo",
+        "mounts": [
+            _mount("/proc", "proc", "proc", [*safe, "noexec"]),
+            _mount("/sys", "sysfs", "sysfs", [*safe, "noexec", "ro"]),
+            _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "mode=755", "size=64k"]),
+            _mount("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+            _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", f"size={SHARED_BYTES}"]),
+            _mount("/tmp", "tmpfs", "tmpfs", [*safe, "mode=1777", f"size={TEMPORARY_BYTES}"]),
+            _mount("/var/lib/marqo/models", "bind", str(models), [*safe, "rbind", "rw"]),
+        ],
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+    }
+
+
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": options}
