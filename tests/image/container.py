@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -17,8 +18,16 @@ from tests.image.build import Image
 SHARED_BYTES = 2**30
 """Of /dev/shm."""
 TEMPORARY_BYTES = 4 * 2**30
-FILES = 65_536
+FILES = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 """The limit of open files."""
+
+CRUN = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec crun "$@"', "crun")
+"""crun with a mount namespace of its own, in which there are no control groups: it refuses to run where the machine has
+both versions of them, although it needs none here."""
+
+
+def _crun(state: Path) -> tuple[str, ...]:
+    return (*CRUN, "--root", str(state), "--cgroup-manager", "disabled")
 
 
 class Container:
@@ -27,7 +36,7 @@ class Container:
     def __init__(self, name: str, state: Path, process: subprocess.Popen[bytes], log: Path, image: Image) -> None:
         self.process = process
         self._name = name
-        self._crun = ("crun", "--root", str(state), "--cgroup-manager", "disabled")
+        self._crun = _crun(state)
         self._log = log
         self._image = image
 
@@ -111,7 +120,7 @@ def running(
     state, log = folder / "state", folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["crun", "--root", str(state), "--cgroup-manager", "disabled", "run", "--bundle", str(folder), name],
+            [*_crun(state), "run", "--bundle", str(folder), name],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
