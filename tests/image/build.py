@@ -128,8 +128,11 @@ def _settings_of_pip() -> tuple[configparser.RawConfigParser, list[Path]]:
     found.pop("cert", None)  # a secret of its own
     settings = configparser.RawConfigParser()
     settings["global"] = found
-    words = [word.removeprefix("file://") for value in found.values() for word in value.split()]
-    return settings, [Path(word) for word in words if word.startswith("/") and Path(word).is_dir()]
+    words = [word for value in found.values() for word in value.split()]
+    # The pages of an index link to files beside its own folder.
+    places = [Path(word.removeprefix("file://")).parent for word in words if word.startswith("file:///")]
+    places += [Path(word) for word in words if word.startswith("/")]
+    return settings, [place for place in places if place.is_dir()]
 
 
 def _run(*command: str) -> str:

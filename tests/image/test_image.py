@@ -125,7 +125,7 @@ def test_a_node_as_kuberay_starts_it(image: Image, tmp_path: Path) -> None:
     )
     with running(image, tmp_path, [start], entrypoint=AS_KUBERAY) as node:
         node.wait_for(lambda: node.run("ray", "status").returncode == 0, "a node of Ray")
-        assert node.run("serve", "deploy", "config/demo.yaml").returncode == 0
+        node.wait_for(lambda: node.run("serve", "deploy", "config/demo.yaml").returncode == 0, "a dashboard")
         node.wait_for(node.is_healthy, "a healthy server")
         # The readiness probe of KubeRay's workers.
         probe = "wget --tries 1 -T 2 -q -O- http://localhost:8881/-/healthz | grep success"

@@ -81,3 +81,26 @@ def test_a_server_listens_where_its_config_says(
 def test_a_page_that_cannot_listen_is_one_sentence(tmp_path: Path) -> None:
     with launched(tmp_path, empty_config(), {"MARQO_HAPROXY_STATS_LISTEN": "everywhere"}) as server:
         assert "MARQO_HAPROXY_STATS_LISTEN: `everywhere` is no IP address" in refusal(server)
+
+
+def test_a_host_of_the_command_line_and_a_page_of_rays_metrics(tmp_path: Path) -> None:
+    """As in a container, whose config says loopback."""
+    own, config, page = own_address(), empty_config(host="127.0.0.1"), free_port()
+    variables = {"MARQO_RAY_METRICS_LISTEN": own, "MARQO_RAY_METRICS_PORT": str(page)}
+    with launched(tmp_path, config, variables, options=["--host", own]) as server:
+        server.wait_for_output(f"{READY}{own}:")
+        assert (own, config["http_options"]["port"]) in listening(server.process.pid, "haproxy")
+
+        def answered() -> bool:
+            """Ray's own page is empty until its processes have reported."""
+            reply = httpx.get(f"http://{own}:{page}/metrics", timeout=30, trust_env=False)
+            return reply.status_code == 200 and "ray_serve_" in reply.text
+
+        server.wait_for(answered, "metrics of Serve")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{page}/metrics", timeout=10, trust_env=False)
+
+
+def test_a_metrics_page_without_a_port_is_one_sentence(tmp_path: Path) -> None:
+    with launched(tmp_path, empty_config(), {"MARQO_RAY_METRICS_LISTEN": "0.0.0.0"}) as server:
+        assert "MARQO_RAY_METRICS_LISTEN is set without a port" in refusal(server)

@@ -35,6 +35,7 @@ def launched(
     environment: Mapping[str, str | None] | None = None,
     before: Callable[[], None] | None = None,
     within: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Iterator[Command]:
     """Starts a config, and ends it by Ctrl-C. It must end with status 0 then, unless it has ended before.
 
@@ -44,13 +45,14 @@ def launched(
         environment: on top of the operator's; None takes a variable away.
         before: called in the process before the launcher begins.
         within: words that go before the launcher's own command.
+        options: of the launcher.
     """
     path, log = folder / "config.yaml", folder / "log"
     path.write_text(yaml.safe_dump(dict(config)))
     variables = operators_environment() | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*within, sys.executable, "-m", "operations.launch", str(path)],
+            [*within, sys.executable, "-m", "operations.launch", *options, str(path)],
             cwd=ROOT,
             env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
