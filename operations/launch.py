@@ -86,7 +86,7 @@ def _metrics_port() -> int | None:
 
     if not ray.is_initialized():
         return None
-    return next((int(node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]), None)
+    return next((int(node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]), None)  # type: ignore[no-untyped-call]
 
 
 def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
