@@ -14,12 +14,13 @@ from ray import serve
 
 from deployments.encoder.cores import Cores
 from deployments.encoder.loaded import Loaded, in_one_message, shown_names
-from deployments.encoder.metrics import EncoderMetrics
+from deployments.encoder.metrics import LANES, EncoderMetrics
 from deployments.encoder.settings import BatchSettings, EncoderSettings, PreloadedModel
-from deployments.replica import METRICS_PERIOD_S
+from deployments.replica_stats import ReplicaStats, replica_stats
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
+from embedding.meter import Meter
 from embedding.models.cache import ModelCache
 from embedding.models.files.accepted_credentials import KeyedHash
 from embedding.models.files.failure import named
@@ -33,6 +34,7 @@ from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
 from embedding.protocol import ModelConfig
+from embedding.series import BATCH_ITEMS
 from embedding.shown import shown
 
 Lane = Literal["image", "text"]
@@ -115,13 +117,13 @@ class Encoder:
             max_models=settings.max_models,
             device_bytes=device_bytes(self._device),
         )
-        self._metrics = EncoderMetrics()
+        self._meter = Meter()
+        self._metrics = EncoderMetrics(self._meter, self._models.stats)
         self._maxima = _maxima(DEFAULT_BATCHES)
         self._bulk = self._device_queue("device", urgent=False)
         # A GPU runs one batch at a time. CPU cores can be shared: a search starts while a batch of pictures runs, and
         # the kernel gives it a core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search", urgent=True)
-        self._exporter: asyncio.Task[None] | None = None
         # `no_model` has nothing to load, and Marqo's own servers skip it (docs/protocol.md, section 8.4).
         wanted = [ModelSpec.from_config(_config(model)) for model in settings.preload]
         self._preload = [spec for spec in wanted if spec.properties.get("type") != "no_model"]
@@ -138,8 +140,7 @@ class Encoder:
             loaded = await self.describe(self._preload.pop())
             if isinstance(loaded, RequestError):
                 raise RuntimeError(f"preload: {loaded.message}")
-        if self._exporter is None:
-            self._exporter = asyncio.create_task(self._export_metrics())
+        self._metrics.start()
 
     @_refusals_as_values
     async def describe(self, spec: ModelSpec) -> ModelInfo:
@@ -245,20 +246,19 @@ class Encoder:
             else:
                 encode = model.encode_images
             rows = encode(payloads)
-        self._metrics.batch(lane, len(rows))
+        self._meter.observe(BATCH_ITEMS, len(rows), LANES[lane])
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])
-
-    async def _export_metrics(self) -> None:
-        while True:
-            self._metrics.models(self._models.stats())
-            await asyncio.sleep(METRICS_PERIOD_S)
 
     async def loaded(self) -> Loaded:
         """The models that this replica has loaded, as many as one message takes."""
         replica = serve.get_replica_context().replica_id.unique_id
         models = in_one_message(self._models.infos())
         return Loaded(replica, ray.get_runtime_context().get_node_id(), self._models.stats(), models)
+
+    async def stats(self) -> ReplicaStats:
+        """The numbers of this replica."""
+        return replica_stats(self._meter)
 
     async def eject(self, name: str, device: str | None) -> list[ModelInfo]:
         """Unloads models: by label and device, as older versions of Marqo ask for it, or by label or key alone."""

@@ -1,36 +1,47 @@
-"""Metrics of an encoder for Ray and Prometheus: its models and its batches."""
+"""Metrics of an encoder: its models and its batches."""
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 
-from ray.serve.metrics import Gauge, Histogram
-
+from deployments.metrics import Exporter
+from embedding import series
+from embedding.meter import Gauge, Labels, Meter
 from embedding.models.cache_entry import CacheStats
 
-BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
+LANES = {"image": series.Lane.IMAGE, "text": series.Lane.TEXT}
+MODELS = {
+    field.name: Gauge(f"marqo_models_{field.name}", f"Models of an encoder: {field.name}")
+    for field in fields(CacheStats)
+}
+"""`marqo_models_*`: see `CacheStats`."""
+INSTRUMENTS = (
+    *MODELS.values(),
+    series.BATCH_ITEMS,
+    series.STAGE_SECONDS,
+    series.WAITING,
+    series.BUSY_SECONDS,
+    series.WORKERS,
+    series.ERRORS,
+    series.MODEL_BYTES,
+    series.MODEL_LOADS,
+    series.MODEL_EVICTIONS,
+)
 
 
-class EncoderMetrics:
-    """`marqo_models_*`: see `CacheStats`. `marqo_batch_items`: pictures or texts in one forward pass, by lane."""
+class EncoderMetrics(Exporter):
+    """Tells an encoder's numbers to Ray.
 
-    def __init__(self) -> None:
-        self._models = {
-            field.name: Gauge(f"marqo_models_{field.name}", description=f"Models of an encoder: {field.name}")
-            for field in fields(CacheStats)
-        }
-        self._batch = Histogram(
-            "marqo_batch_items", description="Items in one forward pass", boundaries=BATCH_SIZES, tag_keys=("lane",)
-        )
+    Args:
+        meter: of this replica.
+        stats: gives the counters of the model cache.
+    """
 
-    def models(self, stats: CacheStats) -> None:
-        """Records the counters of the model cache."""
-        for name, value in asdict(stats).items():
-            self._models[name].set(value)
+    def __init__(self, meter: Meter, stats: Callable[[], CacheStats]) -> None:
+        super().__init__(meter, INSTRUMENTS)
+        for name, gauge in MODELS.items():
+            meter.watch(gauge, partial(_one, stats, name))
 
-    def batch(self, lane: str, items: int) -> None:
-        """Records a forward pass.
 
-        Args:
-            lane: "image" or "text".
-            items: pictures or texts in it.
-        """
-        self._batch.observe(items, tags={"lane": lane})
+def _one(stats: Callable[[], CacheStats], name: str) -> dict[Labels, float]:
+    return {(): asdict(stats())[name]}

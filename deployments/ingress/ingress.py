@@ -24,9 +24,11 @@ from deployments.ingress.pipeline import Pipeline
 from deployments.ingress.replies import PartsResponse
 from deployments.ingress.texts import TextFanOut
 from deployments.ray_internals import by_reference
-from deployments.replica import METRICS_PERIOD_S, Settings
+from deployments.replica import Settings
+from deployments.replica_stats import ReplicaStats, replica_stats
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.memory_estimate import text_bytes
+from embedding.meter import Meter
 from embedding.protocol import (
     MSGPACK,
     ImageConfig,
@@ -174,15 +176,15 @@ class Ingress:
             encoder,
         )
         self._cold = True
-        self._metrics = IngressMetrics()
-        self._exporter: asyncio.Task[None] | None = None
+        self._meter = Meter()
+        held = (self._bulk, self._searches, self._downloads, self._bytes, self._expanded)
+        self._metrics = IngressMetrics(self._meter, held)
 
     async def check_health(self) -> None:
         """Serve's health check. Serve makes the first one before the replica takes traffic: it opens the connections
         for which the first request would wait otherwise. Never fails: `/healthz` reports a graph that does not answer.
         """
-        if self._exporter is None:
-            self._exporter = asyncio.create_task(self._export_metrics())
+        self._metrics.start()
         if self._cold:
             try:
                 async with asyncio.timeout(WARM_UP_TIMEOUT_S):
@@ -191,10 +193,9 @@ class Ingress:
             except Exception as error:
                 logger.warning(f"not warmed up, first requests may be slow: {type(error).__name__}")
 
-    async def _export_metrics(self) -> None:
-        while True:
-            self._metrics.in_flight((self._bulk, self._searches, self._downloads, self._bytes, self._expanded))
-            await asyncio.sleep(METRICS_PERIOD_S)
+    async def stats(self) -> ReplicaStats:
+        """The numbers of this replica."""
+        return replica_stats(self._meter)
 
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest

@@ -1,22 +1,51 @@
-"""Metrics of an ingress for Ray and Prometheus: what is in flight, and the limits."""
+"""Metrics of an ingress: its requests, and what is in flight, with the limits."""
 
-from collections.abc import Iterable
-
-from ray.serve.metrics import Gauge
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 from deployments.ingress.admission import Admission
+from deployments.metrics import Exporter
+from embedding import series
+from embedding.meter import Gauge, Labels, Meter
 
 
-class IngressMetrics:
-    """`marqo_in_flight`: what an ingress holds, and `marqo_in_flight_limit`: beyond which it refuses requests. The
-    tag `what` names the thing that is counted."""
+class Held(StrEnum):
+    """What an ingress holds: the names of its `Admission`s."""
 
-    def __init__(self) -> None:
-        self._held = Gauge("marqo_in_flight", description="Held by an ingress", tag_keys=("what",))
-        self._most = Gauge("marqo_in_flight_limit", description="Held by an ingress at most", tag_keys=("what",))
+    CONTENTS = "contents"
+    SEARCHES = "contents of searches"
+    WAITING = "waiting contents"
+    BYTES = "bytes of requests"
+    EXPANDED = "bytes that requests become"
 
-    def in_flight(self, admissions: Iterable[Admission]) -> None:
-        """Records what is held now."""
-        for admission in admissions:
-            self._held.set(admission.held, tags={"what": admission.what})
-            self._most.set(admission.most, tags={"what": admission.what})
+
+IN_FLIGHT = Gauge("marqo_in_flight", "Held by an ingress", {"what": Held})
+IN_FLIGHT_LIMIT = Gauge("marqo_in_flight_limit", "Held by an ingress at most", {"what": Held})
+INSTRUMENTS = (
+    IN_FLIGHT,
+    IN_FLIGHT_LIMIT,
+    series.REQUESTS,
+    series.REQUEST_SECONDS,
+    series.ITEM_COUNT,
+    series.MODEL_REQUESTS,
+    series.REFUSED,
+    series.ERRORS,
+)
+
+
+class IngressMetrics(Exporter):
+    """Tells an ingress's numbers to Ray.
+
+    Args:
+        meter: of this replica.
+        admissions: what it counts in flight.
+    """
+
+    def __init__(self, meter: Meter, admissions: Sequence[Admission]) -> None:
+        super().__init__(meter, INSTRUMENTS)
+        meter.watch(IN_FLIGHT, _each(admissions, lambda admission: admission.held))
+        meter.watch(IN_FLIGHT_LIMIT, _each(admissions, lambda admission: admission.most))
+
+
+def _each(admissions: Sequence[Admission], number: Callable[[Admission], int]) -> Callable[[], dict[Labels, float]]:
+    return lambda: {(Held(admission.what),): number(admission) for admission in admissions}

@@ -15,10 +15,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
 from deployments.preprocessor.deadlines import Deadlines
+from deployments.preprocessor.metrics import PreprocessorMetrics
 from deployments.preprocessor.parts import DownloadOptions, Part
 from deployments.preprocessor.progress import Progress
 from deployments.preprocessor.transfer_pools import TransferPools
 from deployments.replica import Settings, assigned_cpus, lower_priority
+from deployments.replica_stats import ReplicaStats, replica_stats
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.image.fair_queue import Call
@@ -27,6 +29,7 @@ from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, limit
 from embedding.image.subprocess_decoder import DecoderCrashed
 from embedding.image_spec import ImageSpec
 from embedding.memory_estimate import Expansion
+from embedding.meter import Meter
 from embedding.text.chunks import SplitMethod, chunk_texts
 
 HAND_OVER_S = 5.0
@@ -80,6 +83,16 @@ class Preprocessor:
         self._many_bytes = settings.fetch.max_bytes_in_flight // 2
         self._handed_over: deque[tuple[float, int, ObjectRef[Any]]] = deque()
         self._handed_over_bytes = 0
+        self._meter = Meter()
+        self._metrics = PreprocessorMetrics(self._meter)
+
+    async def check_health(self) -> None:
+        """Serve's health check, the first of which comes before the replica takes traffic."""
+        self._metrics.start()
+
+    async def stats(self) -> ReplicaStats:
+        """The numbers of this replica."""
+        return replica_stats(self._meter)
 
     async def prepare(
         self, items: Sequence[str], spec: ImageSpec, downloads: DownloadOptions, in_subprocess: bool = False
