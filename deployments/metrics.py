@@ -67,7 +67,9 @@ class Exporter:
             await asyncio.sleep(METRICS_PERIOD_S)
 
     def _add(self, instrument: Instrument) -> None:
-        name, meaning, tags = instrument.name, instrument.meaning, tuple(instrument.tags)
+        name, meaning = instrument.name, instrument.meaning
+        # Ray's annotation is that of a tuple with one element.
+        tags: Any = tuple(instrument.tags)
         if isinstance(instrument, Counter):
             self._counters[name] = metrics.Counter(name, meaning, tags)
         elif isinstance(instrument, Gauge):

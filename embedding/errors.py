@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 MESSAGE_CHARS = 4000
 """Maximum length of a `RequestError`'s message, which is written to logs and sent to the client."""
@@ -30,6 +30,50 @@ class Fault(Enum):
     """The client sends the body, or reads the reply, too slowly."""
     OVERLOADED = "overloaded"
     """The server has as much work as it accepts; the client may try again later."""
+    INTERNAL = "internal"
+
+
+class ErrorKind(StrEnum):
+    """Why an item, or a model, failed: for counting. The message of the error says more."""
+
+    BAD_URL = "bad_url"
+    """It is no URL and no data URI that can be read."""
+    BAD_HEADERS = "bad_headers"
+    """The request's headers for its downloads cannot be sent."""
+    REFUSED_ADDRESS = "refused_address"
+    """The guard permits no connection there."""
+    HTTP_STATUS = "http_status"
+    """The host's answer was not 200."""
+    REDIRECTS = "redirects"
+    """Too many, or from https to http."""
+    TIMEOUT = "timeout"
+    """Its own time, or that of its request, was over."""
+    NAME = "name"
+    """The host's name has no address."""
+    CONNECTION = "connection"
+    """No connection, or none that was kept until an answer began."""
+    TLS = "tls"
+    BAD_ANSWER = "bad_answer"
+    """Cut short, or not valid HTTP."""
+    HOST_LEFT_ALONE = "host_left_alone"
+    """Its host has failed too often, and is left alone for a while."""
+    TOO_LARGE = "too_large"
+    """More bytes, pixels or characters than are taken."""
+    NOT_A_PICTURE = "not_a_picture"
+    """Of no format that is decoded here."""
+    DAMAGED = "damaged"
+    """A picture that cannot be decoded, or a vector that is not finite."""
+    TOO_SLOW = "too_slow"
+    """It takes more CPU time to decode than is allowed."""
+    CRASHED = "crashed"
+    """It has ended the process that decoded it."""
+    POISON = "poison"
+    """It has crashed a decoder or taken too long in the last minutes, and was not tried again."""
+    BUSY = "busy"
+    """Too much of its kind is being worked on."""
+    REFUSED = "refused"
+    """The model cannot be loaded: it is unknown, invalid, or larger than the budget."""
+    OUT_OF_MEMORY = "out_of_memory"
     INTERNAL = "internal"
 
 
@@ -59,15 +103,22 @@ class MediaError(Exception):
 
     Args:
         message: for people: names the item and the reason.
+        kind: of the reason; by default that of the class.
     """
 
-    def __init__(self, message: str) -> None:
+    kind = ErrorKind.INTERNAL
+
+    def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
         super().__init__(message)
         self.message = message
+        if kind is not None:
+            self.kind = kind
 
 
 class SlowError(MediaError):
     """A picture takes more CPU time to decode than is allowed."""
+
+    kind = ErrorKind.TOO_SLOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from embedding.errors import ErrorKind
 from embedding.meter import Counter, Gauge, Histogram
 
 
@@ -71,25 +72,6 @@ class ErrorStage(StrEnum):
     FORWARD = "forward"
     TEXT = "text"
     INGRESS = "ingress"
-
-
-class ErrorKind(StrEnum):
-    """Why an item or a request failed."""
-
-    BAD_URL = "bad_url"
-    REFUSED_ADDRESS = "refused_address"
-    HTTP_STATUS = "http_status"
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    HOST_LEFT_ALONE = "host_left_alone"
-    TOO_LARGE = "too_large"
-    NOT_A_PICTURE = "not_a_picture"
-    TOO_SLOW = "too_slow"
-    CRASHED = "crashed"
-    BUSY = "busy"
-    REFUSED = "refused"
-    OUT_OF_MEMORY = "out_of_memory"
-    INTERNAL = "internal"
 
 
 class Waiting(StrEnum):

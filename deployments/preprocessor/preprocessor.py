@@ -72,19 +72,19 @@ class Preprocessor:
         torch.set_num_threads(1)
         limits = ImageLimits(settings.max_pixels, settings.max_decode_s)
         limit_pillow(limits)
+        self._meter = Meter()
+        self._metrics = PreprocessorMetrics(self._meter)
         # Of a lower priority than searches, and than the event loop, whose downloads have deadlines.
-        self._lanes = Lanes(settings.decode_threads or assigned_cpus(), limits, lower_priority)
+        self._lanes = Lanes(settings.decode_threads or assigned_cpus(), limits, lower_priority, self._meter)
         # Texts are not split in a decoder's thread: a document made to be slow must not delay pictures.
         self._splitters = ThreadPoolExecutor(1, "split", initializer=lower_priority)
-        self._fetcher = Fetcher(settings.fetch)
+        self._fetcher = Fetcher(settings.fetch, meter=self._meter)
         self._transfer_pools = TransferPools()
         self._deadlines = Deadlines()
         self._undecoded_bytes = 0
         self._many_bytes = settings.fetch.max_bytes_in_flight // 2
         self._handed_over: deque[tuple[float, int, ObjectRef[Any]]] = deque()
         self._handed_over_bytes = 0
-        self._meter = Meter()
-        self._metrics = PreprocessorMetrics(self._meter)
 
     async def check_health(self) -> None:
         """Serve's health check, the first of which comes before the replica takes traffic."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from embedding.errors import MediaError
+from embedding.errors import ErrorKind, MediaError
 from embedding.shown import shown
 
 _BASE64 = "base64,"
@@ -40,7 +40,8 @@ def decode_data_uri(item: str, max_bytes: int) -> bytes:
     if start < 0:
         raise MediaError(
             f"cannot identify image file `{head(item)}`: its data uri holds no `base64,`; "
-            "send it as `data:image/png;base64,` and the picture in base64"
+            "send it as `data:image/png;base64,` and the picture in base64",
+            ErrorKind.BAD_URL,
         )
     start += len(_BASE64)
     # Skipped characters such as line breaks make the text longer than 4/3 of the bytes; twice as long is the limit.
@@ -52,7 +53,7 @@ def decode_data_uri(item: str, max_bytes: int) -> bytes:
             raise ValueError("Incorrect padding")
         data = b"".join(base64.b64decode(text[at : at + _PIECE]) for at in range(0, len(text), _PIECE))
     except ValueError as error:
-        raise MediaError(f"Invalid base64 data in the data uri `{head(item)}`: {error}") from error
+        raise MediaError(f"Invalid base64 data in the data uri `{head(item)}`: {error}", ErrorKind.BAD_URL) from error
     if len(data) > max_bytes:
         raise _too_large(item, max_bytes)
     return data
@@ -95,7 +96,8 @@ def _until_padding(text: bytearray) -> bytearray:
 
 
 def _too_large(item: str, max_bytes: int) -> MediaError:
-    return MediaError(f"the data uri `{head(item)}` has more than the {max_bytes} bytes that are allowed")
+    message = f"the data uri `{head(item)}` has more than the {max_bytes} bytes that are allowed"
+    return MediaError(message, ErrorKind.TOO_LARGE)
 
 
 def head(item: str) -> str:

@@ -285,7 +285,7 @@ class Exchange:
         if head.status == 200 if self._sink is None else self._sink.head(head):
             if head.length is not None and head.length > self._shared.limits.body:
                 raise TransportError(
-                    f"it has {head.length} bytes, and {self._shared.limits.body} are allowed", FailureKind.ANSWER
+                    f"it has {head.length} bytes, and {self._shared.limits.body} are allowed", FailureKind.TOO_LARGE
                 )
             self._observer.length(head.length)
             return None
@@ -302,7 +302,7 @@ class Exchange:
                 return 0 if self._nbytes > _SHORT_BYTES else None
             if self._nbytes > self._shared.limits.body:
                 raise TransportError(
-                    f"it has more than the {self._shared.limits.body} bytes that are allowed", FailureKind.ANSWER
+                    f"it has more than the {self._shared.limits.body} bytes that are allowed", FailureKind.TOO_LARGE
                 )
             if not self._observer.wants(len(data)):
                 self._nbytes -= len(data)

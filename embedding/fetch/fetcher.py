@@ -21,18 +21,20 @@ from functools import lru_cache
 
 from multidict import CIMultiDict
 
-from embedding.errors import MediaError
+from embedding.errors import ErrorKind, MediaError
 from embedding.fetch.breaker import CircuitBreaker
 from embedding.fetch.data_uri import DATA_URI_PREFIX, decode_data_uri, head, max_decoded_bytes
 from embedding.fetch.guard import DestinationRefused, Guard, GuardedResolver, RefusedHost, Resolver, SystemResolver
 from embedding.fetch.headers import BadHeaders, request_headers
 from embedding.fetch.host import Host
 from embedding.fetch.memory_budget import MemoryBudget, Reservation
+from embedding.fetch.metrics import FetchMetrics, kind_of
 from embedding.fetch.redirects import RedirectError, follow
 from embedding.fetch.scheduler import HostUnavailable, Scheduler
 from embedding.fetch.transfer import Transfer
 from embedding.fetch.transport import Reply, Transport, TransportError, TransportSettings
 from embedding.fetch.url import Target, parse_url
+from embedding.meter import Meter
 from embedding.shown import shown
 
 logger = logging.getLogger("ray.serve")
@@ -136,7 +138,7 @@ class FetchOptions:
 
 
 class _DownloadFailed(Exception):
-    """A download has failed; the text completes "error when downloading the media url X: "."""
+    """A download has taken too long; the text completes "error when downloading the media url X: "."""
 
 
 class _BadStatus(Exception):
@@ -151,9 +153,10 @@ class Fetcher:
     Args:
         settings: limits.
         resolver: resolves host names; by default the system's resolver.
+        meter: counts downloads, their time and their errors.
     """
 
-    def __init__(self, settings: FetchSettings, resolver: Resolver | None = None) -> None:
+    def __init__(self, settings: FetchSettings, resolver: Resolver | None = None, meter: Meter | None = None) -> None:
         self._settings = settings
         guard = Guard.parse(settings.allowed_networks, ALLOWED_NETWORKS)
         resolver = GuardedResolver(guard, resolver or SystemResolver(settings.dns_threads))
@@ -162,6 +165,7 @@ class Fetcher:
         self._budget = MemoryBudget(settings.max_bytes_in_flight)
         # One thread: decoding holds Python's lock, so that more of them would only delay the event loop.
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="data-uri")
+        self._metrics = FetchMetrics(meter or Meter(), self._scheduler)
 
     async def fetch(self, item: str, options: FetchOptions) -> bytes:
         """The bytes of an item, as `holding` gives them, but without counting them as in flight afterwards."""
@@ -182,7 +186,9 @@ class Fetcher:
         reservation = self._budget.reservation()
         fetch = self._decode if item.startswith(DATA_URI_PREFIX) else self._fetch
         try:
-            yield await fetch(item, options, reservation)
+            with self._metrics.errors():
+                data = await fetch(item, options, reservation)
+            yield data
         finally:
             reservation.release()
 
@@ -202,7 +208,8 @@ class Fetcher:
                 return await loop.run_in_executor(self._decoder, decode_data_uri, item, max_bytes)
         except TimeoutError:
             reason = _out_of_time(reservation, "it waited for being decoded")
-            raise MediaError(f"error when decoding the data uri `{head(item)}`: {reason}") from None
+            message = f"error when decoding the data uri `{head(item)}`: {reason}"
+            raise MediaError(message, ErrorKind.TIMEOUT) from None
 
     async def _fetch(self, item: str, options: FetchOptions, reservation: Reservation) -> bytes:
         target = parse_url(item)
@@ -210,21 +217,26 @@ class Fetcher:
             headers = request_headers(options.headers, self._settings.max_header_bytes)
             return await self._with_timeout(target, headers, options, reservation)
         except RefusedHost as error:
+            kind = ErrorKind.REFUSED_ADDRESS
             message = (
                 f"media url `{shown(item)}` was refused: {error}. To allow a private network, list it in "
                 f"`{ALLOWED_NETWORKS}` (or {ALLOWED_NETWORKS_VARIABLE}, which counts where that is not set)"
             )
         except DestinationRefused as error:
+            kind = ErrorKind.REFUSED_ADDRESS
             message = f"media url `{shown(item)}` was refused: {error}"
         except _BadStatus as error:
+            kind = ErrorKind.HTTP_STATUS
             message = f"media url `{shown(item)}` returned {error}"
         except (_DownloadFailed, BadHeaders, RedirectError, HostUnavailable, TransportError) as error:
+            kind = kind_of(error)
             message = _error_message(item, str(error))
         except Exception as error:
             # An unexpected error must not affect the other items of the request.
             logger.exception("unexpected error while downloading")
+            kind = ErrorKind.INTERNAL
             message = _error_message(item, f"unexpected {type(error).__name__}")
-        raise MediaError(message)
+        raise MediaError(message, kind)
 
     async def _with_timeout(
         self, target: Target, headers: CIMultiDict[str], options: FetchOptions, reservation: Reservation
@@ -234,6 +246,7 @@ class Fetcher:
         timeout_ms = min(timeout_ms, self._settings.max_timeout_ms)
         within = asyncio.timeout(options.within_s)
         scope = asyncio.timeout(None)
+        started = asyncio.get_running_loop().time()
         try:
             async with within, scope:
                 transfer = Transfer(
@@ -243,6 +256,7 @@ class Fetcher:
                     return await self._download(target, headers, options, transfer)
                 finally:
                     transfer.stop()
+                    self._metrics.ended(asyncio.get_running_loop().time() - started, transfer.elapsed_s)
         except TimeoutError:
             if scope.expired():
                 raise _DownloadFailed(f"{transfer.timeout_reason()} after {timeout_ms} ms") from None
@@ -277,6 +291,7 @@ class Fetcher:
             complete = True
             return reply
         finally:
+            self._metrics.received(slot.nbytes)
             transfer.finish_hop(complete)
 
     async def _get(self, target: Target, headers: CIMultiDict[str], transfer: Transfer) -> Reply:

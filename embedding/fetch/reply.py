@@ -18,7 +18,8 @@ class FailureKind(Enum):
     CONNECTION = "no connection could be made; another try may succeed"
     TLS = "no TLS connection could be made"
     SILENCE = "the connection ended before an answer began"
-    ANSWER = "the answer is cut short, malformed or too large"
+    ANSWER = "the answer is cut short or malformed"
+    TOO_LARGE = "the answer has more bytes than are allowed"
     CLOSED = "the transport is closed"
 
 

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from embedding.fetch.host import Host
 from embedding.fetch.slot import Slot
@@ -21,6 +22,19 @@ _MAX_REMEMBERED_CHARS = 300
 
 class HostUnavailable(Exception):
     """The circuit breaker of the host was open for as long as the transfer may wait; the text gives the reason."""
+
+
+class Counts(NamedTuple):
+    """Transfers and hosts now."""
+
+    waiting: int
+    """Transfers that wait for a slot."""
+    running: int
+    """Transfers that have one."""
+    limited: int
+    """Hosts that answer, and for which transfers wait because so many from there run already."""
+    left_alone: int
+    """Hosts whose circuit breaker is open."""
 
 
 class Waiter:
@@ -239,6 +253,14 @@ class Scheduler:
         if host.probe_timer is None and host.breaker.open_until is not None:
             wait = host.breaker.open_until - self._clock()
             host.probe_timer = asyncio.get_running_loop().call_later(max(0.0, wait), probe)
+
+    def counts(self) -> Counts:
+        """What waits and runs now."""
+        hosts = self._hosts.values()
+        waiting = sum(queue.waiting_count for host in hosts for queue in host.queues.values())
+        limited = sum(bool(host.blocked) and not host.breaker.is_open for host in hosts)
+        left_alone = sum(host.breaker.is_open for host in (*hosts, *self._idle_hosts.values()))
+        return Counts(waiting, self.running, limited, left_alone)
 
     def _set_timer(self, queue: WaitQueue, waiter: Waiter) -> None:
         def give_up() -> None:

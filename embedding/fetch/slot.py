@@ -28,6 +28,7 @@ class Slot:
         started: start of the transfer.
         connected: whether it has had a connection.
         answered: whether a byte of an answer has arrived.
+        nbytes: bytes of the body that have arrived.
         epoch: the epoch of the concurrency limit in which it started.
     """
 
@@ -43,7 +44,7 @@ class Slot:
         """Seconds for which it waited for memory."""
         self.connected = False
         self.answered = False
-        self._nbytes = 0
+        self.nbytes = 0
         self._silent = self._extended = False
         host.running.add(self)
         self._note_shared(now)
@@ -58,7 +59,7 @@ class Slot:
     def mark_received(self, now: float, nbytes: int) -> None:
         """Bytes of an answer have arrived; 0 for the first line of its head."""
         host = self.host
-        self._nbytes += nbytes
+        self.nbytes += nbytes
         host.meter.add(now, nbytes)
         was_open = host.breaker.is_open
         if self.answered:
@@ -130,7 +131,7 @@ class Slot:
 
     def _finished(self, now: float) -> FinishedTransfer:
         elapsed_s = self.elapsed_s(now)
-        return FinishedTransfer(self._nbytes, elapsed_s, elapsed_s / self.reference_s)
+        return FinishedTransfer(self.nbytes, elapsed_s, elapsed_s / self.reference_s)
 
     def _max_duration_ratio(self, now: float) -> float:
         """The largest duration ratio of the running transfers that started in the same epoch."""

@@ -149,6 +149,11 @@ class Transfer:
         """The download has ended, with or without success."""
         self._stopwatch.pause()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that hosts have taken so far, for all hops."""
+        return self._stopwatch.elapsed_s
+
     def timeout_reason(self) -> str:
         """Why the download had not ended at its time limit, for the error message."""
         return self._timeout_reason

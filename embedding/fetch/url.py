@@ -17,7 +17,7 @@ import validators
 from requests.utils import requote_uri
 from yarl import URL
 
-from embedding.errors import MediaError
+from embedding.errors import ErrorKind, MediaError
 from embedding.fetch.guard import DestinationRefused
 from embedding.shown import shown
 
@@ -60,11 +60,13 @@ def parse_url(item: str) -> Target:
     """
     quoted = _quoted_if_valid(item)
     if quoted is None:
-        raise MediaError(f"`{shown(item)}` is not a local file, a valid url, or a base64-encoded image")
+        raise MediaError(
+            f"`{shown(item)}` is not a local file, a valid url, or a base64-encoded image", ErrorKind.BAD_URL
+        )
     try:
         return make_target(quoted)
     except DestinationRefused as error:
-        raise MediaError(f"media url `{shown(item)}` was refused: {error}") from error
+        raise MediaError(f"media url `{shown(item)}` was refused: {error}", ErrorKind.BAD_URL) from error
 
 
 def parse_redirect(base: URL, location: str) -> Target:
@@ -130,7 +132,7 @@ def _quoted_if_valid(item: str) -> str | None:
     except UnicodeError as error:
         if not valid:
             return None
-        raise MediaError(f"media url `{shown(item)}` could not be encoded") from error
+        raise MediaError(f"media url `{shown(item)}` could not be encoded", ErrorKind.BAD_URL) from error
     return quoted if valid or _is_url(quoted) else None
 
 

@@ -58,6 +58,8 @@ class FairQueue:
         self._grants = 0
         self._by_level: list[tuple[int, int, Call, asyncio.Future[None]]] = []
         self._by_age: deque[asyncio.Future[None]] = deque()
+        self.waiting = 0
+        """Callers that wait for a slot."""
 
     async def acquire(self, call: Call, nbytes: int = 0) -> None:
         """Waits for a slot, and takes it. `release` gives it back.
@@ -78,6 +80,7 @@ class FairQueue:
         heapq.heappush(self._by_level, (call.level, next(self._numbers), call, slot))
         self._by_age.append(slot)
         self._free_bytes -= nbytes
+        self.waiting += 1
         try:
             async with asyncio.timeout(None if self._max_wait_s == math.inf else self._max_wait_s):
                 await slot
@@ -90,6 +93,7 @@ class FairQueue:
             raise
         finally:
             self._free_bytes += nbytes
+            self.waiting -= 1
 
     def release(self) -> None:
         """Gives a slot back, which is granted to the next caller that waits."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from embedding.errors import MediaError
+from embedding import series
+from embedding.errors import ErrorKind, MediaError
 from embedding.image.decode_cost import Cost, estimate_cost
 from embedding.image.fair_queue import Call, FairQueue, NoSlotError
 from embedding.image.pixels import ImageLimits, Pixels, preprocess
 from embedding.image.refusal import too_slow
 from embedding.image.subprocess_decoder import DecoderPool, TimeLimitExceeded
 from embedding.image_spec import ImageSpec
+from embedding.meter import Labels, Meter
 from embedding.shown import shown
 
 QUICK_S, MEDIUM_S = 0.1, 2.0
@@ -60,10 +63,18 @@ class Lanes:
         workers: number of decoders in each lane; half as many in the lane of slow pictures.
         limits: what a picture may cost.
         initializer: called once in each thread.
+        meter: counts pictures, their time and their errors.
     """
 
-    def __init__(self, workers: int, limits: ImageLimits, initializer: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        limits: ImageLimits,
+        initializer: Callable[[], None] | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self._limits = limits
+        self._meter = meter or Meter()
         self._decoders = DecoderPool(limits)
 
         def lane(name: str, slots: int, cpu_s: float, queue: FairQueue) -> _Lane:
@@ -77,6 +88,8 @@ class Lanes:
         # Started ahead of time, so that the first picture does not wait for a process to start.
         self._starting = self._slow.threads.submit(self._decoders.warm_up)
         self._trim_timer: asyncio.TimerHandle | None = None
+        self._meter.watch(series.WAITING, self._waiting)
+        self._meter.watch(series.WORKERS, lambda: {(series.Workers.DECODER,): workers})
 
     async def decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool = False) -> Pixels:
         """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`.
@@ -96,6 +109,13 @@ class Lanes:
             DecoderCrashed: it has killed the subprocess that decoded it.
             MediaError: it cannot be decoded, is too large, or the lane of slow pictures is full.
         """
+        try:
+            return await self._decode(data, spec, name, call, in_subprocess)
+        except MediaError as error:
+            self._meter.add(series.ERRORS, 1, series.ErrorStage.DECODE, error.kind)
+            raise
+
+    async def _decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool) -> Pixels:
         cost = estimate_cost(data)
         lane = self._lane(cost)
         try:
@@ -111,7 +131,8 @@ class Lanes:
         except NoSlotError:
             raise MediaError(
                 f"image `{shown(name)}` is slow to decode, and too many such pictures are being decoded; "
-                "try again in a moment, or send it smaller, or as a plain JPEG or PNG"
+                "try again in a moment, or send it smaller, or as a plain JPEG or PNG",
+                ErrorKind.BUSY,
             ) from None
 
     def close(self) -> None:
@@ -131,16 +152,31 @@ class Lanes:
         self, lane: _Lane, cost: Cost, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool
     ) -> Pixels:
         loop = asyncio.get_running_loop()
-        await lane.queue.acquire(call, len(data))
+        with self._meter.timed(series.STAGE_SECONDS, series.Stage.DECODE_WAIT, series.Lane.IMAGE):
+            await lane.queue.acquire(call, len(data))
         call.spent_s += min(cost.seconds, lane.cpu_s)
         if cost.plain and not in_subprocess and lane is not self._slow:
-            work = lane.threads.submit(preprocess, data, spec, name, self._limits)
+            work = lane.threads.submit(self._timed, preprocess, data, spec, name, self._limits)
         else:
-            work = lane.threads.submit(self._decoders.decode, data, spec, name, lane.cpu_s)
+            work = lane.threads.submit(self._timed, self._decoders.decode, data, spec, name, lane.cpu_s)
         # The caller may be cancelled before the work is done; the slot must be kept until the work is done.
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(lane.queue.release))
         self._trim_later(loop)
         return await asyncio.wrap_future(work)
+
+    def _timed(self, decode: Callable[..., Pixels], *args: object) -> Pixels:
+        """In a decoder's thread: counts the time even if the caller is cancelled meanwhile."""
+        start = time.perf_counter()
+        try:
+            return decode(*args)
+        finally:
+            seconds = time.perf_counter() - start
+            self._meter.observe(series.STAGE_SECONDS, seconds, series.Stage.DECODE, series.Lane.IMAGE)
+            self._meter.add(series.BUSY_SECONDS, seconds, series.Workers.DECODER)
+
+    def _waiting(self) -> dict[Labels, float]:
+        queues = (lane.queue for lane in (self._quick, self._medium, self._slow))
+        return {(series.Waiting.DECODER,): sum(queue.waiting for queue in queues)}
 
     def _trim_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._trim_timer is None:

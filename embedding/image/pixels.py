@@ -26,11 +26,10 @@ import numpy.typing as npt
 import torch
 from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin
 
-from embedding.errors import MediaError
 from embedding.image import jpeg
 from embedding.image.decode_cost import block_scans
 from embedding.image.elongated import resize_window
-from embedding.image.refusal import reason, too_slow
+from embedding.image.refusal import refused, too_slow
 from embedding.image.resample import Axis, columns_first
 from embedding.image_spec import ImageSpec
 from embedding.shown import shown
@@ -169,7 +168,7 @@ def _as_media_error(
     except _TooManyScans as error:
         raise too_slow(name, limits) from error
     except Exception as error:
-        raise MediaError(reason(error, data, name)) from error
+        raise refused(error, data, name) from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
-from embedding.errors import SlowError
+from embedding.errors import ErrorKind, MediaError, SlowError
 from embedding.image.signature import missing_bytes, sniff, unsupported_format
 from embedding.shown import shown
 
@@ -29,28 +29,31 @@ def too_slow(name: str, limits: ImageLimits) -> SlowError:
     )
 
 
-def too_much_memory(name: str) -> str:
-    """The message for a picture that needs more memory than `ImageLimits.max_bytes`."""
-    return (
+def too_much_memory(name: str) -> MediaError:
+    """The error of a picture that needs more memory than `ImageLimits.max_bytes`."""
+    return MediaError(
         f"image `{name}` takes more memory to decode than a picture may take here (preprocessor.max_pixels); "
-        "send it smaller, or as a plain JPEG or PNG"
+        "send it smaller, or as a plain JPEG or PNG",
+        ErrorKind.TOO_LARGE,
     )
 
 
-def reason(error: Exception, data: bytes, name: str) -> str:
-    """The message for a picture for which Pillow raised `error`: in Marqo's wording where there is one
+def refused(error: Exception, data: bytes, name: str) -> MediaError:
+    """The error of a picture for which Pillow raised `error`: in Marqo's wording where there is one
     (docs/protocol.md, section 3.4), with what kind of file the bytes are."""
     text, data = shown(str(error)), bytes(data)
     if isinstance(error, Image.DecompressionBombError):
-        return f"image `{name}` is too large: {text}"
+        return MediaError(f"image `{name}` is too large: {text}", ErrorKind.TOO_LARGE)
     if isinstance(error, MemoryError):
         return too_much_memory(name)
     if isinstance(error, UnidentifiedImageError):
-        return f"cannot identify image file `{name}`: {sniff(data)}"
+        return MediaError(f"cannot identify image file `{name}`: {sniff(data)}", ErrorKind.NOT_A_PICTURE)
     if kind := unsupported_format(data):
-        return f"cannot identify image file `{name}`: {kind}"
+        return MediaError(f"cannot identify image file `{name}`: {kind}", ErrorKind.NOT_A_PICTURE)
     missing = missing_bytes(data)
     truncation = f"; it is truncated, at least {missing} bytes are missing" if missing else ""
     if _TRUNCATED.search(text):
-        return f"Image file is truncated: `{name}`: {text}{truncation}"
-    return f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}{truncation}"
+        return MediaError(f"Image file is truncated: `{name}`: {text}{truncation}", ErrorKind.DAMAGED)
+    return MediaError(
+        f"image `{name}` could not be decoded properly: {type(error).__name__}: {text}{truncation}", ErrorKind.DAMAGED
+    )

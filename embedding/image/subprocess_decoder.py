@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedding.errors import MediaError, SlowError
+from embedding.errors import ErrorKind, MediaError, SlowError
 from embedding.image.pixels import ImageLimits, Pixels, limit_pillow, preprocess_shown
 from embedding.image.refusal import too_much_memory, too_slow
 from embedding.image_spec import ImageSpec
@@ -55,6 +55,8 @@ _processes = multiprocessing.get_context("forkserver")
 
 class DecoderCrashed(MediaError):
     """A picture has killed the subprocess that decoded it, or has made it hang."""
+
+    kind = ErrorKind.CRASHED
 
 
 class TimeLimitExceeded(Exception):
@@ -182,7 +184,7 @@ class _SubprocessDecoder:
         if kind == _SLOW:
             raise too_slow(name, self._limits)
         if kind == _REFUSED:
-            raise MediaError(message)
+            raise _refusal(message)
         return self._pixels(spec)
 
     def close(self) -> None:
@@ -225,6 +227,17 @@ def _parse_answer(answer: bytes) -> tuple[bytes, bool, str]:
     return answer[:1], answer[1:2] == _REPLACE, answer[2:].decode("utf-8", "replace")
 
 
+def _with_kind(error: MediaError) -> str:
+    return f"{error.kind} {error.message}"
+
+
+def _refusal(text: str) -> MediaError:
+    """The error that `_with_kind` has written; of the kind INTERNAL if the process has sent something else."""
+    kind, _, message = text.partition(" ")
+    known = kind in ErrorKind.__members__.values()
+    return MediaError(message, ErrorKind(kind)) if known else MediaError(text)
+
+
 def _run(connection: Connection, memory: Any, limits: ImageLimits) -> None:
     """The main function of a subprocess: decodes pictures until the connection is closed."""
     libc = ctypes.CDLL(None)
@@ -262,9 +275,9 @@ def _decode(memory: int, length: int, spec: ImageSpec, name: str, limits: ImageL
     except SlowError:
         return _SLOW, ""
     except MediaError as error:
-        return _REFUSED, error.message
+        return _REFUSED, _with_kind(error)
     except MemoryError:
-        return _REFUSED, too_much_memory(name)
+        return _REFUSED, _with_kind(too_much_memory(name))
     os.pwrite(memory, pixels.data.cast("B"), 0)
     return _PIXELS, ""
 

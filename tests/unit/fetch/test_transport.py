@@ -193,7 +193,7 @@ def test_headers_are_limited_together(host: ImageHost, path: str, limits: int) -
         ("/cut-chunked", FailureKind.ANSWER),
         ("/bad-chunk", FailureKind.ANSWER),
         ("/many-headers", FailureKind.ANSWER),
-        ("/lie-length", FailureKind.ANSWER),
+        ("/lie-length", FailureKind.TOO_LARGE),
     ],
 )
 def test_failures_have_a_kind(host: ImageHost, path: str, kind: FailureKind) -> None:

@@ -1,0 +1,83 @@
+"""Downloads in numbers: how long they take and wait, their bytes, and why they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from embedding import series
+from embedding.errors import ErrorKind, MediaError
+from embedding.fetch.headers import BadHeaders
+from embedding.fetch.redirects import RedirectError
+from embedding.fetch.reply import FailureKind, TransportError
+from embedding.fetch.scheduler import HostUnavailable, Scheduler
+from embedding.meter import Labels, Meter
+
+_FAILURES = {
+    FailureKind.NAME: ErrorKind.NAME,
+    FailureKind.CONNECTION: ErrorKind.CONNECTION,
+    FailureKind.TLS: ErrorKind.TLS,
+    FailureKind.SILENCE: ErrorKind.CONNECTION,
+    FailureKind.ANSWER: ErrorKind.BAD_ANSWER,
+    FailureKind.TOO_LARGE: ErrorKind.TOO_LARGE,
+    FailureKind.CLOSED: ErrorKind.INTERNAL,
+}
+_EXCEPTIONS: dict[type[Exception], ErrorKind] = {
+    BadHeaders: ErrorKind.BAD_HEADERS,
+    RedirectError: ErrorKind.REDIRECTS,
+    HostUnavailable: ErrorKind.HOST_LEFT_ALONE,
+}
+
+
+class FetchMetrics:
+    """Counts the downloads of one process.
+
+    Args:
+        meter: where they are counted.
+        scheduler: knows what waits and runs.
+    """
+
+    def __init__(self, meter: Meter, scheduler: Scheduler) -> None:
+        self._meter = meter
+
+        def number(name: str) -> float:
+            return float(getattr(scheduler.counts(), name))
+
+        def waiting() -> dict[Labels, float]:
+            return {(series.Waiting.DOWNLOAD,): number("waiting")}
+
+        meter.watch(series.WAITING, waiting)
+        meter.watch(series.DOWNLOADS_ACTIVE, lambda: {(): number("running")})
+        meter.watch(series.HOSTS_LIMITED, lambda: {(): number("limited")})
+        meter.watch(series.BREAKERS_OPEN, lambda: {(): number("left_alone")})
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Counts an error that is raised in the context."""
+        try:
+            yield
+        except MediaError as error:
+            self._meter.add(series.ERRORS, 1, series.ErrorStage.DOWNLOAD, error.kind)
+            raise
+
+    def ended(self, seconds: float, host_s: float) -> None:
+        """A download has ended, with or without success.
+
+        Args:
+            seconds: since it was asked for.
+            host_s: that hosts have taken of them; in the others it waited for its turn, or for memory.
+        """
+        self._meter.observe(series.STAGE_SECONDS, seconds - host_s, series.Stage.DOWNLOAD_WAIT, series.Lane.IMAGE)
+        self._meter.observe(series.STAGE_SECONDS, host_s, series.Stage.DOWNLOAD, series.Lane.IMAGE)
+
+    def received(self, nbytes: int) -> None:
+        """A transfer has ended, of which so many bytes of the body have arrived."""
+        if nbytes:
+            self._meter.add(series.DOWNLOAD_BYTES, nbytes)
+
+
+def kind_of(error: Exception) -> ErrorKind:
+    """The kind of a download's failure; a timeout if it has no other."""
+    if isinstance(error, TransportError):
+        return _FAILURES[error.kind]
+    return _EXCEPTIONS.get(type(error), ErrorKind.TIMEOUT)
