@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -64,6 +64,8 @@ class DeviceQueue:
         memory_error: the exception that `run` raises when the device's memory is too small for a batch.
         release_memory: called before a batch that did not fit into memory is run again in halves.
         clock: gives monotonic time in seconds.
+        on_batch: called after each batch, on the device's thread, with its lane, the seconds that each of its jobs has
+            waited, and the seconds that it has run.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class DeviceQueue:
         memory_error: type[Exception] = MemoryError,
         release_memory: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        on_batch: Callable[[str, Sequence[float], float], None] = lambda lane, waited, ran: None,
     ) -> None:
         self._run = run
+        self._on_batch = on_batch
         self._executor = executor
         self._lane_of = lane_of
         self.max_items = max_items
@@ -108,12 +112,25 @@ class DeviceQueue:
             loop.call_soon(self._executor.submit, self._run_batches)
         return queued.future
 
+    def waiting(self) -> Counter[str]:
+        """Items that wait, by lane."""
+        waiting: Counter[str] = Counter()
+        with self._lock:
+            for queued in (*self._urgent, *self._normal):
+                if not queued.future.done():
+                    waiting[self._lane_of(queued.job.group)] += queued.job.count
+        return waiting
+
     def _run_batches(self) -> None:
         """Runs batch after batch on the device's thread, so that a busy event loop does not delay the next batch."""
         while batch := self._take_batch():
+            started = self._clock()
             outcomes = self._outcomes_of_batch([queued.job for queued in batch])
+            ended = self._clock()
             if not batch[0].job.urgent:
-                self._normal_ended_at = self._clock()
+                self._normal_ended_at = ended
+            waited = [started - queued.queued_at for queued in batch]
+            self._on_batch(self._lane_of(batch[0].job.group), waited, ended - started)
             batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, outcomes)
 
     def _take_batch(self) -> list[_QueuedJob]:

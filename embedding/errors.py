@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 
 MESSAGE_CHARS = 4000
 """Maximum length of a `RequestError`'s message, which is written to logs and sent to the client."""
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class Fault(Enum):
+class Fault(StrEnum):
     """Why a whole request failed. The ingress maps each fault to an HTTP status."""
 
     UNAUTHORIZED = "unauthorized"
@@ -30,6 +30,10 @@ class Fault(Enum):
     """The client sends the body, or reads the reply, too slowly."""
     OVERLOADED = "overloaded"
     """The server has as much work as it accepts; the client may try again later."""
+    TIMEOUT = "timeout"
+    """It was not answered in time; the client may try again later."""
+    LOST_REPLICA = "lost_replica"
+    """A process that it needed has ended; the client may try again."""
     INTERNAL = "internal"
 
 
@@ -62,7 +66,7 @@ class ErrorKind(StrEnum):
     NOT_A_PICTURE = "not_a_picture"
     """Of no format that is decoded here."""
     DAMAGED = "damaged"
-    """A picture that cannot be decoded, or a vector that is not finite."""
+    """A picture that cannot be decoded to its end."""
     TOO_SLOW = "too_slow"
     """It takes more CPU time to decode than is allowed."""
     CRASHED = "crashed"

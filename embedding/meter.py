@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import TypedDict
 
 Tags = Mapping[str, type[StrEnum] | None]
 """Names of an instrument's tags, with the values of each; None for names whose number is bounded elsewhere."""
@@ -114,13 +114,15 @@ class Meter:
         self._gauges: dict[Gauge, list[Read]] = {}
 
     def add(self, counter: Counter, amount: float, *labels: str) -> None:
-        """Adds to a counter.
+        """Adds to a counter. A series begins with its first amount above 0.
 
         Args:
             counter: the instrument.
             amount: at least 0.
             labels: a value for each of its tags.
         """
+        if not amount:
+            return
         with self._lock:
             try:
                 self._counters[counter][labels] += amount
@@ -189,8 +191,3 @@ def _distribution(histogram: Histogram, labels: Labels, buckets: _Buckets) -> Di
         "sum": buckets.sum,
         "count": sum(buckets.counts),
     }
-
-
-def instruments(module: Any) -> dict[str, Instrument]:
-    """The instruments that a module defines, by name."""
-    return {value.name: value for value in vars(module).values() if isinstance(value, Instrument)}

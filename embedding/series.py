@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from embedding.errors import ErrorKind
+from embedding.errors import ErrorKind, Fault
 from embedding.meter import Counter, Gauge, Histogram
 
 
@@ -11,6 +11,8 @@ class Lane(StrEnum):
 
     IMAGE = "image"
     TEXT = "text"
+    ANY = "any"
+    """Loading a model, for whatever it is used."""
 
 
 class Modality(StrEnum):
@@ -21,11 +23,16 @@ class Modality(StrEnum):
 
 
 class Outcome(StrEnum):
-    """Of a request: `ok` if it got an answer for each item, vectors or errors."""
+    """Of a request."""
 
     OK = "ok"
+    """Each item got an answer: vectors or an error."""
     REFUSED = "refused"
+    """The client's doing, or too much at a time."""
     FAILED = "failed"
+    """The server's doing: out of time, a lost replica, an unexpected error."""
+    CANCELLED = "cancelled"
+    """The client has hung up."""
 
 
 class ItemOutcome(StrEnum):
@@ -33,21 +40,6 @@ class ItemOutcome(StrEnum):
 
     VECTOR = "vector"
     ERROR = "error"
-
-
-class Reason(StrEnum):
-    """Why a request was refused or failed."""
-
-    UNAUTHORIZED = "unauthorized"
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
-    TOO_LARGE = "too_large"
-    BAD_REQUEST = "bad_request"
-    REFUSED = "refused"
-    SLOW_BODY = "slow_body"
-    OVERLOADED = "overloaded"
-    TIMEOUT = "timeout"
-    INTERNAL = "internal"
-    NOT_FOUND = "not_found"
 
 
 class Stage(StrEnum):
@@ -98,7 +90,7 @@ REQUESTS = Counter("marqo_requests", "Requests for vectors", {"modality": Modali
 REQUEST_SECONDS = Histogram("marqo_request_seconds", "Duration of a request", {"modality": Modality}, SECONDS)
 ITEM_COUNT = Counter("marqo_items", "Items of requests", {"modality": Modality, "outcome": ItemOutcome})
 MODEL_REQUESTS = Counter("marqo_model_requests", "Requests that got an answer, by model", {"model": None})
-REFUSED = Counter("marqo_refused", "Requests that were refused or failed", {"reason": Reason})
+REFUSED = Counter("marqo_refused", "Requests that were refused or failed", {"reason": Fault})
 ERRORS = Counter("marqo_errors", "Errors of items and models", {"stage": ErrorStage, "kind": ErrorKind})
 STAGE_SECONDS = Histogram("marqo_stage_seconds", "Time in a stage", {"stage": Stage, "lane": Lane}, SECONDS)
 WAITING = Gauge("marqo_waiting", "What waits", {"what": Waiting})

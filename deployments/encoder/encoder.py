@@ -14,7 +14,7 @@ from ray import serve
 
 from deployments.encoder.cores import Cores
 from deployments.encoder.loaded import Loaded, in_one_message, shown_names
-from deployments.encoder.metrics import LANES, EncoderMetrics
+from deployments.encoder.metrics import EncoderMetrics
 from deployments.encoder.settings import BatchSettings, EncoderSettings, PreloadedModel
 from deployments.replica_stats import ReplicaStats, replica_stats
 from deployments.routing import MODEL_AFFINITY
@@ -34,7 +34,6 @@ from embedding.models.openclip.model import OpenClipModel, add_architectures
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
 from embedding.protocol import ModelConfig
-from embedding.series import BATCH_ITEMS
 from embedding.shown import shown
 
 Lane = Literal["image", "text"]
@@ -103,6 +102,7 @@ class Encoder:
         # Two: one thread copies into its buffer while the bus transfers the buffer of the other.
         self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
         self._options = settings.models
+        self._meter = Meter()
         self._weights = Weights(settings.models)
         self._owner = KeyedHash()
         self._models = ModelCache(
@@ -116,14 +116,15 @@ class Encoder:
             quick=lambda spec: not needs_files(spec),
             max_models=settings.max_models,
             device_bytes=device_bytes(self._device),
+            meter=self._meter,
         )
-        self._meter = Meter()
         self._metrics = EncoderMetrics(self._meter, self._models.stats)
         self._maxima = _maxima(DEFAULT_BATCHES)
         self._bulk = self._device_queue("device", urgent=False)
         # A GPU runs one batch at a time. CPU cores can be shared: a search starts while a batch of pictures runs, and
         # the kernel gives it a core.
         self._urgent = self._bulk if self._device.type == "cuda" else self._device_queue("search", urgent=True)
+        self._metrics.watch((self._bulk, self._urgent))
         # `no_model` has nothing to load, and Marqo's own servers skip it (docs/protocol.md, section 8.4).
         wanted = [ModelSpec.from_config(_config(model)) for model in settings.preload]
         self._preload = [spec for spec in wanted if spec.properties.get("type") != "no_model"]
@@ -169,16 +170,18 @@ class Encoder:
             float32 (n, dimensions), in order; a RequestError if the model cannot be loaded.
         """
         async with self._models.use(self._on_device(spec)) as model:
-            job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent)
-            return _finished(await self._rows(job, self._image_lane), normalized)
+            with self._metrics.errors():
+                job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent)
+                return _finished(await self._rows(job, self._image_lane), normalized)
 
     @_refusals_as_values
     async def encode_texts(self, spec: ModelSpec, texts: Sequence[str], normalized: bool, urgent: bool) -> Rows:
         """Vectors of texts: float32 (n, dimensions), in order. See `encode_images`."""
         async with self._models.use(self._on_device(spec)) as model:
-            tokens = await self._tokenized(model, texts)
-            job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
-            return _finished(await self._rows(job, self._text_lane), normalized)
+            with self._metrics.errors():
+                tokens = await self._tokenized(model, texts)
+                job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
+                return _finished(await self._rows(job, self._text_lane), normalized)
 
     async def _staged(self, model: Model, pixels: Pixels) -> Pixels | torch.Tensor:
         """Copies pixels to the GPU while it computes something else. If its memory does not suffice they stay here, and
@@ -233,6 +236,7 @@ class Encoder:
             max_items=self._maxima,
             memory_error=torch.OutOfMemoryError,
             release_memory=release_memory,
+            on_batch=self._metrics.batch,
         )
 
     def _forward(self, urgent: bool, group: tuple[Lane, Model], payloads: Sequence[Any]) -> list[Rows]:
@@ -246,7 +250,7 @@ class Encoder:
             else:
                 encode = model.encode_images
             rows = encode(payloads)
-        self._meter.observe(BATCH_ITEMS, len(rows), LANES[lane])
+        self._metrics.forward_pass(lane, len(rows))
         ends = np.cumsum([len(payload) for payload in payloads])
         return np.split(rows, ends[:-1])
 

@@ -1,15 +1,19 @@
 """Metrics of an encoder: its models and its batches."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 
 from deployments.metrics import Exporter
 from embedding import series
+from embedding.batching import DeviceQueue
 from embedding.meter import Gauge, Labels, Meter
 from embedding.models.cache_entry import CacheStats
+from embedding.models.cache_metrics import kind_of
 
-LANES = {"image": series.Lane.IMAGE, "text": series.Lane.TEXT}
+WAITING = {"image": series.Waiting.DEVICE_IMAGE, "text": series.Waiting.DEVICE_TEXT}
 MODELS = {
     field.name: Gauge(f"marqo_models_{field.name}", f"Models of an encoder: {field.name}")
     for field in fields(CacheStats)
@@ -30,7 +34,7 @@ INSTRUMENTS = (
 
 
 class EncoderMetrics(Exporter):
-    """Tells an encoder's numbers to Ray.
+    """Counts an encoder's batches, and tells all of its numbers to Ray.
 
     Args:
         meter: of this replica.
@@ -39,8 +43,40 @@ class EncoderMetrics(Exporter):
 
     def __init__(self, meter: Meter, stats: Callable[[], CacheStats]) -> None:
         super().__init__(meter, INSTRUMENTS)
+        self._meter = meter
         for name, gauge in MODELS.items():
             meter.watch(gauge, partial(_one, stats, name))
+        # One, though a CPU has two queues: a single one that is always busy is a device without time to spare.
+        meter.watch(series.WORKERS, lambda: {(series.Workers.DEVICE,): 1})
+
+    def watch(self, queues: Iterable[DeviceQueue]) -> None:
+        """Counts what waits in these queues."""
+
+        def waiting() -> dict[Labels, float]:
+            items = sum((queue.waiting() for queue in set(queues)), Counter())
+            return {(what,): items[lane] for lane, what in WAITING.items()}
+
+        self._meter.watch(series.WAITING, waiting)
+
+    def batch(self, lane: str, waited: Sequence[float], ran: float) -> None:
+        """A batch has run; see `DeviceQueue`."""
+        for seconds in waited:
+            self._meter.observe(series.STAGE_SECONDS, seconds, series.Stage.DEVICE_WAIT, series.Lane(lane))
+        self._meter.observe(series.STAGE_SECONDS, ran, series.Stage.FORWARD, series.Lane(lane))
+        self._meter.add(series.BUSY_SECONDS, ran, series.Workers.DEVICE)
+
+    def forward_pass(self, lane: str, items: int) -> None:
+        """A forward pass over so many pictures or texts has ended."""
+        self._meter.observe(series.BATCH_ITEMS, items, series.Lane(lane))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Counts an error that is raised in the context."""
+        try:
+            yield
+        except Exception as error:
+            self._meter.add(series.ERRORS, 1, series.ErrorStage.FORWARD, kind_of(error))
+            raise
 
 
 def _one(stats: Callable[[], CacheStats], name: str) -> dict[Labels, float]:

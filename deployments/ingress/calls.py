@@ -77,13 +77,13 @@ async def time_limit(seconds: float) -> AsyncIterator[None]:
     """Cancels what is awaited in the context after that time.
 
     Raises:
-        RequestError: OVERLOADED, the time is over.
+        RequestError: TIMEOUT, the time is over.
     """
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise RequestError(Fault.OVERLOADED, f"The request was not answered within {seconds:g} s") from None
+        raise RequestError(Fault.TIMEOUT, f"The request was not answered within {seconds:g} s") from None
 
 
 async def call_replica(handle: DeploymentHandle[Any], *args: Any) -> Any:

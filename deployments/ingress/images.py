@@ -18,6 +18,7 @@ from deployments.preprocessor.parts import DownloadOptions
 from deployments.ray_internals import by_reference
 from embedding.image_spec import ImageSpec
 from embedding.memory_estimate import check_expansion, text_bytes
+from embedding.meter import Meter
 
 CALL_BYTES = 16 * 2**20
 """Limit of the items and pixels of one call; a single picture may have more."""
@@ -35,10 +36,16 @@ class ImageFanOut:
         encoder: handle of the encoders.
         chunk: pictures in one call.
         max_bytes: limit of what one request needs, see `ImageTask.expanded_bytes`.
+        meter: counts pictures that are refused without a try.
     """
 
     def __init__(
-        self, preprocessor: DeploymentHandle[Any], encoder: DeploymentHandle[Any], chunk: int, max_bytes: int
+        self,
+        preprocessor: DeploymentHandle[Any],
+        encoder: DeploymentHandle[Any],
+        chunk: int,
+        max_bytes: int,
+        meter: Meter | None = None,
     ) -> None:
         # By reference even in Serve's throughput mode, which would send by value: pixels do not pass through here.
         self._prepare = by_reference(preprocessor, method_name="prepare", stream=True)
@@ -46,7 +53,7 @@ class ImageFanOut:
         self._touch = by_reference(encoder, method_name="touch")
         self._chunk = chunk
         self._max_bytes = max_bytes
-        self._poison = Poison()
+        self._poison = Poison(meter or Meter())
 
     async def warm_up(self) -> None:
         """Opens the connections: a preprocessor prepares one picture, and an encoder receives its pixels."""

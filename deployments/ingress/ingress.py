@@ -18,7 +18,7 @@ from deployments.ingress.calls import Answers, time_limit
 from deployments.ingress.health import problem
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
-from deployments.ingress.metrics import IngressMetrics
+from deployments.ingress.metrics import IngressMetrics, refusals_counted
 from deployments.ingress.middleware import CLEANUP_KEY, add_gate
 from deployments.ingress.pipeline import Pipeline
 from deployments.ingress.replies import PartsResponse
@@ -170,13 +170,13 @@ class Ingress:
         most = settings.max_expanded_bytes_in_flight
         self._expanded = Admission(most, "bytes that requests become", most // SPARE_PART)
         limit = settings.max_expanded_bytes
+        self._meter = Meter()
         self._pipeline = Pipeline(
-            ImageFanOut(preprocessor, encoder, settings.image_chunk, limit),
-            TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars, limit),
+            ImageFanOut(preprocessor, encoder, settings.image_chunk, limit, self._meter),
+            TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars, limit, self._meter),
             encoder,
         )
         self._cold = True
-        self._meter = Meter()
         held = (self._bulk, self._searches, self._downloads, self._bytes, self._expanded)
         self._metrics = IngressMetrics(self._meter, held)
 
@@ -193,10 +193,15 @@ class Ingress:
             except Exception as error:
                 logger.warning(f"not warmed up, first requests may be slow: {type(error).__name__}")
 
+    def count_refusal(self, error: Exception) -> None:
+        """Counts a request that gets an error instead of an answer."""
+        self._metrics.refused(error)
+
     async def stats(self) -> ReplicaStats:
         """The numbers of this replica."""
         return replica_stats(self._meter)
 
+    @refusals_counted
     async def vectorise(
         self, request: Mapping[str, Any] | InferenceRequest
     ) -> list[list[tuple[str, np.ndarray]] | ItemError]:
@@ -221,7 +226,7 @@ class Ingress:
             )
         with self._bytes.share() as share, self._expanded.share() as expanded:
             share.add(size)
-            answers, _ = await self._answers(parsed, expanded)
+            answers, _ = await self._metrics.counted(parsed, self._answers(parsed, expanded))
             return answers
 
     async def _answers(
@@ -308,7 +313,8 @@ class Ingress:
         expanded = request.scope[CLEANUP_KEY].enter_context(self._expanded.share())
         with self._bytes.share() as share:
             decoded = decode_request(await self._arrivals.read(request.receive, share))
-            results, fingerprint = await self._answers(decoded, expanded, FINGERPRINT_HEADER in request.headers)
+            work = self._answers(decoded, expanded, FINGERPRINT_HEADER in request.headers)
+            results, fingerprint = await self._metrics.counted(decoded, work)
         headers = {} if fingerprint is None else {FINGERPRINT_HEADER: fingerprint}
         settings = self._settings
         return PartsResponse(encode_parts(results), headers, settings.min_body_bytes_per_s, settings.body_grace_s)

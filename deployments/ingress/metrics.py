@@ -1,12 +1,23 @@
 """Metrics of an ingress: its requests, and what is in flight, with the limits."""
 
-from collections.abc import Callable, Sequence
+import functools
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from deployments.ingress.admission import Admission
+from deployments.ingress.calls import Answers
+from deployments.ingress.retry import as_request_error
 from deployments.metrics import Exporter
 from embedding import series
+from embedding.errors import Fault, ItemError
 from embedding.meter import Gauge, Labels, Meter
+from embedding.model_names import ModelNames
+from embedding.protocol import ImageConfig, InferenceRequest, TextConfig
 
 
 class Held(StrEnum):
@@ -33,8 +44,17 @@ INSTRUMENTS = (
 )
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Counted = tuple[Answers, str | None]
+"""What a request gets: its answers, and the fingerprint of its model if it wants it."""
+MODALITIES = {ImageConfig: series.Modality.IMAGE, TextConfig: series.Modality.LANGUAGE}
+FAILED = (Fault.TIMEOUT, Fault.LOST_REPLICA, Fault.INTERNAL)
+"""Faults that are the server's."""
+
+
 class IngressMetrics(Exporter):
-    """Tells an ingress's numbers to Ray.
+    """Counts an ingress's requests, and tells all of its numbers to Ray.
 
     Args:
         meter: of this replica.
@@ -43,8 +63,67 @@ class IngressMetrics(Exporter):
 
     def __init__(self, meter: Meter, admissions: Sequence[Admission]) -> None:
         super().__init__(meter, INSTRUMENTS)
+        self._meter = meter
+        self._names = ModelNames(lambda name: meter.forget(series.MODEL_REQUESTS, name))
         meter.watch(IN_FLIGHT, _each(admissions, lambda admission: admission.held))
         meter.watch(IN_FLIGHT_LIMIT, _each(admissions, lambda admission: admission.most))
+
+    async def counted(self, request: InferenceRequest, work: Awaitable[Counted]) -> Counted:
+        """The result of the work on a request, which is counted however it ends."""
+        modality = MODALITIES.get(type(request.preprocessing_config), series.Modality.LANGUAGE)
+        outcome = series.Outcome.CANCELLED
+        start = time.perf_counter()
+        try:
+            answers, fingerprint = await work
+            outcome = series.Outcome.OK
+        except Exception as error:
+            failed = as_request_error(error).fault in FAILED
+            outcome = series.Outcome.FAILED if failed else series.Outcome.REFUSED
+            raise
+        finally:
+            self._meter.add(series.REQUESTS, 1, modality, outcome)
+            self._meter.observe(series.REQUEST_SECONDS, time.perf_counter() - start, modality)
+        errors = sum(isinstance(answer, ItemError) for answer in answers)
+        self._meter.add(series.ITEM_COUNT, errors, modality, series.ItemOutcome.ERROR)
+        self._meter.add(series.ITEM_COUNT, len(answers) - errors, modality, series.ItemOutcome.VECTOR)
+        # Only now: any name can be asked for, but few are those of a model.
+        self._meter.add(series.MODEL_REQUESTS, 1, self._names.used(request.model_settings.model_name))
+        return answers, fingerprint
+
+    def refused(self, error: Exception) -> None:
+        """Counts a request that gets an error instead of an answer."""
+        self._meter.add(series.REFUSED, 1, as_request_error(error).fault)
+
+
+class CountsRefusals(Protocol):
+    """The deployment of the ingress."""
+
+    def count_refusal(self, error: Exception) -> None: ...
+
+
+def refusals_counted(
+    method: Callable[Concatenate[Any, P], Awaitable[R]],
+) -> Callable[Concatenate[Any, P], Awaitable[R]]:
+    """Makes a method of the ingress count what it raises."""
+
+    @functools.wraps(method)
+    async def wrapper(self: CountsRefusals, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(self, *args, **kwargs)
+        except Exception as error:
+            self.count_refusal(error)
+            raise
+
+    return wrapper
+
+
+def count_refusal(error: Exception) -> None:
+    """Counts an HTTP request of this replica that gets an error; outside of Serve nothing is counted."""
+    try:
+        ingress = serve.get_replica_context().servable_object
+    except RayServeException:
+        return
+    cast(CountsRefusals, ingress).count_refusal(error)
 
 
 def _each(admissions: Sequence[Admission], number: Callable[[Admission], int]) -> Callable[[], dict[Labels, float]]:

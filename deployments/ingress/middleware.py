@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.ingress.metrics import count_refusal
 from deployments.ingress.replies import detail_response, error_response, problems
 from deployments.ingress.retry import as_request_error, is_lost
 from embedding.errors import Fault, RequestError
@@ -62,6 +63,7 @@ class Gate:
                 if exchange.answered:
                     raise  # part of an answer has been sent: the server closes the connection
                 _log(error, scope)
+                count_refusal(error)
                 answer = error_response(as_request_error(error), headers.get("accept"))
                 await answer(inner, exchange.receive, exchange.send)
 

@@ -3,7 +3,9 @@
 import time
 from collections import OrderedDict
 
-from embedding.errors import CostlyError, CrashError, ItemError
+from embedding import series
+from embedding.errors import CostlyError, CrashError, ErrorKind, ItemError
+from embedding.meter import Meter
 from embedding.shown import shown
 
 REMEMBERED_S = 600.0
@@ -11,9 +13,14 @@ MOST_REMEMBERED = 10_000
 
 
 class Poison:
-    """The items that crashed a decoder which was decoding nothing else, or that took too long."""
+    """The items that crashed a decoder which was decoding nothing else, or that took too long.
 
-    def __init__(self) -> None:
+    Args:
+        meter: counts the items that are refused.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
         self._seen: OrderedDict[int, tuple[float, str]] = OrderedDict()
 
     def remember(self, item: str, error: ItemError) -> None:
@@ -38,4 +45,5 @@ class Poison:
         if time.monotonic() - since > REMEMBERED_S:
             del self._seen[hash(item)]
             return None
+        self._meter.add(series.ERRORS, 1, series.ErrorStage.INGRESS, ErrorKind.POISON)
         return ItemError(f"{shown(item)} {what} and is refused for {REMEMBERED_S / 60:.0f} minutes")

@@ -21,11 +21,15 @@ STATUS: dict[Fault, tuple[int, str]] = {
     Fault.INVALID: (422, ""),
     Fault.REFUSED: (400, "An error occurred during vectorisation. "),
     Fault.OVERLOADED: (503, ""),
+    Fault.TIMEOUT: (503, ""),
+    Fault.LOST_REPLICA: (503, ""),
     Fault.INTERNAL: (500, "An unexpected error occurred during vectorisation. "),
 }
 HEADERS: dict[Fault, dict[str, str]] = {
     Fault.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
     Fault.OVERLOADED: {"Retry-After": "1"},
+    Fault.TIMEOUT: {"Retry-After": "1"},
+    Fault.LOST_REPLICA: {"Retry-After": "1"},
 }
 
 

@@ -69,11 +69,11 @@ def _is_loss(error: object) -> bool:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """The client's error for an unexpected exception: OVERLOADED if a replica was lost, else INTERNAL."""
+    """The client's error for an unexpected exception: LOST_REPLICA if a replica was lost, else INTERNAL."""
     if isinstance(error, RequestError):
         return error
     if is_lost(error):
-        return RequestError(Fault.OVERLOADED, "A replica that this request needed was lost; try again in a moment")
+        return RequestError(Fault.LOST_REPLICA, "A replica that this request needed was lost; try again in a moment")
     cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
     return RequestError(Fault.INTERNAL, f"{type(cause).__name__}. Please try again later")
 
@@ -86,7 +86,7 @@ async def retried(what: str, work: Callable[[], Awaitable[T]]) -> T:
         work: starts it.
 
     Raises:
-        RequestError: OVERLOADED, if replicas are still being lost after the last attempt.
+        RequestError: LOST_REPLICA, if replicas are still being lost after the last attempt.
         Whatever else `work` raises.
     """
     for attempt in range(ATTEMPTS):
@@ -98,4 +98,5 @@ async def retried(what: str, work: Callable[[], Awaitable[T]]) -> T:
             if not is_lost(error):
                 raise
             logger.warning(f"{what}: lost a replica ({type(error).__name__}), attempt {attempt + 1} of {ATTEMPTS}")
-    raise RequestError(Fault.OVERLOADED, f"{what}: replicas were lost {ATTEMPTS} times in a row; try again in a moment")
+    message = f"{what}: replicas were lost {ATTEMPTS} times in a row; try again in a moment"
+    raise RequestError(Fault.LOST_REPLICA, message)

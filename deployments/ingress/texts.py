@@ -21,8 +21,10 @@ from deployments.ingress.calls import (
 from deployments.ingress.retry import retried
 from deployments.ray_internals import by_reference
 from deployments.routing import to_preferred_replica
-from embedding.errors import ItemError
+from embedding import series
+from embedding.errors import ErrorKind, ItemError
 from embedding.memory_estimate import Expansion, check_expansion, text_bytes
+from embedding.meter import Meter
 from embedding.models.model import Rows
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ChunkConfig, InferenceRequest, TextConfig, Vectors
@@ -51,6 +53,7 @@ class TextFanOut:
         chunk: texts in one call.
         max_chars: characters of one item; a longer item gets an error of its own.
         max_bytes: limit of the keys, prefixed texts, vectors and reply of one request.
+        meter: counts texts that get an error.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class TextFanOut:
         chunk: int,
         max_chars: int,
         max_bytes: int,
+        meter: Meter | None = None,
     ) -> None:
         # By reference: the chunks of one item may be larger than a gRPC message.
         self._split = by_reference(preprocessor, method_name="chunk_texts")
@@ -68,6 +72,7 @@ class TextFanOut:
         self._chunk = chunk
         self._max_chars = max_chars
         self._max_bytes = max_bytes
+        self._meter = meter or Meter()
 
     async def embed_texts(
         self, request: InferenceRequest, config: TextConfig, spec: ModelSpec, expanded: AdmissionShare
@@ -86,7 +91,9 @@ class TextFanOut:
         """
         expansion = Expansion(config.text_prefix or "", spec.dimensions)
         keys = await self._keys(request.contents, config, expansion, expanded)
-        check_answers(request, [key for key in keys if isinstance(key, ItemError)])
+        errors = [key for key in keys if isinstance(key, ItemError)]
+        self._meter.add(series.ERRORS, len(errors), series.ErrorStage.TEXT, ErrorKind.TOO_LARGE)
+        check_answers(request, errors)
         split = [key for key in keys if _is_good(key)]
         good = iter(await self._vectors(request, expansion, spec, split) if split else ())
         return [key if isinstance(key, ItemError) else next(good) for key in keys]

@@ -18,10 +18,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from embedding.errors import RequestError
+from embedding.meter import Meter
 from embedding.models.cache_entry import CacheStats, Entry, mark_retrieved, over_limit
 from embedding.models.cache_history import DroppedModels, MeasuredSizes
+from embedding.models.cache_metrics import CacheMetrics
 from embedding.models.files import failure
-from embedding.models.files.load_time import load_time
+from embedding.models.files.load_time import load_time, waiting
 from embedding.models.model import Model
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
@@ -71,6 +73,7 @@ class ModelCache:
         max_models: int = MAX_MODELS,
         max_waiting: int = MAX_WAITING,
         device_bytes: int = 0,
+        meter: Meter | None = None,
     ) -> None:
         self._load = load
         self._executor = executor
@@ -94,6 +97,7 @@ class ModelCache:
         self._dropped = DroppedModels()
         self._release_needed = False
         self._stats = CacheStats(budget_bytes=budget_bytes)
+        self._metrics = CacheMetrics(meter or Meter(), self._entries.values)
 
     @asynccontextmanager
     async def use(self, spec: ModelSpec) -> AsyncIterator[Model]:
@@ -178,6 +182,7 @@ class ModelCache:
         self._trim()
         self._stats.loads += 1
         self._stats.load_seconds += clock.elapsed_s
+        self._metrics.loaded(entry.spec.name, clock)
         self._release_if_unused(entry)
         return model
 
@@ -202,6 +207,7 @@ class ModelCache:
             self._remove(entry)
             if not isinstance(error, asyncio.CancelledError):
                 self._stats.failed_loads += 1
+                self._metrics.failed(error)
                 logger.warning(failure.log_line(error, entry.spec.name))
             raise
         return model
@@ -260,7 +266,8 @@ class ModelCache:
         if nbytes > entry.nbytes and self._budget:
             self._queue.append(entry)
             try:
-                await self._wait_for_memory(entry, nbytes)
+                with waiting():
+                    await self._wait_for_memory(entry, nbytes)
             finally:
                 self._queue.remove(entry)
         entry.nbytes = nbytes
@@ -313,6 +320,7 @@ class ModelCache:
     def _evict(self, entry: Entry) -> None:
         self._remove(entry)
         self._stats.evictions += 1
+        self._metrics.evicted(entry.spec.name)
 
     def _remove(self, entry: Entry) -> None:
         """Hides an entry from new requests. Its bytes stay counted until its last user is done."""

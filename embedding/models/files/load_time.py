@@ -16,10 +16,12 @@ class LoadTime:
     Args:
         started: `time.perf_counter()` at its first step.
         download_s: seconds of downloading files, or of waiting for another process that downloads them.
+        waited_s: seconds of waiting for memory.
     """
 
     started: float = field(default_factory=time.perf_counter)
     download_s: float = 0.0
+    waited_s: float = 0.0
 
     @property
     def elapsed_s(self) -> float:
@@ -59,3 +61,15 @@ def downloading() -> Iterator[None]:
         clock = _current.get()
         if clock is not None:
             clock.download_s += time.perf_counter() - started
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Counts the time within the context as time in which the current load, if any, waits for memory."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        clock = _current.get()
+        if clock is not None:
+            clock.waited_s += time.perf_counter() - started

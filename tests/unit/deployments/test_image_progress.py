@@ -17,6 +17,7 @@ from deployments.ingress.transfer_share import ThreadShares
 from deployments.preprocessor.parts import Part
 from embedding.errors import CrashError, ItemError
 from embedding.image_spec import ImageSpec
+from embedding.meter import Meter
 from embedding.models.spec import ModelSpec
 from embedding.protocol import ImageConfig, parse_request
 from tests.support.handles import handle_of
@@ -47,7 +48,7 @@ class Counted:
 
     def __init__(self, task: ImageTask, load: Load) -> None:
         self.load = load
-        self.poison = Poison()
+        self.poison = Poison(Meter())
         self.threads = ThreadShares(1, calls=2, at_once=1)
         self.tally = Tally(task, load)
         prepare = handle_of(prepare=self._prepare).options(method_name="prepare", stream=True)

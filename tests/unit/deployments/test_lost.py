@@ -88,9 +88,9 @@ def test_what_is_lost_is_tried_again_and_then_a_503(error: Exception, monkeypatc
     tries = 0
     with pytest.raises(RequestError) as refused:
         asyncio.run(retried("work", lambda: work(99)))
-    assert refused.value.fault is Fault.OVERLOADED
+    assert refused.value.fault is Fault.LOST_REPLICA
     assert tries == 4
-    assert as_request_error(error).fault is Fault.OVERLOADED
+    assert as_request_error(error).fault is Fault.LOST_REPLICA
 
 
 def test_there_is_a_pause_between_two_attempts_and_none_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
