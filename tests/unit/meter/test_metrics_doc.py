@@ -27,7 +27,10 @@ def metrics(wanted: Iterable[Instrument]) -> dict[str, Metric]:
     return {
         name_of(instrument): Metric(
             kind_of(instrument),
-            {tag: values and {value.value for value in values} for tag, values in instrument.tags.items()},
+            {
+                tag: None if values is None else {value.value for value in values}
+                for tag, values in instrument.tags.items()
+            },
         )
         for instrument in wanted
     }
