@@ -6,6 +6,8 @@ each of them against a running Ray Serve. Importing this module imports Ray: see
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,27 @@ def grpc_channel(replica: RunningReplica) -> grpc.aio.Channel:
 def pending_requests(router: PowerOfTwoChoicesRequestRouter) -> Iterable[PendingRequest]:
     """Calls of a request router that wait for a replica, the oldest first."""
     return router._pending_requests_to_fulfill
+
+
+async def ask_replica(replica: RunningReplica, method: str) -> Any:
+    """The answer of one replica's method without arguments, by reference; it is cancelled when its caller is.
+
+    The public `broadcast` answers only when every replica has, and does not say which answer is whose.
+    """
+    name = str(uuid.uuid4())
+    metadata = RequestMetadata(request_id=name, internal_request_id=name, call_method=method, _by_reference=True)
+    call = replica.try_send_request(PendingRequest([], {}, metadata, resolved=True), with_rejection=False)
+    try:
+        return await call.get_async()
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+def deployment_config(handle: DeploymentHandle[Any]) -> Any:
+    """The `DeploymentConfig` of a handle's deployment: `num_replicas`, `autoscaling_config`, `user_config`; None until
+    the handle has got it. The public `serve.status` is a blocking call to the controller, and has none of it."""
+    return handle._router._asyncio_router._metrics_manager._deployment_config  # type: ignore[union-attr]
 
 
 def start_serve(http_options: Mapping[str, Any], proxy_location: str) -> Any:

@@ -20,6 +20,7 @@ from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
 from deployments.ingress.metrics import IngressMetrics, refusals_counted
 from deployments.ingress.middleware import CLEANUP_KEY, add_gate
+from deployments.ingress.panel import Panel, routes
 from deployments.ingress.pipeline import Pipeline
 from deployments.ingress.replies import PartsResponse
 from deployments.ingress.texts import TextFanOut
@@ -58,6 +59,7 @@ DOWNLOADS_END_S = 10.0
 
 api = FastAPI(title="Marqo Inference", version=VERSION)
 add_gate(api)
+api.include_router(routes)
 
 
 class IngressSettings(Settings):
@@ -176,6 +178,7 @@ class Ingress:
             TextFanOut(preprocessor, encoder, settings.text_chunk, settings.max_text_chars, limit, self._meter),
             encoder,
         )
+        self.panel = Panel(preprocessor, encoder, self.vectorise, settings.min_body_bytes_per_s, settings.body_grace_s)
         self._cold = True
         held = (self._bulk, self._searches, self._downloads, self._bytes, self._expanded)
         self._metrics = IngressMetrics(self._meter, held)

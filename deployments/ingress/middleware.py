@@ -24,8 +24,9 @@ logger = logging.getLogger("ray.serve")
 
 TOKEN_VARIABLE = "MARQO_INFERENCE_TOKEN"
 """If set, requests must carry this bearer token. Marqo sends none."""
-OPEN_PATHS = frozenset(("/", "/healthz"))
-"""Paths that need no token for GET: load balancers ask for them."""
+OPEN_PATHS = frozenset(("/", "/healthz", "/ui"))
+"""Paths that need no token for GET: load balancers ask for the first two, and a browser that opens the page sends no
+token; the page holds nothing, and sends the token with what it asks for."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 DRAIN_TIMEOUT_S = 5.0
 """How long the rest of a refused request's body is read: most clients read the answer only after sending all of it."""
