@@ -118,9 +118,7 @@ def _of_stage(stage: Stage | None, readings: Readings) -> str:
             return _ingress(readings)
     if not readings.items_per_s and not readings.downloading and not readings.preparing:
         return "Nothing limits: the server is idle. Clients send nothing."
-    return (
-        "Nothing limits: each stage has time left. Clients send too little: more requests at a time, or larger ones."
-    )
+    return "Nothing limits: each stage has time left. Clients send too little: more requests at a time, or larger ones."
 
 
 def _device(readings: Readings) -> str:
@@ -155,8 +153,8 @@ def _decode(readings: Readings) -> str:
 def _download(readings: Readings) -> str:
     if readings.breakers_open:
         return (
-            f"Image hosts do not answer: {readings.breakers_open:.0f} of them are left alone for a while after failures "
-            "in a row. See to them, or to the network between."
+            f"Image hosts do not answer: {readings.breakers_open:.0f} of them are left alone for a while after "
+            "failures in a row. See to them, or to the network between."
         )
     if readings.hosts_limited:
         return (

@@ -33,9 +33,13 @@ class Collector:
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles
+        self._are_new = True
 
     async def collect(self) -> Collection:
         """The statistics of all replicas, asked at the same time. Never fails."""
+        if self._are_new:
+            await asyncio.gather(*map(_listed, self._handles.values()))
+            self._are_new = False
         found = await asyncio.gather(*(self._of(name, handle) for name, handle in self._handles.items()))
         answers = [one for each in found for one in each]
         configs = {name: deployment_config(handle) for name, handle in self._handles.items()}
@@ -47,16 +51,14 @@ class Collector:
         )
 
     async def _of(self, deployment: str, handle: DeploymentHandle[Any]) -> list[ReplicaStats | Replica]:
-        replicas = await _replicas(handle)
-        return await asyncio.gather(*(_answer(deployment, replica) for replica in replicas))
+        return await asyncio.gather(*(_answer(deployment, replica) for replica in known_replicas(handle)))
 
 
-async def _replicas(handle: DeploymentHandle[Any]) -> list[RunningReplica]:
-    """The replicas of a deployment. A handle that has just been made is waited for; a deployment may have none."""
+async def _listed(handle: DeploymentHandle[Any]) -> None:
+    """Waits until a new handle knows its replicas, or for `LIST_S`: a deployment may have none."""
     end = asyncio.get_running_loop().time() + LIST_S
-    while deployment_config(handle) is None and asyncio.get_running_loop().time() < end:
+    while not handle.running_replicas_populated() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
         await asyncio.sleep(LOOK_S)
-    return known_replicas(handle)
 
 
 async def _answer(deployment: str, replica: RunningReplica) -> ReplicaStats | Replica:

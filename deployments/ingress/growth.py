@@ -96,12 +96,13 @@ class Growth:
     def __init__(self, before: Collection, after: Collection) -> None:
         self.seconds = max(0.0, after.at - before.at)
         self.after = after
-        self._before = {one.replica: one.snapshot for one in before.answers}
+        self._before: dict[str, Any] = {one.replica: one.snapshot for one in before.answers}
+        self._clocks = {one.replica: one.clock_s for one in before.answers}
         self._unknown = {one.replica for one in before.silent} - set(self._before)
 
     def count(self, name: str, **tags: str) -> float:
         """How much the counters of a name with these tags have grown together."""
-        return sum(grown for _, _, grown in self._counters(name, tags))
+        return sum(grown for _, _, _, grown in self._counters(name, tags))
 
     def rate(self, name: str, **tags: str) -> float:
         """The same in a second."""
@@ -111,7 +112,7 @@ class Growth:
         """Each combination of tags of a counter: the tags, what was counted in between, and since the replicas'
         start."""
         found: dict[tuple[tuple[str, str], ...], tuple[float, float]] = {}
-        for tags, now, grown in self._counters(name, {}):
+        for _, tags, now, grown in self._counters(name, {}):
             key = tuple(sorted(tags.items()))
             recent, total = found.get(key, (0.0, 0.0))
             found[key] = (recent + grown, total + now)
@@ -142,8 +143,13 @@ class Growth:
 
     def utilisation(self, what: str) -> float | None:
         """The part of the time in which the workers of a kind were at work, from 0 to 1, over all replicas."""
-        busy, workers = self.rate("marqo_busy_seconds", what=what), self.gauge("marqo_workers", what=what)
-        return min(1.0, busy / workers) if workers and self.seconds else None
+        workers = busy = 0.0
+        for replica, one in self._series("gauges", "marqo_workers", {"what": what}):
+            seconds = self._seconds_of(replica)
+            if seconds > 0 and replica.replica not in self._unknown:
+                workers += one["value"]
+                busy += self._counted(replica, "marqo_busy_seconds", {"what": what}) / seconds
+        return min(1.0, busy / workers) if workers else None
 
     def times(self, name: str, **tags: str) -> Times:
         """The durations that the histograms of a name with these tags have counted in between."""
@@ -168,19 +174,28 @@ class Growth:
         for replica, one in self._series("gauges", "marqo_model_bytes", {}):
             yield replica, one["tags"].get("model", ""), one["value"]
 
-    def _counters(self, name: str, tags: Tags) -> Iterator[tuple[Tags, float, float]]:
+    def _seconds_of(self, replica: ReplicaStats) -> float:
+        """The time between two answers of a replica, by its own clock: a busy one may have answered late."""
+        before = self._clocks.get(replica.replica)
+        return self.seconds if before is None else replica.clock_s - before
+
+    def _counted(self, replica: ReplicaStats, name: str, tags: Tags) -> float:
+        return sum(grown for one, _, _, grown in self._counters(name, tags) if one is replica)
+
+    def _counters(self, name: str, tags: Tags) -> Iterator[tuple[ReplicaStats, Tags, float, float]]:
         for replica, one in self._series("counters", name, tags):
             earlier = self._earlier("counters", replica, name, one)
             was = earlier["value"] if earlier else 0.0
             # A count that is less than before has begun anew.
-            yield one["tags"], one["value"], one["value"] - was if one["value"] >= was else one["value"]
+            yield replica, one["tags"], one["value"], one["value"] - was if one["value"] >= was else one["value"]
 
     def _series(self, kind: str, name: str, tags: Tags) -> Iterator[tuple[ReplicaStats, Any]]:
         """Series with the wanted tags, of replicas whose earlier counts are known."""
         for replica in self.after.answers:
             if kind != "gauges" and replica.replica in self._unknown:
                 continue
-            for one in replica.snapshot.get(kind, {}).get(name, ()):
+            snapshot: Any = replica.snapshot
+            for one in snapshot[kind].get(name, ()):
                 if tags.items() <= one["tags"].items():
                     yield replica, one
 

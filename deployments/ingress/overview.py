@@ -171,7 +171,9 @@ def overview(growth: Growth) -> Overview:
         models=_models(growth),
         deployments=[_deployment(growth, name) for name in DEPLOYMENTS],
         errors=[
-            ErrorReport(stage=tags.get("stage", ""), kind=tags.get("kind", ""), recent=round(recent), total=round(total))
+            ErrorReport(
+                stage=tags.get("stage", ""), kind=tags.get("kind", ""), recent=round(recent), total=round(total)
+            )
             for tags, recent, total in growth.counts("marqo_errors")[:MOST_ERRORS]
         ],
         refused=[
@@ -279,7 +281,7 @@ def _readings(growth: Growth) -> Readings:
         ingress=growth.utilisation("ingress"),
         items_per_s=growth.rate("marqo_items"),
         in_flight=held,
-        downloading=max(under_way("download"), waiting + active),
+        downloading=max(under_way("download_wait", "download"), waiting + active),
         preparing=under_way("decode_wait", "decode", "load_wait", "load", "device_wait", "forward"),
         waiting_downloads=waiting,
         active_downloads=active,

@@ -25,12 +25,13 @@ def distribution(counts: Sequence[int], total: float, **tags: str) -> dict[str, 
 def replica(
     name: str,
     deployment: str = "Encoder",
+    clock_s: float = 0.0,
     counters: Mapping[str, Any] | None = None,
     gauges: Mapping[str, Any] | None = None,
     histograms: Mapping[str, Any] | None = None,
 ) -> ReplicaStats:
     snapshot: Any = {"counters": counters or {}, "gauges": gauges or {}, "histograms": histograms or {}}
-    return ReplicaStats(deployment, name, "node", snapshot)
+    return ReplicaStats(deployment, name, "node", clock_s, snapshot)
 
 
 def collected(at: float, *answers: ReplicaStats, **others: Any) -> Collection:

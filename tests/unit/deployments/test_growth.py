@@ -14,7 +14,9 @@ def counted(name: str, count: float, kind: str = "http_status") -> ReplicaStats:
 
 
 def test_counters_of_all_replicas_are_added() -> None:
-    growth = Growth(collected(100, counted("a", 5), counted("b", 1)), collected(110, counted("a", 25), counted("b", 11)))
+    growth = Growth(
+        collected(100, counted("a", 5), counted("b", 1)), collected(110, counted("a", 25), counted("b", 11))
+    )
     assert growth.seconds == 10
     assert growth.count("marqo_errors") == 30
     assert growth.rate("marqo_errors", stage="download") == 3
@@ -30,7 +32,10 @@ def test_replicas_come_and_go() -> None:
 def test_a_replica_that_did_not_answer_at_first_is_left_out() -> None:
     """What it had counted before that is not known: its whole life would be taken for the last seconds."""
     silent = Replica("Encoder", "slow", "node")
-    before, after = collected(0, counted("a", 1), silent=[silent]), collected(10, counted("a", 2), counted("slow", 10**6))
+    before, after = (
+        collected(0, counted("a", 1), silent=[silent]),
+        collected(10, counted("a", 2), counted("slow", 10**6)),
+    )
     assert Growth(before, after).count("marqo_errors") == 1
     assert Growth(after, collected(20, counted("a", 2), counted("slow", 10**6 + 3))).count("marqo_errors") == 3
 
@@ -67,18 +72,21 @@ def test_gauges_that_count_since_the_start_can_be_subtracted() -> None:
 def test_utilisation_is_never_more_than_all_of_the_time(busy: float, expected: float) -> None:
     """Work in progress is counted when it ends: two long ones that began earlier may end in these seconds."""
 
-    def preprocessor(seconds: float) -> ReplicaStats:
+    def preprocessor(seconds: float, clock_s: float) -> ReplicaStats:
         counters = {"marqo_busy_seconds": [value(seconds, what="decoder")]}
-        return replica("a", counters=counters, gauges={"marqo_workers": [value(2, what="decoder")]})
+        return replica("a", clock_s=clock_s, counters=counters, gauges={"marqo_workers": [value(2, what="decoder")]})
 
-    growth = Growth(collected(0, preprocessor(100)), collected(10, preprocessor(100 + busy)))
+    # Its second answer came late: ten seconds went by on its own clock.
+    growth = Growth(collected(0, preprocessor(100, 7000)), collected(9, preprocessor(100 + busy, 7010)))
     assert growth.utilisation("decoder") == expected
     assert growth.utilisation("device") is None
 
 
 def test_times_of_all_replicas_are_added() -> None:
     def forwards(name: str, *counts: int) -> ReplicaStats:
-        return replica(name, histograms={"marqo_stage_seconds": [distribution(counts, sum(counts) / 2, stage="forward")]})
+        return replica(
+            name, histograms={"marqo_stage_seconds": [distribution(counts, sum(counts) / 2, stage="forward")]}
+        )
 
     before = collected(0, forwards("a", 100, 0, 0, 0))
     after = collected(10, forwards("a", 100, 10, 0, 0), forwards("b", 0, 0, 9, 1))

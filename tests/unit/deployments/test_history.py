@@ -22,7 +22,7 @@ class Source:
         self.asked += 1
         await asyncio.sleep(0.1)
         if self.broken:
-            raise OSError
+            raise OSError("no answer")
         return Collection(asyncio.get_running_loop().time(), ())
 
 
@@ -80,7 +80,7 @@ def test_a_failure_is_not_kept() -> None:
         source = Source()
         shared = Shared(source.collect)
         source.broken = True
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="no answer"):
             await shared.get()
         source.broken = False
         assert isinstance(await shared.get(), Collection)

@@ -21,6 +21,7 @@ def ingress(at: float) -> ReplicaStats:
     return replica(
         "ingress-1",
         "Ingress",
+        at,
         counters={
             "marqo_requests": [value(2 * at, modality="image", outcome="ok")],
             "marqo_items": [
@@ -44,6 +45,7 @@ def preprocessor(at: float) -> ReplicaStats:
     return replica(
         "preprocessor-1",
         "Preprocessor",
+        at,
         counters={
             "marqo_busy_seconds": [value(0.95 * at, what="decoder")],
             "marqo_errors": [value(4 * at, stage="download", kind="http_status")],
@@ -66,6 +68,7 @@ def preprocessor(at: float) -> ReplicaStats:
 def encoder(at: float) -> ReplicaStats:
     return replica(
         "encoder-1",
+        clock_s=at,
         counters={"marqo_busy_seconds": [value(0.2 * at, what="device")]},
         gauges={
             "marqo_workers": [value(1, what="device")],
@@ -107,7 +110,10 @@ def test_the_reply_says_what_happened(reply: Overview) -> None:
 
 
 def test_the_reply_says_where_models_and_replicas_are(reply: Overview) -> None:
-    assert [(model.name, model.replicas[0].bytes) for model in reply.models] == [("<b>demo</b>", 6291456), ("small", 100)]
+    assert [(model.name, model.replicas[0].bytes) for model in reply.models] == [
+        ("<b>demo</b>", 6291456),
+        ("small", 100),
+    ]
     places = {one.name: [(each.replica, each.answers) for each in one.replicas] for one in reply.deployments}
     assert places["Encoder"] == [("encoder-1", True), ("encoder-2", False)]
     assert {one.name: one.most for one in reply.deployments} == {"Ingress": None, "Preprocessor": 4, "Encoder": 2}
