@@ -81,9 +81,9 @@ async def ask_replica(replica: RunningReplica, method: str) -> Any:
     metadata = RequestMetadata(request_id=name, internal_request_id=name, call_method=method, _by_reference=True)
     call = replica.try_send_request(PendingRequest([], {}, metadata, resolved=True), with_rejection=False)
     try:
-        return await call.get_async()
+        return await call.get_async()  # type: ignore[no-untyped-call]
     except asyncio.CancelledError:
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]
         raise
 
 
