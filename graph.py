@@ -18,7 +18,8 @@ from ray.serve import Application, Deployment
 
 from deployments.encoder.encoder import Encoder
 from deployments.encoder.settings import BatchSettings, EncoderSettings
-from deployments.ingress.ingress import Ingress, IngressSettings
+from deployments.ingress.ingress import Ingress
+from deployments.ingress.settings import IngressSettings
 from deployments.preprocessor.preprocessor import Preprocessor, PreprocessorSettings
 from deployments.replica import Settings
 

@@ -38,6 +38,7 @@ class Readings:
     Args:
         decoders, devices, ingress: part of the time in which the decoding threads, the devices, the ingresses' cores
             are at work, 0 to 1; None if not known.
+        under_way: items that the ingresses hold now.
         items_per_s: finished pictures and texts in a second.
         in_flight: the part of its limit that the fullest of each kind of thing in flight has reached, by its name.
         downloading: pictures that are being downloaded, or wait for their download, on average.
@@ -59,6 +60,7 @@ class Readings:
     decoders: float | None = None
     devices: float | None = None
     ingress: float | None = None
+    under_way: float = 0.0
     items_per_s: float = 0.0
     in_flight: Mapping[str, float] = field(default_factory=dict)
     downloading: float = 0.0
@@ -116,7 +118,7 @@ def _of_stage(stage: Stage | None, readings: Readings) -> str:
             )
         case "ingress":
             return _ingress(readings)
-    if not readings.items_per_s and not readings.downloading and not readings.preparing:
+    if not readings.items_per_s and not readings.under_way:
         return "Nothing limits: the server is idle. Clients send nothing."
     return "Nothing limits: each stage has time left. Clients send too little: more requests at a time, or larger ones."
 

@@ -16,6 +16,8 @@ from embedding.version import VERSION
 
 DEPLOYMENTS = ("Ingress", "Preprocessor", "Encoder")
 MOST_MODELS, MOST_ERRORS = 500, 100
+ITEMS = ("contents", "contents of searches", "waiting contents")
+"""What is an item, of all that is in flight."""
 LANES: tuple[Literal["image", "text"], ...] = ("image", "text")
 
 
@@ -279,6 +281,7 @@ def _readings(growth: Growth) -> Readings:
         decoders=growth.utilisation("decoder"),
         devices=growth.utilisation("device"),
         ingress=growth.utilisation("ingress"),
+        under_way=sum(now("marqo_in_flight", what=what) for what in ITEMS),
         items_per_s=growth.rate("marqo_items"),
         in_flight=held,
         downloading=max(under_way("download_wait", "download"), waiting + active),

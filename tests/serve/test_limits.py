@@ -7,6 +7,7 @@ import select
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from benchmarks.lib.image_host import ImageHost
 from benchmarks.lib.photo import jpeg, photo
 from deployments.ray_internals import by_reference, for_this_thread
 from embedding.errors import RequestError
+from tests.support.browser import Browser
 from tests.support.ingress import SMALL, busy_with, detail, drawn, is_error, request, vectors
 from tests.support.marqo_client import MSGPACK, MarqoClient
 from tests.support.serve import Serve, replica_pids, sturdy_config
@@ -154,6 +156,9 @@ GUARDED = [
     "/healthz/",
     "//",
     "/healthz/../models",
+    "/stats",
+    "/ui/similarity",
+    "/ui/",
 ]
 
 
@@ -170,12 +175,25 @@ def test_the_token_guards_every_path_and_method(url: str, path: str, method: str
     assert status < 500
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz"])
-def test_root_and_healthz_need_no_token_for_get_and_head(url: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/healthz", "/ui"])
+def test_root_healthz_and_the_page_need_no_token_for_get_and_head(url: str, path: str) -> None:
     assert httpx.get(url + path).status_code == 200
     assert httpx.head(url + path).status_code == 200
     assert httpx.post(url + path).status_code == 401
     assert httpx.delete(url + path).status_code == 401
+
+
+def test_the_page_asks_for_the_token(client: MarqoClient, url: str, tmp_path: Path) -> None:
+    with Browser(tmp_path) as browser:
+        browser.show(f"{url}/ui")
+        browser.until("!document.querySelector('#token-form').hidden")
+        assert browser.value("document.querySelector('#main').hidden")
+        for token, shown in (("wrong", "does not take this token"), (TOKEN, "Preprocessor")):
+            enter = f"document.querySelector('#token').value = {json.dumps(token)};"
+            browser.value(f"{enter} document.querySelector('#token-form button').click()")
+            browser.until(f"document.body.innerText.includes({json.dumps(shown)})")
+        assert browser.value("document.querySelector('#token-form').hidden")
+        assert not any(TOKEN in asked for asked in browser.requested)
 
 
 def test_a_refusal_has_the_form_that_was_asked_for(url: str) -> None:

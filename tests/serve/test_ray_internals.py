@@ -26,10 +26,12 @@ from deployments.encoder.loaded import Loaded
 from deployments.ray_internals import (
     PowerOfTwoChoicesRequestRouter,
     RequestMetadata,
+    ask_replica,
     build_application,
     by_reference,
     close_handles,
     dead_processes,
+    deployment_config,
     disconnect_serve,
     for_this_thread,
     goes_by_reference,
@@ -137,6 +139,30 @@ def test_the_known_replicas_are_those_of_serve(loop: Loop, encoder: DeploymentHa
     assert known == replicas_of_serve("Encoder")
     loaded = loop.run(answer(encoder.options(method_name="loaded")))
     assert loaded.replica in known
+
+
+def test_a_single_replica_is_asked(loop: Loop, encoder: DeploymentHandle[Any]) -> None:
+    async def asked() -> tuple[str, Any]:
+        (replica,) = known_replicas(encoder)
+        return replica.replica_id.unique_id, await ask_replica(replica, "loaded")
+
+    replica, loaded = loop.run(asked())
+    assert isinstance(loaded, Loaded)
+    assert loaded.replica == replica
+
+
+def test_what_a_single_replica_raises_is_raised(loop: Loop, encoder: DeploymentHandle[Any]) -> None:
+    async def asked() -> Any:
+        return await ask_replica(known_replicas(encoder)[0], "no_such_method")
+
+    with pytest.raises(Exception, match="no_such_method"):
+        loop.run(asked())
+
+
+def test_a_handle_knows_the_options_of_its_deployment(encoder: DeploymentHandle[Any]) -> None:
+    config = deployment_config(encoder)
+    assert (config.num_replicas, config.autoscaling_config) == (1, None)
+    assert config.user_config == {"max_image_batch": 32, "max_text_batch": 128}
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ SCENES: dict[str, tuple[Readings, Stage | None, str]] = {
         None,
         "Clients send too little",
     ),
+    "a request that takes long": (Readings(devices=0.3, under_way=24), None, "Clients send too little"),
     "decoders": (
         Readings(decoders=0.97, devices=0.4, items_per_s=50, sizes=FULL),
         "decode",

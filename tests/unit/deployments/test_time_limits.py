@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from deployments.ingress.ingress import Ingress, IngressSettings
+from deployments.ingress.ingress import Ingress
+from deployments.ingress.settings import IngressSettings
 from deployments.ingress.middleware import CLEANUP_KEY
 from embedding.errors import Fault, RequestError
 from embedding.protocol import MSGPACK
