@@ -13,8 +13,8 @@ import pytest
 from starlette.requests import Request
 
 from deployments.ingress.ingress import Ingress
-from deployments.ingress.settings import IngressSettings
 from deployments.ingress.middleware import CLEANUP_KEY
+from deployments.ingress.settings import IngressSettings
 from embedding.errors import Fault, RequestError
 from embedding.protocol import MSGPACK
 from tests.support.clock import run_without_waiting
