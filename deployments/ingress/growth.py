@@ -143,12 +143,15 @@ class Growth:
 
     def utilisation(self, what: str) -> float | None:
         """The part of the time in which the workers of a kind were at work, from 0 to 1, over all replicas."""
+        busy_s: dict[str, float] = {}
+        for replica, _, _, grown in self._counters("marqo_busy_seconds", {"what": what}):
+            busy_s[replica.replica] = grown
         workers = busy = 0.0
         for replica, one in self._series("gauges", "marqo_workers", {"what": what}):
             seconds = self._seconds_of(replica)
             if seconds > 0 and replica.replica not in self._unknown:
                 workers += one["value"]
-                busy += self._counted(replica, "marqo_busy_seconds", {"what": what}) / seconds
+                busy += busy_s.get(replica.replica, 0.0) / seconds
         return min(1.0, busy / workers) if workers else None
 
     def times(self, name: str, **tags: str) -> Times:
@@ -178,9 +181,6 @@ class Growth:
         """The time between two answers of a replica, by its own clock: a busy one may have answered late."""
         before = self._clocks.get(replica.replica)
         return self.seconds if before is None else replica.clock_s - before
-
-    def _counted(self, replica: ReplicaStats, name: str, tags: Tags) -> float:
-        return sum(grown for one, _, _, grown in self._counters(name, tags) if one is replica)
 
     def _counters(self, name: str, tags: Tags) -> Iterator[tuple[ReplicaStats, Tags, float, float]]:
         for replica, one in self._series("counters", name, tags):
