@@ -161,7 +161,7 @@ def _download(readings: Readings) -> str:
     if readings.hosts_limited:
         return (
             f"Image hosts answer slowly: {readings.downloading:.0f} pictures are being downloaded, and "
-            f"{readings.hosts_limited:.0f} hosts get fewer transfers at a time because more would not be quicker. "
+            f"{_counted(readings.hosts_limited, 'host')} may have fewer transfers at a time, as more are not quicker. "
             "Faster hosts or a cache in front of them help, more replicas do not."
         )
     if readings.waiting_downloads > readings.active_downloads:
@@ -188,19 +188,19 @@ def _ingress(readings: Readings) -> str:
 def _besides(stage: Stage | None, readings: Readings) -> Iterator[str]:
     """What else an operator would want to know."""
     if readings.silent:
-        yield f"{readings.silent} replicas gave no statistics: they are starting, hang, or have just ended."
+        yield f"No statistics came from {_counted(readings.silent, 'replica')}: starting, hanging, or just ended."
     if readings.overloaded and (stage != "ingress" or (readings.ingress or 0.0) >= BUSY):
         yield (
-            f"{readings.overloaded:.0f} requests were refused with a 503: more than the limit was in flight. Send less "
-            f"at a time, or, if clients may wait longer, {_admission(readings)}."
+            f"Refused with a 503: {_counted(readings.overloaded, 'request')}, as more than the limit was in flight. "
+            f"Send less at a time, or, if clients may wait longer, {_admission(readings)}."
         )
     if readings.evictions >= 1 and stage != "load":
         yield (
-            f"{readings.evictions:.0f} models were evicted: raise `args.encoder.model_budget_bytes` if the device has "
-            f"the memory, or {_more('Encoder', readings)}."
+            f"Evicted: {_counted(readings.evictions, 'model')}. Raise `args.encoder.model_budget_bytes` if the device "
+            f"has the memory, or {_more('Encoder', readings)}."
         )
     if readings.breakers_open and stage != "download":
-        yield f"{readings.breakers_open:.0f} image hosts are left alone for a while, as they do not answer."
+        yield f"Left alone for a while: {_counted(readings.breakers_open, 'image host')}, for want of answers."
 
 
 def _admission(readings: Readings) -> str:
@@ -235,6 +235,10 @@ def _more(deployment: str, readings: Readings) -> str:
 def _largest_lane(readings: Readings) -> tuple[str, float | None]:
     lane = max(readings.batches, key=lambda name: readings.batches[name], default="image")
     return lane, readings.batches.get(lane)
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:.0f} {what}{'' if round(count) == 1 else 's'}"
 
 
 def _percent(part: float | None) -> str:

@@ -66,7 +66,7 @@ SCENES: dict[str, tuple[Readings, Stage | None, str]] = {
     "hosts that take no more": (
         Readings(decoders=0.1, downloading=64, preparing=1, hosts_limited=3, waiting_downloads=50, active_downloads=14),
         "download",
-        "3 hosts get fewer transfers at a time",
+        "3 hosts may have fewer transfers at a time",
     ),
     "too few transfers": (
         Readings(downloading=500, preparing=1, waiting_downloads=436, active_downloads=64, sizes=FULL),
@@ -106,8 +106,8 @@ def test_refusals_are_told_beside_the_busy_stage_that_causes_them() -> None:
     readings = Readings(devices=0.99, batches={"image": 20.0}, overloaded=40, in_flight={"contents": 1.0}, silent=1)
     first, *others = advice(readings)
     assert "devices are busy" in first
-    assert any("40 requests were refused with a 503" in one and "max_items_in_flight" in one for one in others)
-    assert any("1 replicas gave no statistics" in one for one in others)
+    assert any("Refused with a 503: 40 requests" in one and "max_items_in_flight" in one for one in others)
+    assert any("No statistics came from 1 replica:" in one for one in others)
 
 
 def test_models_that_push_each_other_out_are_told() -> None:

@@ -106,7 +106,7 @@ def test_the_reply_says_what_happened(reply: Overview) -> None:
     ]
     assert [(one.reason, one.recent, one.total) for one in reply.refused] == [("too_large", 0, 3)]
     assert "wait for more replicas of Preprocessor (1 of at most 4" in reply.advice[0]
-    assert "1 replicas gave no statistics" in reply.advice[1]
+    assert "No statistics came from 1 replica:" in reply.advice[1]
 
 
 def test_the_reply_says_where_models_and_replicas_are(reply: Overview) -> None:
