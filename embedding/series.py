@@ -81,6 +81,8 @@ class Workers(StrEnum):
 
     DECODER = "decoder"
     DEVICE = "device"
+    INGRESS = "ingress"
+    """Its workers are processes, of one core each."""
 
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

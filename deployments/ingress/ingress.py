@@ -150,6 +150,7 @@ class Ingress:
 
     async def stats(self) -> ReplicaStats:
         """The numbers of this replica."""
+        self._metrics.count_cpu()
         return replica_stats(self._meter)
 
     @refusals_counted

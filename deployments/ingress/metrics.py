@@ -41,6 +41,8 @@ INSTRUMENTS = (
     series.MODEL_REQUESTS,
     series.REFUSED,
     series.ERRORS,
+    series.BUSY_SECONDS,
+    series.WORKERS,
 )
 
 
@@ -67,6 +69,19 @@ class IngressMetrics(Exporter):
         self._names = ModelNames(lambda name: meter.forget(series.MODEL_REQUESTS, name))
         meter.watch(IN_FLIGHT, _each(admissions, lambda admission: admission.held))
         meter.watch(IN_FLIGHT_LIMIT, _each(admissions, lambda admission: admission.most))
+        meter.watch(series.WORKERS, lambda: {(series.Workers.INGRESS,): 1})
+        self._counted_s = time.process_time()
+
+    def count_cpu(self) -> None:
+        """Counts the CPU time of this process as work, before the numbers are read: its event loop is one worker."""
+        now = time.process_time()
+        self._meter.add(series.BUSY_SECONDS, now - self._counted_s, series.Workers.INGRESS)
+        self._counted_s = now
+
+    def export(self) -> None:
+        """See `Exporter`."""
+        self.count_cpu()
+        super().export()
 
     async def counted(self, request: InferenceRequest, work: Awaitable[Counted]) -> Counted:
         """The result of the work on a request, which is counted however it ends."""
