@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from deployments.ingress.overview import Overview, StageReport
 from tests.support.browser import Browser
 from tests.support.ingress import SMALL, is_error
 from tests.support.marqo_client import MarqoClient
+from tests.support.serve import replica_pids
 from tests.support.waiting import until
 
 CHANGE_S = 40.0
@@ -138,6 +141,22 @@ def test_hundreds_who_ask_get_the_same_answer(marqo: MarqoClient) -> None:
         answers = list(pool.map(lambda _: marqo.get("/stats").content, range(640)))
     # One a second, whatever their number.
     assert len(set(answers)) < 64
+
+
+def silent(reply: Overview) -> list[str]:
+    """The deployments of replicas that gave no statistics."""
+    return [one.name for one in reply.deployments for replica in one.replicas if not replica.answers]
+
+
+def test_a_replica_that_hangs_is_named_and_keeps_nobody_waiting(marqo: MarqoClient) -> None:
+    (pid,) = replica_pids("Preprocessor", "marqo")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: silent(stats(marqo)) == ["Preprocessor"])
+        assert any("No statistics came from 1 replica:" in sentence for sentence in stats(marqo).advice)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: silent(stats(marqo)) == [])
 
 
 # --- The form ---
