@@ -13,7 +13,7 @@ from tests.support.marqo_client import MSGPACK, MarqoClient
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/healthz", "/models", "/models?detailed=true", "/nothing", "/models?detailed=x"]
+    "path", ["/", "/healthz", "/ui", "/models", "/models?detailed=true", "/nothing", "/models?detailed=x"]
 )
 def test_head_is_get_without_a_body(marqo: MarqoClient, path: str) -> None:
     marqo.embed(["a"])
@@ -30,6 +30,8 @@ def test_head_is_get_without_a_body(marqo: MarqoClient, path: str) -> None:
         ("POST", "/", {"GET", "HEAD"}),
         ("DELETE", "/healthz", {"GET", "HEAD"}),
         ("POST", "/models", {"GET", "HEAD", "DELETE"}),
+        ("POST", "/stats", {"GET", "HEAD"}),
+        ("GET", "/ui/similarity", {"POST"}),
         ("GET", "/vectorise", {"POST"}),
         ("HEAD", "/vectorise", {"POST"}),
         ("PUT", "/vectorise", {"POST"}),
