@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import shutil
 import subprocess
 import time
@@ -75,11 +76,12 @@ class Browser:
         return self._runner.run(self._told(method, parameters))
 
     def show(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Goes to a page, in a window of this size."""
+        """Goes to a page, in a window of this size, and waits until it is there."""
         self.tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.tell("Emulation.setEmulatedMedia", features=features)
         self.tell("Page.navigate", url=url)
+        self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
 
     def value(self, script: str) -> Any:
         """The value of an expression of JavaScript in the page, awaited if it is a promise."""
