@@ -16,9 +16,9 @@ def _request_times(what: str, modality: str) -> Panel:
     )
 
 
-def _stage_times(what: str, lane: str) -> Panel:
+def _stage_times(title: str, lane: str) -> Panel:
     return Panel(
-        f"Stage times: {what}",
+        title,
         "s",
         (Query(quantile(0.95, "ray_marqo_stage_seconds", "stage", f'lane="{lane}"'), "{{stage}}"),),
         "95 of 100 took no longer. Stages with _wait are queues; the one before the slowest stage grows first.",
@@ -28,7 +28,7 @@ def _stage_times(what: str, lane: str) -> Panel:
 def _utilisation(what: str, legend: str) -> Query:
     labels = f'what="{what}"'
     busy = f"sum(rate(ray_marqo_busy_seconds_total{{{APP}, {labels}}}[{RATE}]))"
-    return Query(f"{busy} / sum(ray_marqo_workers{{{APP}, {labels}}})", legend)
+    return Query(f"clamp_max({busy} / sum(ray_marqo_workers{{{APP}, {labels}}}), 1)", legend)
 
 
 UP = Row(
@@ -69,7 +69,7 @@ UP = Row(
             "percentunit",
             (
                 Query(
-                    f'sum(rate(ray_marqo_requests_total{{{APP}, outcome!="ok"}}[{RATE}]))'
+                    f'sum(rate(ray_marqo_requests_total{{{APP}, outcome=~"refused|failed"}}[{RATE}]))'
                     f" / sum(rate(ray_marqo_requests_total{{{APP}}}[{RATE}]))",
                     "refused or failed",
                 ),
@@ -141,8 +141,8 @@ STAGES = Row(
             "Of each limit, at the ingress that is nearest to it. Beyond it, it refuses.",
             red=("from", 0.8),
         ),
-        _stage_times("pictures", "image"),
-        _stage_times("texts", "text"),
+        _stage_times("Stage times: pictures", "image"),
+        _stage_times("Stage times: texts", "text"),
         Panel(
             "Items in each stage",
             "short",
@@ -184,7 +184,7 @@ FAILURES = Row(
             "Refused and failed requests by reason",
             "reqps",
             (Query(rate("ray_marqo_refused_total", "reason"), "{{reason}}"),),
-            "overloaded and timeout: this server has too little. Others, such as bad_request: the clients err.",
+            "overloaded and timeout: this server has too little. Others, such as malformed: the clients err.",
             stacked=True,
         ),
         Panel(
@@ -239,6 +239,13 @@ MODELS = Row(
             (Query(f"sum(ray_marqo_models_waiting{{{APP}}})", "waiting"),),
             "Everything that is loaded is in use, or being loaded.",
         ),
+        Panel(
+            "Loads by model",
+            "short",
+            (Query(f"topk(10, {total('ray_marqo_model_loads_total', 'model')})", "{{model}}"),),
+            "Since the nodes were started. A model that is loaded again and again does not fit beside the others.",
+        ),
+        _stage_times("Time of loads", "any"),
     ),
 )
 
