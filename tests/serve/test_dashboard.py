@@ -7,17 +7,17 @@ from itertools import count
 import pytest
 
 from benchmarks.lib.image_host import ImageHost
+from benchmarks.lib.places import OUT
 from operations.grafana.panels import RATE
 from operations.grafana.platform_rows import PLATFORM_ROWS
 from operations.grafana.server_rows import SERVER_ROWS
+from tests.support.drawn_panels import draw
 from tests.support.marqo_client import MarqoClient
 from tests.support.prometheus import Prometheus, needs_prometheus, prometheus
 
+ROWS = (*SERVER_ROWS, *PLATFORM_ROWS)
 QUERIES = {
-    (panel.title, query.legend): query.expression
-    for row in (*SERVER_ROWS, *PLATFORM_ROWS)
-    for panel in row.panels
-    for query in panel.queries
+    (panel.title, query.legend): query.expression for row in ROWS for panel in row.panels for query in panel.queries
 }
 NOT_HERE = {
     "GPU": "Ray measures the GPUs of a machine that has some",
@@ -59,11 +59,17 @@ def test_every_panel_shows_something(reading: Prometheus, marqo: MarqoClient, im
     end = time.monotonic() + WITHIN_S
     for number in count():
         make_traffic_of_each_kind(marqo, image_host, number)
-        missing = {key: expression for key, expression in missing.items() if not reading.values(expression)}
+        missing = {key: expression for key, expression in missing.items() if not reading.series(expression)}
         if not missing or time.monotonic() > end:
             break
     assert sorted(missing) == []
-    assert not any(reading.values(filled(query)) for (title, _), query in QUERIES.items() if title in NOT_HERE)
+    assert not any(reading.series(filled(query)) for (title, _), query in QUERIES.items() if title in NOT_HERE)
+
+
+def test_panels_can_be_drawn_without_grafana(reading: Prometheus) -> None:
+    OUT.mkdir(exist_ok=True)
+    draw(ROWS, lambda expression: reading.series(filled(expression)), OUT / "dashboard.png")
+    assert (OUT / "dashboard.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_applications_and_nodes_can_be_chosen(reading: Prometheus) -> None:

@@ -36,15 +36,16 @@ class Prometheus:
         assert reply.status_code == 200, reply.text
         return reply.json()["data"]
 
-    def values(self, expression: str) -> dict[str, list[float]]:
-        """All numbers since the start, of each series by its labels. A gauge of Ray's is only there for a moment of
-        each period, and 0 / 0 is no number."""
+    def series(self, expression: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """All series of an expression since the start: labels, and points of time and number. A gauge of Ray's is only
+        there for a moment of each period, and 0 / 0 is no number."""
         found = self.ask("query_range", query=expression, start=self._started, end=time.time(), step=EVERY_S)
-        series = {
-            str(one["metric"]): [float(value) for _, value in one["values"] if math.isfinite(float(value))]
-            for one in found["result"]
-        }
-        return {labels: numbers for labels, numbers in series.items() if numbers}
+        series = []
+        for one in found["result"]:
+            points = [(moment, float(value)) for moment, value in one["values"] if math.isfinite(float(value))]
+            if points:
+                series.append((one["metric"], points))
+        return series
 
 
 def targets() -> dict[str, list[str]]:
