@@ -39,12 +39,13 @@ def reading(marqo: MarqoClient, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def make_traffic_of_each_kind(marqo: MarqoClient, host: ImageHost, number: int) -> None:
-    """Vectors, items that fail, a request that is refused, a model that is loaded and one that cannot be."""
+    """Vectors, items that fail, a request that is refused, now and then a model that is loaded, and one that
+    cannot be."""
     marqo.embed([f"a red circle, number {number}"])
     pictures = [host.url(f"/ok/{i}.jpg") for i in range(4)]
     assert len(marqo.results([*pictures, host.url("/ok/a.svg"), host.url("/status/404")], "image")) == 6
     assert marqo.post(b"no MessagePack").status_code == 400
-    marqo.embed(["a"], model=f"dashboard/{number % 3}", properties={"type": "random", "dimensions": 5})
+    marqo.embed(["a"], model=f"dashboard/{number // 5}", properties={"type": "random", "dimensions": 5})
     assert marqo.vectorise(["a"], model="no/such-model")[0] == 400
 
 

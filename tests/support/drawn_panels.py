@@ -57,6 +57,7 @@ def _draw(axes: Any, title: str, panel: Panel, lines: Mapping[str, Points], star
         axes.plot([time - start for time in times], [value / scale for value in values], ".-", ms=2, lw=1, label=legend)
     axes.set_title(f"{title}  {panel.title}", fontsize=8, loc="left")
     axes.set_ylabel(unit, fontsize=7)
-    axes.set_ylim(bottom=0)
+    # The upper third is for the legend.
+    axes.set_ylim(0, 1.5 * max(value / scale for points in lines.values() for _, value in points) or 1)
     axes.tick_params(labelsize=6)
     axes.legend(fontsize=5, loc="upper left", ncols=2)
