@@ -150,10 +150,16 @@ def test_prometheus_reads_what_the_replicas_count(marqo: MarqoClient) -> None:
     }
     assert len(wanted) > 30
 
+    different: dict[object, tuple[object, object]] = {}
+
     def all_is_read() -> bool:
         # Of each replica by itself: Ray goes on exporting the counters of those that have ended.
         found = {key_of(line): line.value for line in lines()}
-        return all(found.get(key, 0.0) == value for key, value in wanted.items())
+        different.clear()
+        different.update(
+            {key: (found.get(key), value) for key, value in wanted.items() if found.get(key, 0.0) != value}
+        )
+        return not different
 
     def key_of(line: Line) -> tuple[str, str, Tags]:
         tags = tuple((tag, line.tags[tag]) for tag in tags_of[line.name])
@@ -161,7 +167,7 @@ def test_prometheus_reads_what_the_replicas_count(marqo: MarqoClient) -> None:
 
     tags_of = {name + part: tuple(one.tags) for name, one in documented().items() for part in parts_of(one)}
     # Nothing else is asked of the application now: what has been read once stays as it is.
-    wait_for(all_is_read, "some number")
+    wait_for(all_is_read, different)
 
 
 def parts_of(metric: Metric) -> tuple[str, ...]:
@@ -184,7 +190,14 @@ def test_buckets_are_a_histograms(marqo: MarqoClient) -> None:
 def test_every_documented_metric_is_there_and_no_other(marqo: MarqoClient) -> None:
     table = documented()
     names = {name + part: name for name, metric in table.items() for part in parts_of(metric)}
-    wait_for(lambda: set(names) <= {line.name for line in lines()}, f"one of {sorted(names)}")
+    missing: set[str] = set()
+
+    def all_are_there() -> bool:
+        missing.clear()
+        missing.update(set(names) - {line.name for line in lines()})
+        return not missing
+
+    wait_for(all_are_there, missing)
     for line in lines():
         assert line.name in names, line
         for tag, values in table[names[line.name]].tags.items():

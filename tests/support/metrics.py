@@ -77,7 +77,7 @@ def scraped(name: str, **wanted: str) -> float:
     return sum(line.value for line in found)
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: object) -> None:
     """Polls; metrics are reported every few seconds."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
