@@ -1,6 +1,6 @@
 """A replica's numbers, told to Ray's metrics, which Prometheus reads.
 
-Ray gets them every `METRICS_PERIOD_S` and not at each event. A histogram of Ray's own would take four microseconds for
+Ray gets them every `METRICS_PERIOD_S`, and not at each event. A histogram of Ray's own would take four microseconds for
 each value and more in its node's agent, and its sums would be wrong, since the agent takes each value for the middle of
 its bucket (docs/decisions/055-metrics.md). So the buckets are told as gauges, under the names of a histogram's parts.
 """

@@ -7,8 +7,9 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 LEAST_PRIORITY = 19
-METRICS_PERIOD_S = 10.0
-"""Seconds between two reports of a replica's gauges to Ray's metrics."""
+METRICS_PERIOD_S = 1.0
+"""Seconds between two reports of a replica's numbers to Ray, whose agents forget a gauge that two of their own reports
+(of ten seconds) did not have: longer than those, and gauges would come and go."""
 
 
 class Settings(BaseModel):
