@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.lib.places import ROOT
 from tests.image.build import Image
 
+HOST_NAME = "marqo"
 SHARED_BYTES = 2**30
 """Of /dev/shm."""
 TEMPORARY_BYTES = 4 * 2**30
@@ -137,6 +138,8 @@ def _specification(
 ) -> dict[str, Any]:
     """Of the OCI runtime. Network, processes, mounts and names are the container's own."""
     safe = ["nosuid", "nodev"]
+    hosts = models.with_name("hosts")
+    hosts.write_text(f"127.0.0.1 localhost\n127.0.0.1 {HOST_NAME}\n")
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -149,7 +152,7 @@ def _specification(
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": FILES, "soft": FILES}],
         },
         "root": {"path": str(image.root), "readonly": True},
-        "hostname": "marqo",
+        "hostname": HOST_NAME,
         "mounts": [
             _mount("/proc", "proc", "proc", [*safe, "noexec"]),
             _mount("/sys", "sysfs", "sysfs", [*safe, "noexec", "ro"]),
@@ -158,6 +161,8 @@ def _specification(
             _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", f"size={SHARED_BYTES}"]),
             _mount("/tmp", "tmpfs", "tmpfs", [*safe, "mode=1777", f"size={TEMPORARY_BYTES}"]),
             _mount("/var/lib/marqo/models", "bind", str(models), [*safe, "rbind", "rw"]),
+            # Container engines write this file, and a base may have none.
+            _mount("/etc/hosts", "bind", str(hosts), [*safe, "bind", "ro"]),
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
     }
