@@ -87,6 +87,14 @@ async def ask_replica(replica: RunningReplica, method: str) -> Any:
         raise
 
 
+def request_id() -> str:
+    """Serve's id of the request for which the caller works; empty if there is none. Serve passes it on with each call
+    of a handle, and shows it publicly in log lines only."""
+    from ray.serve import context
+
+    return context._get_serve_request_context().request_id
+
+
 def deployment_config(handle: DeploymentHandle[Any]) -> Any:
     """The `DeploymentConfig` of a handle's deployment: `num_replicas`, `autoscaling_config`, `user_config`; None until
     the handle has got it. The public `serve.status` is a blocking call to the controller, and has none of it."""

@@ -27,6 +27,8 @@ def serve_instance() -> Iterator[Serve]:
     # Ray's processes read it when they start; the servers that tests launch keep Ray's own ten seconds.
     quick = pytest.MonkeyPatch()
     quick.setenv("RAY_metrics_report_interval_ms", "1000")
+    # Log lines can be read at once.
+    quick.setenv("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
     # A generous number of CPUs on paper: the replicas of a test take turns on the real ones.
     with running(config, num_cpus=8, log_to_driver=False) as client:
         quick.undo()

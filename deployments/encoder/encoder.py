@@ -17,6 +17,7 @@ from deployments.encoder.loaded import Loaded, in_one_message, shown_names
 from deployments.encoder.metrics import EncoderMetrics
 from deployments.encoder.settings import BatchSettings, EncoderSettings, PreloadedModel
 from deployments.replica_stats import ReplicaStats, replica_stats
+from deployments.request_log import log_request_ids
 from deployments.routing import MODEL_AFFINITY
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
@@ -91,6 +92,7 @@ class Encoder:
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
+        log_request_ids()
         self._device = _device(settings.device)
         self._cores = Cores(settings.threads or os.cpu_count() or 1)
         for folder in settings.architectures:

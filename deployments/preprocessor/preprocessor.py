@@ -21,6 +21,7 @@ from deployments.preprocessor.progress import Progress
 from deployments.preprocessor.transfer_pools import TransferPools
 from deployments.replica import Settings, assigned_cpus, lower_priority
 from deployments.replica_stats import ReplicaStats, replica_stats
+from deployments.request_log import log_request_ids
 from embedding.errors import CostlyError, CrashError, ItemError, MediaError, SlowError
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.image.fair_queue import Call
@@ -68,6 +69,7 @@ class Preprocessor:
     """
 
     def __init__(self, settings: PreprocessorSettings) -> None:
+        log_request_ids()
         # Decoders run in parallel, one picture each: threads of torch within one of them would only compete for cores.
         torch.set_num_threads(1)
         limits = ImageLimits(settings.max_pixels, settings.max_decode_s)

@@ -49,8 +49,10 @@ METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
 """Other methods are refused: Serve would keep a metric for each name that a client makes up."""
 SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
 """Headers by which a client could change Serve's timeout, cancellation after a hang-up, and choice of a replica."""
-READ_BY_SERVE = ("x-request-id", "traceparent", "tracestate")
+READ_BY_SERVE = ("traceparent", "tracestate")
 """Headers that Serve reads before the ingress runs: if they are not UTF-8, it fails with a plain 500."""
+REQUEST_ID = r"^[A-Za-z0-9._:=+/-]{1,64}$"
+"""Ids of requests that are taken from clients, in x-request-id. They are in log lines: others are replaced."""
 
 # The answers of HAProxy itself, in the format that Marqo reads. Requests that are not HTTP, or were not complete in
 # time, are answered by HAProxy's parser, whose pages cannot be changed.
@@ -208,6 +210,11 @@ def _correct_frontend(sections: Sections, listen: list[str], connections: int) -
 def _frontend_limits(connections: int) -> list[str]:
     return [
         f"maxconn {connections}",
+        # First of all, so that refusals have it too. Serve takes the id of the request as its own.
+        "http-request set-header x-request-id %[uuid()] unless { req.fhdr_cnt(x-request-id) eq 1 } "
+        f"{{ req.fhdr(x-request-id) -m reg {REQUEST_ID} }}",
+        "http-request set-var(txn.request_id) req.fhdr(x-request-id)",
+        "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }",
         # Counted for each IPv4 address, and for each /64 network of IPv6, which usually belongs to one customer.
         "stick-table type ipv6 size 100k expire 1m store conn_cur",
         "tcp-request connection track-sc0 src,ipmask(32,64)",
