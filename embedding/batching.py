@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from embedding import trail
 from embedding.errors import Fault, RequestError
 from embedding.panics import contained
+from embedding.series import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ class Job:
         count: number of items in the payload; counts towards the maximum of a batch. A payload of several items must
             be a sequence of them, and its result an array with one row for each.
         urgent: runs before jobs that are not urgent. Search traffic is urgent, indexing is not.
+        request: to which it belongs, as `embedding.trail.here` gave it.
     """
 
     group: Any
     payload: Any
     count: int
     urgent: bool = False
+    request: trail.Request | None = None
 
 
 @dataclass(slots=True)
@@ -130,7 +134,9 @@ class DeviceQueue:
             if not batch[0].job.urgent:
                 self._normal_ended_at = ended
             waited = [started - queued.queued_at for queued in batch]
-            self._on_batch(self._lane_of(batch[0].job.group), waited, ended - started)
+            lane = self._lane_of(batch[0].job.group)
+            self._on_batch(lane, waited, ended - started)
+            _follow(batch, lane, started, ended)
             batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, outcomes)
 
     def _take_batch(self) -> list[_QueuedJob]:
@@ -218,6 +224,16 @@ class DeviceQueue:
                 skipped.append(queued)
         queue.extendleft(reversed(skipped))
         return batch
+
+
+def _follow(batch: Sequence[_QueuedJob], lane: str, started: float, ended: float) -> None:
+    """A batch serves several requests: each job has an interval of its own, and says how large the batch was."""
+    items = sum(queued.job.count for queued in batch)
+    for queued in batch:
+        request = queued.job.request
+        if request is not None:
+            trail.passed(request, Stage.DEVICE_WAIT, queued.queued_at, started, lane=lane)
+            trail.passed(request, Stage.FORWARD, started, ended, lane=lane, batch_jobs=len(batch), batch_items=items)
 
 
 def _resolve(batch: Sequence[_QueuedJob], outcomes: Sequence[Any]) -> None:

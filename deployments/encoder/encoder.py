@@ -19,6 +19,7 @@ from deployments.encoder.settings import BatchSettings, EncoderSettings, Preload
 from deployments.replica_stats import ReplicaStats, replica_stats
 from deployments.request_log import log_request_ids
 from deployments.routing import MODEL_AFFINITY
+from embedding import trail
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.meter import Meter
@@ -173,7 +174,7 @@ class Encoder:
         """
         async with self._models.use(self._on_device(spec)) as model:
             with self._metrics.errors():
-                job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent)
+                job = Job(("image", model), await self._staged(model, pixels), len(pixels), urgent, trail.here())
                 return _finished(await self._rows(job, self._image_lane), normalized)
 
     @_refusals_as_values
@@ -182,7 +183,8 @@ class Encoder:
         async with self._models.use(self._on_device(spec)) as model:
             with self._metrics.errors():
                 tokens = await self._tokenized(model, texts)
-                job = Job(("text", model), tokens, len(texts), urgent or len(texts) <= URGENT_TEXTS)
+                urgent = urgent or len(texts) <= URGENT_TEXTS
+                job = Job(("text", model), tokens, len(texts), urgent, trail.here())
                 return _finished(await self._rows(job, self._text_lane), normalized)
 
     async def _staged(self, model: Model, pixels: Pixels) -> Pixels | torch.Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from embedding import series
+from embedding import series, trail
 from embedding.errors import ErrorKind, MediaError
 from embedding.fetch.headers import BadHeaders
 from embedding.fetch.redirects import RedirectError
@@ -69,6 +70,9 @@ class FetchMetrics:
         """
         self._meter.observe(series.STAGE_SECONDS, seconds - host_s, series.Stage.DOWNLOAD_WAIT, series.Lane.IMAGE)
         self._meter.observe(series.STAGE_SECONDS, host_s, series.Stage.DOWNLOAD, series.Lane.IMAGE)
+        if request := trail.here():
+            began = time.monotonic() - seconds
+            trail.passed(request, series.Stage.DOWNLOAD, began, waited_s=seconds - host_s, host_s=host_s)
 
     def received(self, nbytes: int) -> None:
         """A transfer has ended, of which so many bytes of the body have arrived."""

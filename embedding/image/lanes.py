@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from embedding import series
+from embedding import series, trail
 from embedding.errors import ErrorKind, MediaError
 from embedding.image.decode_cost import Cost, estimate_cost
 from embedding.image.fair_queue import Call, FairQueue, NoSlotError
@@ -152,24 +152,27 @@ class Lanes:
         self, lane: _Lane, cost: Cost, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool
     ) -> Pixels:
         loop = asyncio.get_running_loop()
+        request, began = trail.here(), time.monotonic()
         with self._meter.timed(series.STAGE_SECONDS, series.Stage.DECODE_WAIT, series.Lane.IMAGE):
             await lane.queue.acquire(call, len(data))
+        trail.passed(request, series.Stage.DECODE_WAIT, began)
         call.spent_s += min(cost.seconds, lane.cpu_s)
         if cost.plain and not in_subprocess and lane is not self._slow:
-            work = lane.threads.submit(self._timed, preprocess, data, spec, name, self._limits)
+            work = lane.threads.submit(self._timed, request, preprocess, data, spec, name, self._limits)
         else:
-            work = lane.threads.submit(self._timed, self._decoders.decode, data, spec, name, lane.cpu_s)
+            work = lane.threads.submit(self._timed, request, self._decoders.decode, data, spec, name, lane.cpu_s)
         # The caller may be cancelled before the work is done; the slot must be kept until the work is done.
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(lane.queue.release))
         self._trim_later(loop)
         return await asyncio.wrap_future(work)
 
-    def _timed(self, decode: Callable[..., Pixels], *args: object) -> Pixels:
+    def _timed(self, request: trail.Request | None, decode: Callable[..., Pixels], *args: object) -> Pixels:
         """In a decoder's thread: counts the time even if the caller is cancelled meanwhile."""
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.monotonic()
         try:
             return decode(*args)
         finally:
+            trail.passed(request, series.Stage.DECODE, began, in_subprocess=decode is not preprocess)
             seconds = time.perf_counter() - start
             self._meter.observe(series.STAGE_SECONDS, seconds, series.Stage.DECODE, series.Lane.IMAGE)
             self._meter.add(series.BUSY_SECONDS, seconds, series.Workers.DECODER)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 LISTEN_VARIABLE = "MARQO_LISTEN"
 """Addresses at which HAProxy listens for requests, separated by commas, in place of the one that Serve was given."""
+TRUST_TRACES_VARIABLE = "MARQO_TRUST_TRACEPARENT"
+"""If it is 1, clients' `traceparent` is passed on: they decide then which of their requests are traced."""
 LOOPBACK = "127.0.0.1"
 
 FRONTEND = "frontend http_frontend"
@@ -50,7 +52,8 @@ METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
 SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
 """Headers by which a client could change Serve's timeout, cancellation after a hang-up, and choice of a replica."""
 READ_BY_SERVE = ("traceparent", "tracestate")
-"""Headers that Serve reads before the ingress runs: if they are not UTF-8, it fails with a plain 500."""
+"""Headers that Serve reads before the ingress runs: if they are not UTF-8, it fails with a plain 500. A client that
+sends them decides whether its request is traced, so they are passed on only if clients are trusted with that."""
 REQUEST_ID = r"^[A-Za-z0-9._:=+/-]{1,64}$"
 """Ids of requests that are taken from clients, in x-request-id. They are in log lines: others are replaced."""
 
@@ -208,6 +211,8 @@ def _correct_frontend(sections: Sections, listen: list[str], connections: int) -
 
 
 def _frontend_limits(connections: int) -> list[str]:
+    trusted = os.environ.get(TRUST_TRACES_VARIABLE) == "1"
+    unusable = " if {{ req.hdr({}) -m reg [^!-~] }}" if trusted else ""
     return [
         f"maxconn {connections}",
         # First of all, so that refusals have it too. Serve takes the id of the request as its own.
@@ -226,7 +231,7 @@ def _frontend_limits(connections: int) -> list[str]:
         # Serve's plain text, if an ingress has died or has not started. The ingress itself never answers plain text.
         f"http-response return status 503 {_error(503, ERRORS[503])} "
         "if { status 500:599 } { res.hdr(content-type) -m beg text/plain }",
-        *(f"http-request del-header {name} if {{ req.hdr({name}) -m reg [^!-~] }}" for name in READ_BY_SERVE),
+        *(f"http-request del-header {name}{unusable.format(name)}" for name in READ_BY_SERVE),
     ]
 
 

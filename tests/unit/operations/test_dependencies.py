@@ -17,7 +17,7 @@ from benchmarks.lib.places import ROOT
 
 LAYERS = ("embedding", "deployments", "graph", "operations", "demo")
 """What is installed and runs: without benchmarks and tests, whose packages are those of the extra `dev`."""
-OWN_EXTRAS = ("onnx", "s3")
+OWN_EXTRAS = ("onnx", "s3", "tracing")
 IMPORTERS = ("import_module", "find_spec")
 """Functions of importlib that take the name of a module."""
 
