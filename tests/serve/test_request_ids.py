@@ -76,7 +76,7 @@ def lines(deployment: str, what: str) -> list[str]:
 def test_lines_of_all_deployments_have_the_clients_id(marqo: MarqoClient) -> None:
     """The encoder loads a model for it, in a thread, and the preprocessor gives up a host that it names."""
     port = free_port()
-    body = request([f"http://127.0.0.1:{port}/{i}.jpg" for i in range(12)], modality="image")
+    body = request([f"http://127.0.0.1:{port}/{i}.jpg" for i in range(40)], modality="image")
     config = {"modelName": "demo/ids", "modelProperties": demo_checkpoint() | {"mean": [0.41, 0.42, 0.43]}}
     body |= {"modelConfig": config, "preprocessingConfig": {"modality": "image"}, "returnIndividualError": True}
     headers = {"Content-Type": MSGPACK, "Accept": MSGPACK, "X-Request-ID": "all-1"}

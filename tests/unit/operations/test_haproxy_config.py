@@ -204,3 +204,17 @@ def test_few_open_files_are_few_connections(everywhere: str) -> None:
     (most,) = lines(corrected(everywhere, [], 1024), "frontend http_frontend", "maxconn")
     assert 0 < int(most.split()[1]) < 200
     assert parse(render(corrected(everywhere, [], 1024)))
+
+
+@pytest.mark.parametrize(("value", "trusted"), [(None, False), ("0", False), ("1", True)])
+def test_clients_choose_what_is_traced_only_if_they_are_trusted(
+    everywhere: str, monkeypatch: pytest.MonkeyPatch, value: str | None, trusted: bool
+) -> None:
+    """Otherwise whoever reaches the port could have each request traced: Serve's sampler follows its parent."""
+    monkeypatch.delenv("MARQO_TRUST_TRACEPARENT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MARQO_TRUST_TRACEPARENT", value)
+    rules = lines(corrected(everywhere, [], 20_000), "frontend http_frontend", "http-request")
+    for name in ("traceparent", "tracestate"):
+        (rule,) = [rule for rule in rules if rule.startswith(f"http-request del-header {name}")]
+        assert (" if " in rule) is trusted
