@@ -39,6 +39,7 @@ from deployments.ray_internals import (
     haproxy_socket,
     known_replicas,
     pending_requests,
+    request_id,
     request_router,
     serve_client,
     serve_controller,
@@ -242,6 +243,11 @@ def test_what_the_project_s_router_overrides_is_there(name: str) -> None:
     """An override of what Serve no longer calls would never run."""
     assert callable(getattr(PowerOfTwoChoicesRequestRouter, name))
     assert name in vars(ModelAffinityRouter)
+
+
+def test_outside_of_a_request_there_is_no_id(serve_instance: Serve) -> None:
+    """Within one it is that of the HTTP request, in all deployments: see test_request_ids.py."""
+    assert request_id() == ""
 
 
 def test_starting_serve_again_gives_the_client_of_the_one_that_runs(serve_instance: Serve) -> None:
