@@ -1,6 +1,7 @@
 """The id of a request: in every answer, and in the log lines of all three deployments."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def test_errors_have_it(marqo: MarqoClient, method: str, path: str, status: int)
     assert (reply.status_code, reply.headers.get_list("x-request-id")) == (status, ["err-1"])
 
 
+def has_line(deployment: str, what: str, name: str) -> bool:
+    """Whether such a line has this id."""
+    return any(f" {name} " in line for line in lines(deployment, what))
+
+
 def lines(deployment: str, what: str) -> list[str]:
     """Lines of the logs of a deployment's replicas that have `what` in them."""
     logs = {
@@ -88,4 +94,4 @@ def test_lines_of_all_deployments_have_the_clients_id(marqo: MarqoClient) -> Non
         ("Encoder", "loaded model"),
         ("Preprocessor", f"127.0.0.1:{port} is left alone"),
     ):
-        until(lambda deployment=deployment, what=what: any(" all-1 " in line for line in lines(deployment, what)))
+        until(partial(has_line, deployment, what, "all-1"))

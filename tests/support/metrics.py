@@ -86,8 +86,7 @@ def wait_for(condition: Callable[[], bool], what: object) -> None:
 
 
 def wait_until_all_but_downloads_are_done(application: str, downloads: int) -> None:
-    """Waits until an application works on no item, while so many wait for their downloads. These metrics are set
-    every ten seconds."""
+    """Waits until an application works on no item, while so many wait for their downloads."""
 
     def held(what: str) -> float:
         return scraped("marqo_in_flight", application=application, what=what)
