@@ -62,7 +62,8 @@ class Container:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in the container, with the image's environment and user."""
         variables = [f"--env={each}" for each in self._image.config["Env"]]
-        words = [*self._crun, "exec", *variables, "--user", self._image.config["User"], self._name, *command]
+        place = ("--cwd", self._image.config["WorkingDir"], "--user", self._image.config["User"])
+        words = [*self._crun, "exec", *variables, *place, self._name, *command]
         return subprocess.run(words, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
     def is_healthy(self) -> bool:
