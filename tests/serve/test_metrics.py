@@ -146,7 +146,7 @@ def test_prometheus_reads_what_the_replicas_count(marqo: MarqoClient) -> None:
         (name if name.endswith(PARTS) else f"{name}_total", stats.replica, tags): pytest.approx(value)
         for stats in replicas()
         for name, tags, value in counted_by(stats)
-        if "model" not in dict(tags)
+        if "model" not in dict(tags) and ("what", "ingress") not in tags  # CPU time: it grows without requests, too
     }
     assert len(wanted) > 30
 
