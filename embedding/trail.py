@@ -7,6 +7,7 @@ request's context is, goes along with the work to where it is not. Output: calls
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 Request = Any
@@ -48,4 +49,6 @@ def passed(request: Request | None, stage: str, began: float, ended: float | Non
         told: what else is known of it: numbers and short texts, never of a client.
     """
     if request is not None and _follower is not None:
-        _follower.passed(request, stage, began, time.monotonic() if ended is None else ended, told)
+        # Whoever follows must not fail the work: it is the device's thread, for one, that says so here.
+        with suppress(Exception):
+            _follower.passed(request, stage, began, time.monotonic() if ended is None else ended, told)

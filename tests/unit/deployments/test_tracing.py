@@ -1,6 +1,7 @@
 """Spans of the stages within a replica, sent to a collector by the real exporter."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRati
 from opentelemetry.trace import Tracer
 
 from benchmarks.lib.photo import jpeg, photo
-from benchmarks.lib.process import free_port
 from deployments.tracing import otlp
 from embedding import trail
 from embedding.batching import DeviceQueue, Job
@@ -122,13 +122,35 @@ def test_a_request_that_is_not_sampled_has_no_spans(collected: Collector, provid
     assert f"{1:032x}" not in collected.traces()
 
 
-def test_nobody_waits_for_a_collector_that_is_gone(monkeypatch: pytest.MonkeyPatch, tracer: Tracer) -> None:
-    """Its queue is full long before this has ended: what does not fit is dropped."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    (processor,) = otlp()
-    lost = TracerProvider(sampler=ALWAYS_ON)
-    lost.add_span_processor(processor)
-    for _ in range(10_000):
-        lost.get_tracer("lost").start_span("one").end()
+def test_nobody_waits_for_a_collector_that_is_silent(monkeypatch: pytest.MonkeyPatch, tracer: Tracer) -> None:
+    """It takes connections and never answers: if spans waited for it, each would take a second. What does not fit into
+    their queue is dropped."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+        (processor,) = otlp()
+        lost = TracerProvider(sampler=ALWAYS_ON)
+        lost.add_span_processor(processor)
+        for _ in range(10_000):
+            lost.get_tracer("lost").start_span("one").end()
     lost.shutdown()
+
+
+def test_a_follower_that_fails_does_not_fail_the_work() -> None:
+    class Failing:
+        def here(self) -> int:
+            return 1
+
+        def passed(self, *_: object) -> None:
+            raise ValueError
+
+    queue = DeviceQueue(lambda _, payloads: list(payloads), ThreadPoolExecutor(1), lambda group: "text", {"text": 8})
+
+    async def put() -> object:
+        return await queue.put(Job("g", ["a"], 1, request=trail.here()))
+
+    trail.follow(Failing())
+    try:
+        assert asyncio.run(put()) == ["a"]
+    finally:
+        trail.follow(None)
