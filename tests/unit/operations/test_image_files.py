@@ -18,7 +18,13 @@ from operations import environment
 
 BIN = Path(sys.executable).parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-SCRIPTS = ("operations/image/install", "operations/image/entrypoint", "operations/haproxy/wrapper")
+SCRIPTS = (
+    ".ci/run",
+    ".ci/tools",
+    "operations/image/install",
+    "operations/image/entrypoint",
+    "operations/haproxy/wrapper",
+)
 ENTRYPOINT = ROOT / "operations" / "image" / "entrypoint"
 PATHS = {"MARQO_HAPROXY_BINARY", "MARQO_PYTHON", "RAY_SERVE_HAPROXY_BINARY_PATH"}
 """Variables with paths of the image."""
