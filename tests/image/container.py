@@ -101,6 +101,7 @@ def running(
     command: Sequence[str] | None = None,
     entrypoint: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
+    network: Path | None = None,
 ) -> Iterator[Container]:
     """Runs a container, and ends it with the context.
 
@@ -110,15 +111,16 @@ def running(
         command: in place of the image's.
         entrypoint: in place of the image's.
         environment: in addition to the image's.
+        network: namespace of a network that others use, too; by default it has loopback alone.
     """
     name = f"marqo-{uuid.uuid4().hex[:8]}"
     models = folder / "models"
     models.mkdir(mode=0o755)
     user = int(image.config["User"].partition(":")[0])
     os.chown(models, user, user)
-    variables = [*image.config["Env"], *(f"{name}={value}" for name, value in (environment or {}).items())]
+    variables = {**_variables(image), **(environment or {})}
     words = [*(entrypoint or image.config["Entrypoint"]), *(command or image.config["Cmd"])]
-    (folder / "config.json").write_text(json.dumps(_specification(image, models, user, words, variables)))
+    (folder / "config.json").write_text(json.dumps(_specification(image, models, user, words, variables, network)))
     state, log = folder / "state", folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -134,11 +136,17 @@ def running(
         container.close()
 
 
+def _variables(image: Image) -> dict[str, str]:
+    return dict(each.split("=", 1) for each in image.config["Env"])
+
+
 def _specification(
-    image: Image, models: Path, user: int, words: Sequence[str], variables: Sequence[str]
+    image: Image, models: Path, user: int, words: Sequence[str], variables: Mapping[str, str], network: Path | None
 ) -> dict[str, Any]:
-    """Of the OCI runtime. Network, processes, mounts and names are the container's own."""
+    """Of the OCI runtime. Processes, mounts and names are the container's own."""
     safe = ["nosuid", "nodev"]
+    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+    namespaces.append({"type": "network"} if network is None else {"type": "network", "path": str(network)})
     hosts = models.with_name("hosts")
     hosts.write_text(f"127.0.0.1 localhost\n127.0.0.1 {HOST_NAME}\n")
     return {
@@ -146,7 +154,7 @@ def _specification(
         "process": {
             "user": {"uid": user, "gid": user},
             "args": list(words),
-            "env": list(variables),
+            "env": [f"{name}={value}" for name, value in variables.items()],
             "cwd": image.config["WorkingDir"],
             "noNewPrivileges": True,
             "capabilities": {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")},
@@ -165,7 +173,7 @@ def _specification(
             # Container engines write this file, and a base may have none.
             _mount("/etc/hosts", "bind", str(hosts), [*safe, "bind", "ro"]),
         ],
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+        "linux": {"namespaces": namespaces},
     }
 
 

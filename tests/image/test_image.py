@@ -1,21 +1,15 @@
 """The image of the Dockerfile, built and run here: `make image-test`. docs/image.md says what is promised.
 
-The tests share one image, which takes minutes and gigabytes; with IMAGE_STORE, the path of a folder, what was built
-stays there, and another run builds only what has changed. Each container has a network of its own with nothing but
-loopback.
+Each container has a network of its own with nothing but loopback.
 """
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from embedding.version import VERSION
-from tests.image import build
-from tests.image.build import Builder, Image
+from tests.image.build import Image
 from tests.image.container import Container, running
 
 STOP_S = 30.0
@@ -26,22 +20,6 @@ ENVIRONMENT = {
     "MARQO_RAY_METRICS_LISTEN": "0.0.0.0",
     "MARQO_RAY_METRICS_PORT": str(METRICS_PORT),
 }
-AS_KUBERAY = ["/bin/bash", "-lc", "--"]
-"""With a login shell, as some of its releases start a node. Others leave out the `l`."""
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    kept = os.environ.get("IMAGE_STORE")
-    with tempfile.TemporaryDirectory(prefix="marqo-image-") as temporary:
-        folder = Path(kept or temporary)
-        if reason := build.problem(folder):
-            pytest.skip(reason)
-        builder = Builder(folder)
-        try:
-            yield builder.image(builder.base(), VERSION=VERSION)
-        finally:
-            builder.close(images=not kept)
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +95,3 @@ def test_a_stop_waits_for_the_request_in_flight(server: Container) -> None:
     assert server.process.wait(60) == 0
     assert time.monotonic() - began < STOP_S
     assert "lost" not in server.output
-
-
-def test_a_node_as_kuberay_starts_it(image: Image, tmp_path: Path) -> None:
-    start = (
-        "ulimit -n 65536; ray start --head --num-cpus=2 --node-ip-address=127.0.0.1 --metrics-export-port=8080 --block"
-    )
-    with running(image, tmp_path, [start], entrypoint=AS_KUBERAY) as node:
-        node.wait_for(lambda: node.run("ray", "status").returncode == 0, "a node of Ray")
-        node.wait_for(lambda: node.run("serve", "deploy", "config/demo.yaml").returncode == 0, "a dashboard")
-        node.wait_for(node.is_healthy, "a healthy server")
-        # The readiness probe of KubeRay's workers.
-        probe = "wget --tries 1 -T 2 -q -O- http://localhost:8881/-/healthz | grep success"
-        assert node.run("bash", "-c", probe).returncode == 0

@@ -58,6 +58,11 @@ class Machine:
         self._plug = plug
         self._switch = switch
 
+    @property
+    def network(self) -> Path:
+        """Its namespace, as a file."""
+        return Path("/run/netns") / self._name
+
     def run(self, *command: str, **options: Any) -> str:
         """Runs a command on the machine; returns what it prints.
 
@@ -78,7 +83,7 @@ class Machine:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """This thread, and threads and processes that it starts, are on the machine while the context lasts."""
-        with inside_network(Path("/run/netns") / self._name):
+        with inside_network(self.network):
             yield
 
     def unplug(self) -> None:
