@@ -1,10 +1,7 @@
 """Preprocessors and encoders scale separately, each with its own load. With fractional CPUs and short delays."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from benchmarks.lib.cluster import wait_until
 from benchmarks.lib.image_host import ImageHost
 from demo.pictures import EVALUATION_SEEDS, jpeg_bytes, scenes
+from tests.support.load import load
 from tests.support.marqo_client import MarqoClient
 from tests.support.serve import Serve
 from tests.support.waiting import holds
@@ -69,25 +67,6 @@ def replicas(deployment: str) -> int:
 
     states = serve.status().applications[APP].deployments[deployment].replica_states
     return sum(count for state, count in states.items() if state in ("STARTING", "RUNNING"))
-
-
-@contextmanager
-def load(clients: int, send: Callable[[], Any]) -> Iterator[None]:
-    """Keeps `clients` requests in flight."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            send()
-
-    with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(work) for _ in range(clients)]
-        try:
-            yield
-        finally:
-            stop.set()
-    for future in futures:
-        future.result()
 
 
 @pytest.fixture(scope="module")

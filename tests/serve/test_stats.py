@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from benchmarks.lib.photo import jpeg, photo
 from deployments.ingress.overview import Overview, StageReport
 from tests.support.browser import Browser
 from tests.support.ingress import demo_checkpoint, is_error
+from tests.support.load import load
 from tests.support.marqo_client import MarqoClient
 from tests.support.serve import replica_pids
 from tests.support.waiting import until
@@ -34,26 +33,6 @@ def stats(marqo: MarqoClient) -> Overview:
     reply = marqo.get("/stats")
     assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
     return Overview.model_validate_json(reply.content)
-
-
-@contextlib.contextmanager
-def asking(marqo: MarqoClient, clients: int, ask: Callable[[MarqoClient], Any]) -> Iterator[None]:
-    """Clients that ask again and again while the context lasts."""
-    stop = threading.Event()
-
-    def go() -> None:
-        with MarqoClient(marqo.url) as own:
-            while not stop.is_set():
-                ask(own)
-
-    with ThreadPoolExecutor(clients) as pool:
-        running = [pool.submit(go) for _ in range(clients)]
-        try:
-            yield
-        finally:
-            stop.set()
-        for one in running:
-            one.result()
 
 
 def stage(reply: Overview, name: str) -> StageReport:
@@ -84,7 +63,7 @@ def some_came_late(reply: Overview) -> bool:
 def test_late_image_hosts_limit(marqo: MarqoClient) -> None:
     with ImageHost({"a.jpg": jpeg(photo(1, 90, 60))}, record=False) as host:
         urls = [host.url(f"/ok/a.jpg?delay=1&{i}") for i in range(32)]
-        with asking(marqo, 2, lambda own: own.embed(urls, "image")):
+        with load(2, lambda: marqo.embed(urls, "image")):
             found = advice_for(marqo, "download", some_came_late)
     assert "Image hosts answer slowly" in found.advice[0]
 
@@ -93,7 +72,7 @@ def test_large_pictures_limit_at_the_decoders(marqo: MarqoClient) -> None:
     """The main application has one decoding thread."""
     with ImageHost({"a.jpg": jpeg(photo(2, 2400, 1800))}, record=False) as host:
         urls = [host.url(f"/ok/a.jpg?{i}") for i in range(32)]
-        with asking(marqo, 3, lambda own: own.embed(urls, "image")):
+        with load(3, lambda: marqo.embed(urls, "image")):
             found = advice_for(marqo, "decode")
     assert "raise `Preprocessor.num_replicas` (now 1)" in found.advice[0]
     decode = stage(found, "decode")
@@ -103,7 +82,7 @@ def test_large_pictures_limit_at_the_decoders(marqo: MarqoClient) -> None:
 
 def test_work_for_the_device_limits_at_the_encoder(marqo: MarqoClient) -> None:
     texts = [f"a long text about a red circle, number {i}, " + "and so on " * 20 for i in range(256)]
-    with asking(marqo, 3, lambda own: own.embed(texts)):
+    with load(3, lambda: marqo.embed(texts)):
         found = advice_for(marqo, "device")
     assert "The encoders' devices are busy" in found.advice[0]
     assert "`Encoder.num_replicas`" in found.advice[0]
@@ -217,7 +196,7 @@ def test_the_page_shows_what_is_done_and_asks_nobody_else(
 ) -> None:
     # One that takes memory: the smallest models may be told together.
     marqo.embed(["a"], model=STRANGE, properties=demo_checkpoint())
-    with asking(marqo, 1, lambda own: own.embed(pictures, "image")):
+    with load(1, lambda: marqo.embed(pictures, "image")):
         browser.show(f"{marqo.url}/ui")
         browser.until("document.querySelectorAll('.stage').length === 5")
         browser.until("Number.parseFloat(document.querySelector('#tiles b').textContent) > 0")
