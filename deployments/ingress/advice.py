@@ -153,7 +153,7 @@ def _decode(readings: Readings) -> str:
 
 
 def _download(readings: Readings) -> str:
-    if readings.breakers_open:
+    if readings.breakers_open and not readings.active_downloads:
         return (
             f"Image hosts do not answer: {readings.breakers_open:.0f} of them are left alone for a while after "
             "failures in a row. See to them, or to the network between."
@@ -199,7 +199,7 @@ def _besides(stage: Stage | None, readings: Readings) -> Iterator[str]:
             f"Evicted: {_counted(readings.evictions, 'model')}. Raise `args.encoder.model_budget_bytes` if the device "
             f"has the memory, or {_more('Encoder', readings)}."
         )
-    if readings.breakers_open and stage != "download":
+    if readings.breakers_open and (stage != "download" or readings.active_downloads):
         yield f"Left alone for a while: {_counted(readings.breakers_open, 'image host')}, for want of answers."
 
 

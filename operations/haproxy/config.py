@@ -47,6 +47,16 @@ PIPES = 100
 RESERVED_DESCRIPTORS = 600
 """File descriptors besides two for each connection: pipes, listeners, health checks of replicas, and others."""
 
+LOST_MACHINES = (
+    "    option srvtcpka",
+    "    srvtcpka-idle 5s",
+    "    srvtcpka-intvl 2s",
+    "    srvtcpka-cnt 3",
+    "    default-server tcp-ut 10s",
+)
+"""A machine that is lost closes no connections. What it has been sent is given up when it does not answer keep-alive
+probes, and what it has not even acknowledged after as long; then the request is sent to another replica."""
+
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
 """Other methods are refused: Serve would keep a metric for each name that a client makes up."""
 SERVES_OWN = r"^(x-request-(timeout-seconds|disconnect-disabled)|(serve[-_]multiplexed[-_]model|x[-_]session)[-_]id)$"
@@ -157,7 +167,11 @@ def corrected(text: str, listen: Iterable[str], descriptors: int, pages: Pages |
         if heading.startswith("backend ") and heading != "backend default_backend":
             # Only a request that is complete in the buffer can be sent again to another replica: wait until it is, or
             # until the buffer is full.
-            sections[heading][:0] = ["    option http-buffer-request", f"    timeout http-request {BODY_S}s"]
+            sections[heading][:0] = [
+                "    option http-buffer-request",
+                f"    timeout http-request {BODY_S}s",
+                *LOST_MACHINES,
+            ]
     return sections
 
 

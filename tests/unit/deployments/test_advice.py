@@ -102,6 +102,12 @@ def test_the_stage_that_limits_and_what_to_change(readings: Readings, stage: Sta
     assert first.endswith(".")
 
 
+def test_dead_hosts_are_told_beside_the_slow_ones_that_are_waited_for() -> None:
+    slow, dead = advice(Readings(downloading=30, active_downloads=20, breakers_open=1))
+    assert "Image hosts answer slowly" in slow
+    assert "Left alone for a while: 1 image host" in dead
+
+
 def test_refusals_are_told_beside_the_busy_stage_that_causes_them() -> None:
     readings = Readings(devices=0.99, batches={"image": 20.0}, overloaded=40, in_flight={"contents": 1.0}, silent=1)
     first, *others = advice(readings)
