@@ -119,7 +119,7 @@ def beside_marqo(*haproxies: str) -> Iterator[str]:
     config = OUT / "configs" / f"beside-{port}.cfg"
     config.parent.mkdir(parents=True, exist_ok=True)
     last = "    server last"
-    lines = "".join(f"    server other{number} {address} backup\n" for number, address in enumerate(others))
+    lines = "".join(f"    server other{number} {address} tcp-ut 10s backup\n" for number, address in enumerate(others))
     config.write_text((ROOT / "config" / "beside-marqo.cfg").read_text().replace(last, lines + last))
     environment = {**os.environ, "MARQO_FRONT_DOOR": first, "MARQO_SIDECAR": f"127.0.0.1:{port}"}
     process = subprocess.Popen(

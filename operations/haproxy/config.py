@@ -52,10 +52,12 @@ LOST_MACHINES = (
     "    srvtcpka-idle 5s",
     "    srvtcpka-intvl 2s",
     "    srvtcpka-cnt 3",
-    "    default-server tcp-ut 10s",
 )
-"""A machine that is lost closes no connections. What it has been sent is given up when it does not answer keep-alive
-probes, and what it has not even acknowledged after as long; then the request is sent to another replica."""
+"""A machine that is lost closes no connections. With keep-alive probes a request that it has is sent to another replica
+after about ten seconds."""
+UNACKNOWLEDGED = "tcp-ut 10s"
+"""The same for a request that it has not acknowledged, for which there are no probes. HAProxy 2.8 does not
+take this option from `default-server`."""
 
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
 """Other methods are refused: Serve would keep a metric for each name that a client makes up."""
@@ -171,6 +173,9 @@ def corrected(text: str, listen: Iterable[str], descriptors: int, pages: Pages |
                 "    option http-buffer-request",
                 f"    timeout http-request {BODY_S}s",
                 *LOST_MACHINES,
+            ]
+            sections[heading] = [
+                f"{line} {UNACKNOWLEDGED}" if line.split()[:1] == ["server"] else line for line in sections[heading]
             ]
     return sections
 
