@@ -150,11 +150,6 @@ class Cluster:
 
         wait_until(complete, f"replicas on {wanted}", START_S)
 
-    def misses(self, node: Machine) -> bool:
-        """Whether Serve counts replicas, and none on this node."""
-        found = self.replicas().values()
-        return any(found) and not any(node.address in each.values() for each in found)
-
     def node_ids(self) -> dict[str, str]:
         """Ray's ids of the nodes with replicas, by address."""
         deployments = self.application().get("deployments", {}).values()
