@@ -145,7 +145,12 @@ def test_the_first_process_passes_a_signal_on_and_waits(signum: signal.Signals) 
         "sys.exit(5)\n"
     )
     process = subprocess.Popen(
-        [ENTRYPOINT, sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [ENTRYPOINT, sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests may run in the background, where SIGINT is ignored, and bash then cannot trap it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         assert process.stdout is not None
