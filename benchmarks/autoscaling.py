@@ -7,11 +7,8 @@ vectors that the idle server gave: a replica that goes must not cost any request
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.lib import models, pictures
@@ -19,8 +16,9 @@ from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.cluster import Victims
 from benchmarks.lib.offered import Ask, Phase, asked, offer
 from benchmarks.lib.percentiles import percentile
-from benchmarks.lib.server import Running, Shape, described, graph
+from benchmarks.lib.server import Shape, described, graph
 from benchmarks.lib.target import marqo
+from benchmarks.lib.watch import sampling
 from benchmarks.lib.web import misbehaving
 
 DELAY_S = 1.0
@@ -42,7 +40,8 @@ def measure(quick: bool) -> Result:
     with misbehaving(paths[0].parent) as port, graph(_shape()) as server:
         urls = [f"http://127.0.0.1:{port}/ok/{path.name}?delay={DELAY_S}" for path in paths]
         asks = _asks(server.url, checkpoint.properties, urls)
-        with _watched(server) as samples:
+        processes = Victims(server.pid, server.url)
+        with sampling(lambda: _replicas(processes), EVERY_S) as samples:
             offered = offer(asks, phases)
     started = offered[0]["started"]
     for sample in samples:
@@ -63,9 +62,8 @@ def rows(result: Mapping[str, Any]) -> Table:
 def summary(result: Mapping[str, Any]) -> Figures:
     """Requests that were not answered rightly, and the most replicas of each deployment."""
     phases = result["phases"]
-    others = sum(phase["verdicts"][verdict] for phase in phases for verdict in phase["verdicts"] if verdict != "right")
     most = {f"autoscaling_most_{name}s".lower(): [float(max(max(one[name]) for one in phases))] for name in SCALED}
-    return {"autoscaling_not_right": [float(others)], **most}
+    return {"autoscaling_not_right": [float(sum(map(_not_right, phases)))], **most}
 
 
 def draw(result: Mapping[str, Any], axes: Any) -> None:
@@ -84,11 +82,10 @@ def draw(result: Mapping[str, Any], axes: Any) -> None:
 
 def verdict(result: Mapping[str, Any]) -> str:
     """Says so if a request was not answered rightly, or if the deployments did not grow and shrink."""
-    lost = sum(phase["verdicts"][verdict] for phase in result["phases"] for verdict in phase["verdicts"])
-    right = sum(phase["verdicts"].get("right", 0) for phase in result["phases"])
+    others = sum(map(_not_right, result["phases"]))
     still = [name for name in SCALED if max(result["phases"][1][name]) < 2 or result["phases"][-1][name][-1] != 1]
-    if lost != right:
-        return f"{lost - right} requests were not answered rightly"
+    if others:
+        return f"{others} requests were not answered rightly"
     return f"did not grow and shrink: {', '.join(still)}" if still else ""
 
 
@@ -117,23 +114,9 @@ def _asks(url: str, properties: Mapping[str, Any], urls: Sequence[str]) -> list[
     ]
 
 
-@contextlib.contextmanager
-def _watched(server: Running) -> Iterator[list[dict[str, Any]]]:
-    """Counts processes of replicas while the context lasts, those that start or drain too. The list grows meanwhile."""
-    processes, stop = Victims(server.pid, server.url), threading.Event()
-    samples: list[dict[str, Any]] = []
-
-    def watch() -> None:
-        while not stop.wait(EVERY_S):
-            samples.append({"at": time.monotonic(), **{name: len(processes.replicas(name)) for name in SCALED}})
-
-    thread = threading.Thread(target=watch, name="watch")
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        thread.join()
+def _replicas(processes: Victims) -> dict[str, Any]:
+    """How many processes of replicas there are, those that start or drain too."""
+    return {name: len(processes.replicas(name)) for name in SCALED}
 
 
 def _phase(offered: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], start: float) -> dict[str, Any]:
@@ -148,11 +131,14 @@ def _phase(offered: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], sta
     }
 
 
+def _not_right(phase: Mapping[str, Any]) -> int:
+    return sum(count for verdict, count in phase["verdicts"].items() if verdict != "right")
+
+
 def _row(phase: Mapping[str, Any]) -> list[str]:
-    counts = phase["verdicts"]
-    right, sent = counts.get("right", 0), sum(counts.values())
+    sent, others = len(phase["ms"]), _not_right(phase)
     sizes = [f"{phase[name][0]}, {max(phase[name])}, {phase[name][-1]}" for name in SCALED]
-    return [phase["name"], *sizes, str(sent), str(right), str(sent - right), f"{percentile(phase['ms'], 95):.0f}"]
+    return [phase["name"], *sizes, str(sent), str(sent - others), str(others), f"{percentile(phase['ms'], 95):.0f}"]
 
 
 BENCHMARK = Benchmark(

@@ -18,6 +18,9 @@ from embedding.meter import Counter, Gauge, Histogram, Instrument, Meter
 
 logger = logging.getLogger("ray.serve")
 
+Told = dict[tuple[str, tuple[str, ...]], float]
+"""Values of counters that Ray has been told, by name and values of the tags. Of those that there are now only: series
+of models come and go."""
 LE = "le"
 """Prometheus's tag of a bucket: the largest value in it."""
 
@@ -32,7 +35,7 @@ class Exporter:
 
     def __init__(self, meter: Meter, instruments: Iterable[Instrument]) -> None:
         self._meter = meter
-        self._told: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._told: Told = {}
         self._counters: dict[str, metrics.Counter] = {}
         self._gauges: dict[str, metrics.Gauge] = {}
         for instrument in instruments:
@@ -47,9 +50,10 @@ class Exporter:
     def export(self) -> None:
         """Tells all numbers to Ray now."""
         snapshot = self._meter.snapshot()
+        before, self._told = self._told, {}
         for name, values in snapshot["counters"].items():
             for value in values:
-                self._count(name, value["tags"], value["value"])
+                self._count(name, value["tags"], value["value"], before)
         for name, values in snapshot["gauges"].items():
             for value in values:
                 self._gauges[name].set(value["value"], tags=value["tags"])
@@ -79,11 +83,11 @@ class Exporter:
             for part in ("sum", "count"):
                 self._gauges[f"{name}_{part}"] = metrics.Gauge(f"{name}_{part}", meaning, tags)
 
-    def _count(self, name: str, tags: dict[str, str], value: float) -> None:
+    def _count(self, name: str, tags: dict[str, str], value: float, before: Told) -> None:
         key = (name, tuple(tags.values()))
-        before = self._told.get(key, 0.0)
+        told = before.get(key, 0.0)
         # A series that was forgotten begins again.
-        added = value - before if value >= before else value
+        added = value - told if value >= told else value
         if added > 0:
             self._counters[name].inc(added, tags=tags)
         self._told[key] = value

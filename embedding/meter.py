@@ -101,7 +101,9 @@ class _Buckets:
         self.sum = 0.0
 
 
-Read = Callable[[], Mapping[Labels, float]]
+Readings = Mapping["Gauge", Mapping[Labels, float]]
+"""Values of gauges, by their labels."""
+Read = Callable[[], Readings]
 
 
 class Meter:
@@ -111,7 +113,7 @@ class Meter:
         self._lock = threading.Lock()
         self._counters: dict[Counter, dict[Labels, float]] = {}
         self._histograms: dict[Histogram, dict[Labels, _Buckets]] = {}
-        self._gauges: dict[Gauge, list[Read]] = {}
+        self._reads: list[Read] = []
 
     def add(self, counter: Counter, amount: float, *labels: str) -> None:
         """Adds to a counter. A series begins with its first amount above 0.
@@ -152,10 +154,10 @@ class Meter:
         finally:
             self.observe(histogram, time.perf_counter() - start, *labels)
 
-    def watch(self, gauge: Gauge, read: Read) -> None:
-        """Has a gauge read by `read`, which gives values by labels, whenever the numbers are asked for. A gauge may be
-        read by several functions, each for labels of its own."""
-        self._gauges.setdefault(gauge, []).append(read)
+    def watch(self, read: Read) -> None:
+        """Has gauges read by `read` whenever the numbers are asked for. A gauge may be read by several functions, each
+        for labels of its own."""
+        self._reads.append(read)
 
     def forget(self, counter: Counter, *labels: str) -> None:
         """Removes a series, which begins at 0 if it comes back."""
@@ -164,7 +166,10 @@ class Meter:
 
     def snapshot(self) -> Snapshot:
         """All numbers now. Call it where the gauges may be read: on the event loop of what they tell."""
-        gauges = {gauge.name: _values(gauge, _read(reads)) for gauge, reads in self._gauges.items()}
+        gauges: dict[str, list[Value]] = {}
+        for read in self._reads:
+            for gauge, values in read().items():
+                gauges.setdefault(gauge.name, []).extend(_values(gauge, values.items()))
         with self._lock:
             counters = {counter.name: _values(counter, series.items()) for counter, series in self._counters.items()}
             histograms = {
@@ -172,11 +177,6 @@ class Meter:
                 for histogram, series in self._histograms.items()
             }
         return {"counters": counters, "gauges": gauges, "histograms": histograms}
-
-
-def _read(reads: Iterable[Read]) -> Iterator[tuple[Labels, float]]:
-    for read in reads:
-        yield from read().items()
 
 
 def _values(instrument: Instrument, series: Iterable[tuple[Labels, float]]) -> list[Value]:

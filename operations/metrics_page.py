@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from operations.errors import StartError
+from operations.haproxy.config import LOOPBACK
 
 LISTEN_VARIABLE = "MARQO_RAY_METRICS_LISTEN"
 PORT_VARIABLE = "MARQO_RAY_METRICS_PORT"
-LOOPBACK = "127.0.0.1"
 PATH = "/metrics"
 CLIENTS = 8
 """Connections at a time; more are closed."""

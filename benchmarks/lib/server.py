@@ -121,7 +121,6 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
     replicas = {"Ingress": shape.ingresses, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
     for deployment in application["deployments"]:
         if scaling := shape.autoscaling.get(deployment["name"]):
-            deployment.pop("num_replicas", None)
             deployment["autoscaling_config"] = dict(scaling)
         else:
             deployment["num_replicas"] = replicas[deployment["name"]]

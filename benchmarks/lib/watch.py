@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -30,25 +30,37 @@ def watching(pid: int, every_s: float) -> Iterator[list[Sample]]:
         pid: the server's first process.
         every_s: seconds from one sample to the next.
     """
+    with attached(pid):
+        import ray
+
+        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]  # type: ignore[no-untyped-call]
+        with sampling(lambda: {"groups": held(pid), **_store(nodes), **_machine()}, every_s) as samples:
+            yield samples
+
+
+@contextlib.contextmanager
+def sampling(sample: Callable[[], Sample], every_s: float) -> Iterator[list[Sample]]:
+    """Takes samples from a thread while the context lasts. The list that it yields grows meanwhile.
+
+    Args:
+        sample: takes one. Its time is added as `at`.
+        every_s: seconds from one sample to the next.
+    """
     samples: list[Sample] = []
     stop = threading.Event()
     started = time.monotonic()
 
     def watch() -> None:
         while not stop.wait(max(0.0, started + len(samples) * every_s - time.monotonic())):
-            samples.append({"at": time.monotonic(), "groups": held(pid), **_store(nodes), **_machine()})
+            samples.append({"at": time.monotonic(), **sample()})
 
-    with attached(pid):
-        import ray
-
-        nodes = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()]  # type: ignore[no-untyped-call]
-        thread = threading.Thread(target=watch, name="watch")
-        thread.start()
-        try:
-            yield samples
-        finally:
-            stop.set()
-            thread.join()
+    thread = threading.Thread(target=watch, name="watch")
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
 def held(pid: int) -> dict[str, dict[str, int]]:

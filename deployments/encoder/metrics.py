@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from functools import partial
 
 from deployments.metrics import Exporter
 from embedding import series
 from embedding.batching import DeviceQueue
-from embedding.meter import Gauge, Labels, Meter
+from embedding.meter import Gauge, Labels, Meter, Readings
 from embedding.models.cache_entry import CacheStats
 from embedding.models.cache_metrics import kind_of
 
@@ -44,19 +43,23 @@ class EncoderMetrics(Exporter):
     def __init__(self, meter: Meter, stats: Callable[[], CacheStats]) -> None:
         super().__init__(meter, INSTRUMENTS)
         self._meter = meter
-        for name, gauge in MODELS.items():
-            meter.watch(gauge, partial(_one, stats, name))
-        # One, though a CPU has two queues: a single one that is always busy is a device without time to spare.
-        meter.watch(series.WORKERS, lambda: {(series.Workers.DEVICE,): 1})
+
+        def now() -> Readings:
+            counted = asdict(stats())
+            models: dict[Gauge, dict[Labels, float]] = {gauge: {(): counted[name]} for name, gauge in MODELS.items()}
+            # One, though a CPU has two queues: a single one that is always busy is a device without time to spare.
+            return {**models, series.WORKERS: {(series.Workers.DEVICE,): 1}}
+
+        meter.watch(now)
 
     def watch(self, queues: Iterable[DeviceQueue]) -> None:
         """Counts what waits in these queues."""
 
-        def waiting() -> dict[Labels, float]:
+        def waiting() -> Readings:
             items = sum((queue.waiting() for queue in set(queues)), Counter())
-            return {(what,): items[lane] for lane, what in WAITING.items()}
+            return {series.WAITING: {(what,): items[lane] for lane, what in WAITING.items()}}
 
-        self._meter.watch(series.WAITING, waiting)
+        self._meter.watch(waiting)
 
     def batch(self, lane: str, waited: Sequence[float], ran: float) -> None:
         """A batch has run; see `DeviceQueue`."""
@@ -77,7 +80,3 @@ class EncoderMetrics(Exporter):
         except Exception as error:
             self._meter.add(series.ERRORS, 1, series.ErrorStage.FORWARD, kind_of(error))
             raise
-
-
-def _one(stats: Callable[[], CacheStats], name: str) -> dict[Labels, float]:
-    return {(): asdict(stats())[name]}

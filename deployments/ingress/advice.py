@@ -14,6 +14,13 @@ WAITING_PART = 0.5
 """Downloads limit if so large a part of all pictures under way is being downloaded."""
 SMALL_BATCH = 4.0
 NEAR_LIMIT = 0.8
+SETTINGS = {
+    "contents": "max_items_in_flight",
+    "contents of searches": "max_searches_in_flight",
+    "bytes of requests": "max_bytes_in_flight",
+    "bytes that requests become": "max_expanded_bytes_in_flight",
+}
+"""The setting of each limit by its name in `marqo_in_flight`. Beyond that of `waiting contents` nothing is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +214,6 @@ def _admission(readings: Readings) -> str:
     fullest = max(readings.in_flight, key=lambda name: readings.in_flight[name], default="contents")
     setting = SETTINGS.get(fullest, "max_items_in_flight")
     return f"raise `args.ingress.{setting}`"
-
-
-SETTINGS = {
-    "contents": "max_items_in_flight",
-    "contents of searches": "max_searches_in_flight",
-    "bytes of requests": "max_bytes_in_flight",
-    "bytes that requests become": "max_expanded_bytes_in_flight",
-}
-"""The setting of each limit by its name in `marqo_in_flight`. Beyond that of `waiting contents` nothing is refused."""
 
 
 def _more(deployment: str, readings: Readings) -> str:

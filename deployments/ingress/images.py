@@ -45,7 +45,7 @@ class ImageFanOut:
         encoder: DeploymentHandle[Any],
         chunk: int,
         max_bytes: int,
-        meter: Meter | None = None,
+        meter: Meter,
     ) -> None:
         # By reference even in Serve's throughput mode, which would send by value: pixels do not pass through here.
         self._prepare = by_reference(preprocessor, method_name="prepare", stream=True)
@@ -53,7 +53,7 @@ class ImageFanOut:
         self._touch = by_reference(encoder, method_name="touch")
         self._chunk = chunk
         self._max_bytes = max_bytes
-        self._poison = Poison(meter or Meter())
+        self._poison = Poison(meter)
 
     async def warm_up(self) -> None:
         """Opens the connections: a preprocessor prepares one picture, and an encoder receives its pixels."""

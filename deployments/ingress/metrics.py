@@ -15,7 +15,7 @@ from deployments.ingress.retry import as_request_error
 from deployments.metrics import Exporter
 from embedding import series
 from embedding.errors import Fault, ItemError
-from embedding.meter import Gauge, Labels, Meter
+from embedding.meter import Gauge, Meter, Readings
 from embedding.model_names import ModelNames
 from embedding.protocol import ImageConfig, InferenceRequest, TextConfig
 
@@ -67,9 +67,15 @@ class IngressMetrics(Exporter):
         super().__init__(meter, INSTRUMENTS)
         self._meter = meter
         self._names = ModelNames(lambda name: meter.forget(series.MODEL_REQUESTS, name))
-        meter.watch(IN_FLIGHT, _each(admissions, lambda admission: admission.held))
-        meter.watch(IN_FLIGHT_LIMIT, _each(admissions, lambda admission: admission.most))
-        meter.watch(series.WORKERS, lambda: {(series.Workers.INGRESS,): 1})
+
+        def now() -> Readings:
+            return {
+                IN_FLIGHT: {(Held(each.what),): each.held for each in admissions},
+                IN_FLIGHT_LIMIT: {(Held(each.what),): each.most for each in admissions},
+                series.WORKERS: {(series.Workers.INGRESS,): 1},
+            }
+
+        meter.watch(now)
         self._counted_s = time.process_time()
 
     def count_cpu(self) -> None:
@@ -139,7 +145,3 @@ def count_refusal(error: Exception) -> None:
     except RayServeException:
         return
     cast(CountsRefusals, ingress).count_refusal(error)
-
-
-def _each(admissions: Sequence[Admission], number: Callable[[Admission], int]) -> Callable[[], dict[Labels, float]]:
-    return lambda: {(Held(admission.what),): number(admission) for admission in admissions}

@@ -63,7 +63,7 @@ class TextFanOut:
         chunk: int,
         max_chars: int,
         max_bytes: int,
-        meter: Meter | None = None,
+        meter: Meter,
     ) -> None:
         # By reference: the chunks of one item may be larger than a gRPC message.
         self._split = by_reference(preprocessor, method_name="chunk_texts")
@@ -72,7 +72,7 @@ class TextFanOut:
         self._chunk = chunk
         self._max_chars = max_chars
         self._max_bytes = max_bytes
-        self._meter = meter or Meter()
+        self._meter = meter
 
     async def embed_texts(
         self, request: InferenceRequest, config: TextConfig, spec: ModelSpec, expanded: AdmissionShare

@@ -12,7 +12,7 @@ from embedding.fetch.headers import BadHeaders
 from embedding.fetch.redirects import RedirectError
 from embedding.fetch.reply import FailureKind, TransportError
 from embedding.fetch.scheduler import HostUnavailable, Scheduler
-from embedding.meter import Labels, Meter
+from embedding.meter import Meter, Readings
 
 _FAILURES = {
     FailureKind.NAME: ErrorKind.NAME,
@@ -41,16 +41,16 @@ class FetchMetrics:
     def __init__(self, meter: Meter, scheduler: Scheduler) -> None:
         self._meter = meter
 
-        def number(name: str) -> float:
-            return float(getattr(scheduler.counts(), name))
+        def now() -> Readings:
+            counts = scheduler.counts()
+            return {
+                series.WAITING: {(series.Waiting.DOWNLOAD,): counts.waiting},
+                series.DOWNLOADS_ACTIVE: {(): counts.running},
+                series.HOSTS_LIMITED: {(): counts.limited},
+                series.BREAKERS_OPEN: {(): counts.left_alone},
+            }
 
-        def waiting() -> dict[Labels, float]:
-            return {(series.Waiting.DOWNLOAD,): number("waiting")}
-
-        meter.watch(series.WAITING, waiting)
-        meter.watch(series.DOWNLOADS_ACTIVE, lambda: {(): number("running")})
-        meter.watch(series.HOSTS_LIMITED, lambda: {(): number("limited")})
-        meter.watch(series.BREAKERS_OPEN, lambda: {(): number("left_alone")})
+        meter.watch(now)
 
     @contextmanager
     def errors(self) -> Iterator[None]:

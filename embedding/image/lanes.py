@@ -22,7 +22,7 @@ from embedding.image.pixels import ImageLimits, Pixels, preprocess
 from embedding.image.refusal import too_slow
 from embedding.image.subprocess_decoder import DecoderPool, TimeLimitExceeded
 from embedding.image_spec import ImageSpec
-from embedding.meter import Labels, Meter
+from embedding.meter import Meter, Readings
 from embedding.shown import shown
 
 QUICK_S, MEDIUM_S = 0.1, 2.0
@@ -88,8 +88,8 @@ class Lanes:
         # Started ahead of time, so that the first picture does not wait for a process to start.
         self._starting = self._slow.threads.submit(self._decoders.warm_up)
         self._trim_timer: asyncio.TimerHandle | None = None
-        self._meter.watch(series.WAITING, self._waiting)
-        self._meter.watch(series.WORKERS, lambda: {(series.Workers.DECODER,): workers})
+        self._workers = workers
+        self._meter.watch(self._now)
 
     async def decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool = False) -> Pixels:
         """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`.
@@ -177,9 +177,12 @@ class Lanes:
             self._meter.observe(series.STAGE_SECONDS, seconds, series.Stage.DECODE, series.Lane.IMAGE)
             self._meter.add(series.BUSY_SECONDS, seconds, series.Workers.DECODER)
 
-    def _waiting(self) -> dict[Labels, float]:
-        queues = (lane.queue for lane in (self._quick, self._medium, self._slow))
-        return {(series.Waiting.DECODER,): sum(queue.waiting for queue in queues)}
+    def _now(self) -> Readings:
+        waiting = sum(lane.queue.waiting for lane in (self._quick, self._medium, self._slow))
+        return {
+            series.WAITING: {(series.Waiting.DECODER,): waiting},
+            series.WORKERS: {(series.Workers.DECODER,): self._workers},
+        }
 
     def _trim_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._trim_timer is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from embedding import series
 from embedding.errors import ErrorKind, Fault, RequestError
-from embedding.meter import Labels, Meter
+from embedding.meter import Meter, Readings
 from embedding.model_names import ModelNames, largest
 from embedding.models.cache_entry import Entry
 from embedding.models.files.failure import is_out_of_memory
@@ -34,14 +34,12 @@ class CacheMetrics:
         self._meter = meter
         self._names = ModelNames(self._forget)
 
-        def sizes() -> dict[Labels, float]:
-            return largest((entry.spec.name, entry.nbytes) for entry in entries() if entry.model is not None)
+        def now() -> Readings:
+            loads = sum(entry.users for entry in entries() if entry.model is None)
+            sizes = largest((entry.spec.name, entry.nbytes) for entry in entries() if entry.model is not None)
+            return {series.MODEL_BYTES: sizes, series.WAITING: {(series.Waiting.LOAD,): loads}}
 
-        def waiting() -> dict[Labels, float]:
-            return {(series.Waiting.LOAD,): sum(entry.users for entry in entries() if entry.model is None)}
-
-        meter.watch(series.MODEL_BYTES, sizes)
-        meter.watch(series.WAITING, waiting)
+        meter.watch(now)
 
     def loaded(self, name: str, clock: LoadTime) -> None:
         """A model has been loaded."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -51,25 +52,22 @@ def load_time() -> Iterator[LoadTime]:
         _current.reset(token)
 
 
-@contextmanager
-def downloading() -> Iterator[None]:
+def downloading() -> AbstractContextManager[None]:
     """Counts the time within the context as download time of the current load, if any. Not to be nested."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        clock = _current.get()
-        if clock is not None:
-            clock.download_s += time.perf_counter() - started
+    return _counted("download_s")
+
+
+def waiting() -> AbstractContextManager[None]:
+    """Counts the time within the context as time in which the current load, if any, waits for memory."""
+    return _counted("waited_s")
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
-    """Counts the time within the context as time in which the current load, if any, waits for memory."""
+def _counted(total: Literal["download_s", "waited_s"]) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
     finally:
         clock = _current.get()
         if clock is not None:
-            clock.waited_s += time.perf_counter() - started
+            setattr(clock, total, getattr(clock, total) + time.perf_counter() - started)

@@ -12,6 +12,7 @@ from deployments.ingress.admission import Admission, Load
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.pipeline import Pipeline
 from deployments.ingress.texts import TextFanOut
+from embedding.meter import Meter
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.protocol import parse_request
 from tests.support.handles import handle_of
@@ -37,7 +38,9 @@ def test_the_model_that_was_not_used_for_longest_is_forgotten_first(monkeypatch:
 
     async def main() -> None:
         handle, nobody = handle_of(describe=encoder.describe, encode_texts=encoder.encode_texts), handle_of()
-        pipeline = Pipeline(ImageFanOut(nobody, handle, 32, 10**9), TextFanOut(nobody, handle, 32, 100, 10**9), handle)
+        pipeline = Pipeline(
+            ImageFanOut(nobody, handle, 32, 10**9, Meter()), TextFanOut(nobody, handle, 32, 100, 10**9, Meter()), handle
+        )
         admission = Admission(10**9, "any")
         for model in ("hot", "a", "hot", "b", "hot", "a"):
             request = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from embedding.image.pixels import ImageLimits
 from embedding.image_spec import ImageSpec
 from tests.support.collector import Collector, collector
 
+SILENT_S = 60.0
+"""A hundredth of what spans would take that waited for a collector."""
 SPEC = ImageSpec((32, 32), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -123,17 +126,27 @@ def test_a_request_that_is_not_sampled_has_no_spans(collected: Collector, provid
 
 
 def test_nobody_waits_for_a_collector_that_is_silent(monkeypatch: pytest.MonkeyPatch, tracer: Tracer) -> None:
-    """It takes connections and never answers: if spans waited for it, each would take a second. What does not fit into
-    their queue is dropped."""
+    """It takes connections and never answers. What does not fit into the queue of spans is dropped: if they waited for
+    the collector, each would take a second."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
         (processor,) = otlp()
         lost = TracerProvider(sampler=ALWAYS_ON)
         lost.add_span_processor(processor)
-        for _ in range(10_000):
-            lost.get_tracer("lost").start_span("one").end()
+        spans = threading.Thread(target=make_spans, args=(lost, 10_000), daemon=True)
+        spans.start()
+        silent.settimeout(SILENT_S)
+        asked, _ = silent.accept()
+        with asked:
+            spans.join(SILENT_S)
+            assert not spans.is_alive()
     lost.shutdown()
+
+
+def make_spans(provider: TracerProvider, count: int) -> None:
+    for _ in range(count):
+        provider.get_tracer("lost").start_span("one").end()
 
 
 def test_a_follower_that_fails_does_not_fail_the_work() -> None:

@@ -75,8 +75,8 @@ def test_time_is_counted_however_it_ends() -> None:
 def test_gauges_are_read_when_they_are_asked_for() -> None:
     meter = Meter()
     numbers = {Colour.RED: 1.0}
-    meter.watch(WAITING, lambda: {(colour,): number for colour, number in numbers.items()})
-    meter.watch(WAITING, lambda: {(Colour.BLUE,): 7})
+    meter.watch(lambda: {WAITING: {(colour,): number for colour, number in numbers.items()}})
+    meter.watch(lambda: {WAITING: {(Colour.BLUE,): 7}})
     numbers[Colour.RED] = 2.0
     assert meter.snapshot()["gauges"]["waiting"] == [
         {"tags": {"colour": "red"}, "value": 2.0},
