@@ -21,10 +21,17 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Ray's default is nice 15, below every other program of the machine. Only the threads of decoders need that.
     "RAY_worker_niceness": "0",
-    # A node that cannot be reached is dead after three seconds instead of fifteen: until then calls wait for its
-    # replicas and for pictures that were prepared there. A slow node has ten seconds for each health check.
+    # A node that refuses connections is dead after three seconds instead of fifteen, one that says nothing after some
+    # fifteen instead of fifty: until then calls wait for its replicas and for pictures that were prepared there. A slow
+    # node has five seconds for each of three health checks.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "5000",
+    # Connections between processes of Ray and of Serve end when the other machine has acknowledged nothing for so long:
+    # gRPC makes it the sockets' TCP_USER_TIMEOUT. With Ray's two minutes calls to a lost machine would wait that long,
+    # and so would all that a preprocessor does while it reports to a lost ingress: see
+    # docs/decisions/053-listening-and-lost-nodes.md.
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
     # Hides GPUs from replicas that have none, without a warning by Ray.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Replicas call each other by gRPC, which would use HTTP proxies. Their addresses are not known in advance.
@@ -78,6 +85,8 @@ def _haproxy_environment() -> dict[str, str]:
         # HAProxy keeps requests that fit into a buffer (16 KiB by default) until the answer starts.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
+        # A lost machine does not answer: after two seconds instead of five another ingress is tried.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
         # Serve replaces HAProxy after three failures in a row: after three seconds instead of thirty.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # The maximum; the limit of open files may lower it (haproxy/config.py). Incomplete requests of slow clients can

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deployments.ingress.presence import presence_checked
 from embedding.errors import Fault, ItemError, RequestError
 from embedding.protocol import InferenceRequest, Vectors
 
@@ -87,17 +88,26 @@ async def time_limit(seconds: float) -> AsyncIterator[None]:
 
 
 async def call_replica(handle: DeploymentHandle[Any], *args: Any) -> Any:
-    """Calls a replica and returns its answer; the call is cancelled when its caller is.
+    """Calls a replica and returns its answer; the call is cancelled when its caller is, and fails if the replica's
+    machine is lost.
 
     Serve itself cancels calls when a client hangs up, but not when a time limit or the failure of another chunk ends
     the wait: calls by reference would go on then.
     """
     call = handle.remote(*args)
     try:
-        return await call
+        with presence_checked(handle):
+            return await call
     except asyncio.CancelledError:
         call.cancel()  # type: ignore[no-untyped-call]
         raise
+
+
+async def call_all_replicas(handle: DeploymentHandle[Any], method: str, *args: Any) -> list[Any]:
+    """Calls a method of each replica, and returns their answers when all have come."""
+    calls = handle.broadcast(method, *args)
+    with presence_checked(handle):
+        return list(await calls.results_async())
 
 
 def stream_from_replica(handle: DeploymentHandle[Any], *args: Any) -> DeploymentResponseGenerator[Any]:

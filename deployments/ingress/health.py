@@ -11,13 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-import grpc
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import RunningReplica
 
-from deployments.ray_internals import goes_by_reference, grpc_channel, known_replicas
-
-UNKNOWN_METHOD = "/ray.serve.ASGIService/Answer"
+from deployments.ingress.presence import reach
+from deployments.ray_internals import goes_by_reference, known_replicas
 
 
 async def problem(handles: Mapping[str, DeploymentHandle[Any]], timeout_s: float) -> str | None:
@@ -55,15 +53,5 @@ async def _answers(replica: RunningReplica, by_value: bool, timeout_s: float) ->
     """Raises an error if calls cannot reach the replica."""
     requests: list[Awaitable[object]] = [replica.get_queue_len(deadline_s=timeout_s)]
     if by_value:
-        requests.append(_answers_by_value(replica, timeout_s))
+        requests.append(reach(replica, timeout_s))
     await asyncio.gather(*requests)
-
-
-async def _answers_by_value(replica: RunningReplica, timeout_s: float) -> None:
-    """Calls a method that no replica has: the replica must be reached to say so, and no request is counted for it."""
-    call = grpc_channel(replica).unary_unary(UNKNOWN_METHOD)
-    try:
-        await call(b"", timeout=timeout_s)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-            raise

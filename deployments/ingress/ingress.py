@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress.admission import SPARE_PART, Admission, AdmissionShare, Load, of_items
 from deployments.ingress.bodies import Arrivals
-from deployments.ingress.calls import Answers, time_limit
+from deployments.ingress.calls import Answers, call_all_replicas, time_limit
 from deployments.ingress.health import problem
 from deployments.ingress.images import ImageFanOut
 from deployments.ingress.listing import listed
@@ -288,7 +288,7 @@ class Ingress:
         """The models that any encoder has loaded. Only clients of newer Marqo versions send `detailed`; `replicas` is
         not part of Marqo's protocol."""
         async with time_limit(self._settings.request_timeout_s):
-            encoders = await self._encoder.broadcast("loaded").results_async()
+            encoders = await call_all_replicas(self._encoder, "loaded")
         return {"models": listed(encoders, detailed, replicas)}
 
     @api.delete("/models")
@@ -300,7 +300,7 @@ class Ingress:
     ) -> Response:
         """Unloads a model from every encoder; the next request loads it again."""
         async with time_limit(self._settings.request_timeout_s):
-            replicas = await self._encoder.broadcast("eject", model_name, model_device).results_async()
+            replicas = await call_all_replicas(self._encoder, "eject", model_name, model_device)
         if model_device is None:
             return _ejected(f"Model {model_name} ejected successfully.")
         if not any(replicas):

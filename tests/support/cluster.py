@@ -31,21 +31,28 @@ DASHBOARD = "http://127.0.0.1:8265"
 PORT = 8881
 START_S = 120.0
 STORE_BYTES = 100_000_000
+MODEL_FILE = ROOT / "embedding" / "assets" / "demo-clip.safetensors"
+"""Weights that requests may name by a URL, of the architecture with the name of the file."""
 FIREWALL = (ROOT / "operations" / "firewall" / "marqo.nft").read_text()
 
 
-def config_of_two(image_hosts: str) -> dict[str, Any]:
+def config_of_two(hosts: str) -> dict[str, Any]:
     """`config/cluster.yaml` for CPUs alone, with a replica of each deployment on each of two nodes.
 
     Args:
-        image_hosts: network of the pictures.
+        hosts: network of the pictures and of models.
     """
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "cluster.yaml").read_text())
     (application,) = config["applications"]
     application["args"] = {
         "ingress": {"image_chunk": 4},
-        "preprocessor": {"fetch": {"allowed_networks": image_hosts}},
-        "encoder": {"device": "cpu", "preload": ["demo/clip"]},
+        "preprocessor": {"fetch": {"allowed_networks": hosts}},
+        "encoder": {
+            "device": "cpu",
+            "preload": ["demo/clip"],
+            "architectures": [str(MODEL_FILE.parent)],
+            "models": {"model_sources": ["registry", "url"], "allowed_networks": hosts},
+        },
     }
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config")
@@ -77,6 +84,7 @@ class Cluster:
         self._temporary: list[str] = []
         # Ray's token, which every node needs.
         self._variables = operators_environment() | {
+            "MARQO_MODEL_CACHE_PATH": str(folder / "models"),
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -149,6 +157,11 @@ class Cluster:
             return len(found) == 3 and all(sorted(each.values()) == wanted for each in found.values())
 
         wait_until(complete, f"replicas on {wanted}", START_S)
+
+    def misses(self, node: Machine) -> bool:
+        """Whether Serve counts replicas, and none on this node."""
+        found = self.replicas().values()
+        return any(found) and not any(node.address in each.values() for each in found)
 
     def node_ids(self) -> dict[str, str]:
         """Ray's ids of the nodes with replicas, by address."""

@@ -90,6 +90,10 @@ class Machine:
         """Pulls its cable: no packet comes or goes, and nobody is told."""
         _ip("-n", self._switch, "link", "set", self._plug, "down")
 
+    def plug_in(self) -> None:
+        """Plugs it in again."""
+        _ip("-n", self._switch, "link", "set", self._plug, "up")
+
     def filter(self, rules: str) -> None:
         """Loads a packet filter."""
         self.run("nft", "-f", "-", input=rules)
