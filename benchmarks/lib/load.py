@@ -32,12 +32,12 @@ class Throughput:
     """What was answered within a window of time.
 
     Args:
-        items: answered within the window.
+        items: answered within the window; of a request that was there for a part of its time, that part.
         seconds: length of the window.
         cpu: CPU seconds of the server within the window, by group of processes.
     """
 
-    items: int
+    items: float
     seconds: float
     cpu: dict[str, float] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Throughput:
     @property
     def cpu_ms(self) -> dict[str, float]:
         """CPU milliseconds per item, by group."""
-        return {group: 1000 * seconds / max(1, self.items) for group, seconds in self.cpu.items()}
+        return {group: 1000 * seconds / max(1.0, self.items) for group, seconds in self.cpu.items()}
 
 
 def closed_loop(
@@ -67,15 +67,18 @@ async def _closed_loop(
     target: Target, items: Sequence[str], clients: int, seconds: float, meter: CpuMeter | None
 ) -> Throughput:
     bodies = _bodies(target, items)
-    replies: list[tuple[float, bytes]] = []
+    replies: list[tuple[float, float, bytes]] = []
+    over = False
 
     async def client(session: aiohttp.ClientSession) -> None:
-        while True:
+        while not over:
+            sent = time.perf_counter()
             reply = await post(session, target, next(bodies))
-            replies.append((time.perf_counter(), reply))
+            replies.append((sent, time.perf_counter(), reply))
 
     async with _session() as session, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(client(session)) for _ in range(clients)]
+        for _ in range(clients):
+            group.create_task(client(session))
         await asyncio.sleep(WARM_UP_S)
         started = time.perf_counter()
         if meter is not None:
@@ -83,10 +86,15 @@ async def _closed_loop(
         await asyncio.sleep(seconds)
         ended = time.perf_counter()
         cpu = {} if meter is None else meter.lap()
-        for task in tasks:
-            task.cancel()
-    counts = [len(target.unpack(reply)) for at, reply in replies if started < at <= ended]
+        over = True
+    counts = (len(target.unpack(reply)) * _share(sent, at, started, ended) for sent, at, reply in replies)
     return Throughput(sum(counts), ended - started, cpu)
+
+
+def _share(sent: float, answered: float, started: float, ended: float) -> float:
+    """The part of a request's time that lies within the window. A request may take seconds: to count whole ones would
+    make a throughput jump by several per cent."""
+    return max(0.0, min(answered, ended) - max(sent, started)) / (answered - sent)
 
 
 @contextlib.contextmanager
