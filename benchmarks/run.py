@@ -30,6 +30,7 @@ from benchmarks import (
     shapes,
     soak,
     stages,
+    tracing,
     transport,
     waiting,
 )
@@ -56,6 +57,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     chaos.BENCHMARK,
     scaling.BENCHMARK,
     autoscaling.BENCHMARK,
+    tracing.BENCHMARK,
     first_requests.BENCHMARK,
     many_models.BENCHMARK,
     many_names.BENCHMARK,
