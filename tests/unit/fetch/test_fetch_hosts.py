@@ -105,4 +105,5 @@ def test_many_that_wait_and_leave_cost_little_and_leave_nothing(host: ImageHost)
             ) == (0, 0, 0, 0)
             return spent
 
-    assert asyncio.run(run()) < 4
+    # CPU seconds. An idle core takes one; a virtual one whose host is busy takes several times that.
+    assert asyncio.run(run()) < 10
