@@ -105,5 +105,4 @@ def test_many_that_wait_and_leave_cost_little_and_leave_nothing(host: ImageHost)
             ) == (0, 0, 0, 0)
             return spent
 
-    # CPU seconds. An idle core takes one; a virtual one whose host is busy takes several times that.
-    assert asyncio.run(run()) < 10
+    assert asyncio.run(run()) < 4
