@@ -7,14 +7,13 @@ each round begins with another one, so that what else the machine does meets all
 from __future__ import annotations
 
 import statistics
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.lib import models, pictures
 from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
+from benchmarks.lib.collector import collecting
 from benchmarks.lib.load import closed_loop, once, one_after_the_other
 from benchmarks.lib.process import free_port
 from benchmarks.lib.queries import queries
@@ -44,7 +43,7 @@ def measure(quick: bool) -> Result:
     """CPU milliseconds of each server per picture, in requests of 32, and per search, one after the other."""
     rounds, seconds, searches = (3, 4.0, 100) if quick else (9, 8.0, 300)
     checkpoint, paths = models.small_clip(), pictures.normal()
-    with web(paths) as urls, _collector() as endpoint, ExitStack() as stack:
+    with web(paths) as urls, collecting() as endpoint, ExitStack() as stack:
         servers = {}
         for name, variables in SERVERS.items():
             ports = {variable: str(free_port()) for variable in OWN_PORTS}
@@ -89,30 +88,6 @@ def _round(
     one_after_the_other(marqo(server.url, properties, "language", True), queries(searches), searches)
     search_ms = 1000 * sum(meter.lap().values()) / searches
     return {"picture": sum(served.cpu_ms.values()), "search": search_ms}
-
-
-@contextmanager
-def _collector() -> Iterator[str]:
-    """Takes what is sent by OTLP over HTTP while the context lasts. Yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 BENCHMARK = Benchmark(

@@ -4,27 +4,25 @@ import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from benchmarks.lib.collector import collecting
+
 
 class Collector:
-    """What has arrived so far.
+    """What has arrived so far."""
 
-    Args:
-        url: for OTEL_EXPORTER_OTLP_ENDPOINT.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self) -> None:
+        self.url = ""
+        """For OTEL_EXPORTER_OTLP_ENDPOINT."""
         self._lock = threading.Lock()
         self._spans: list[Span] = []
 
-    def take(self, body: bytes) -> None:
-        """The body of a request."""
-        message = ExportTraceServiceRequest.FromString(body)
+    def take(self, body: bytes, encoding: str) -> None:
+        """The body of a request, and its Content-Encoding."""
+        message = ExportTraceServiceRequest.FromString(gzip.decompress(body) if encoding == "gzip" else body)
         with self._lock:
             self._spans += [span for one in message.resource_spans for part in one.scope_spans for span in part.spans]
 
@@ -42,24 +40,7 @@ class Collector:
 @contextmanager
 def collector() -> Iterator[Collector]:
     """A running one, on loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            collected.take(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    collected = Collector(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    collected = Collector()
+    with collecting(collected.take) as url:
+        collected.url = url
         yield collected
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
