@@ -30,6 +30,8 @@ CHUNK = 4
 """Items of one call, as `sturdy_config` has it."""
 TIMEOUT_S = 6.0
 HANG_UPS = 20
+MANY = 64
+"""Pictures of a request: 16 chunks, two of which are at the preprocessor at a time."""
 QUIET_S = 20.0
 """Far less than a download may take."""
 HEADERS = {"Content-Type": MSGPACK, "Accept": MSGPACK}
@@ -64,13 +66,14 @@ def host() -> Iterator[ImageHost]:
 
 
 def request(contents: list[str], modality: str = "image") -> dict[str, Any]:
-    """Pictures have a minute: a download that ends before does so because it was cancelled."""
-    timeout = {"downloadTimeoutMs": 60_000} if modality == "image" else {}
+    """Pictures have a minute: a download that ends before does so because it was cancelled. Any two chunks may make as
+    many transfers as the preprocessor allows, whichever come first."""
+    downloads = {"downloadTimeoutMs": 60_000, "downloadThreadCount": MANY} if modality == "image" else {}
     return {
         "modality": modality,
         "contents": contents,
         "modelConfig": {"modelName": "demo/clip"},
-        "preprocessingConfig": {"modality": modality, **timeout},
+        "preprocessingConfig": {"modality": modality, **downloads},
         "returnIndividualError": True,
     }
 
@@ -87,7 +90,7 @@ def is_busy(host: ImageHost) -> bool:
     return host.in_flight == AT_A_TIME
 
 
-def hanging(host: ImageHost, count: int = 64) -> list[str]:
+def hanging(host: ImageHost, count: int = MANY) -> list[str]:
     return [host.url(f"/hang?{i}") for i in range(count)]
 
 
