@@ -87,12 +87,15 @@ def test_the_time_of_the_request_is_an_end_of_waiting_too(host: ImageHost) -> No
 
 
 def test_many_that_wait_and_leave_cost_little_and_leave_nothing(host: ImageHost) -> None:
-    async def run() -> float:
+    """Each costs the same, however many they are. A busy machine can double a time, so the quickest of each counts."""
+
+    async def run(count: int) -> float:
         async with fetching() as fetcher:
-            urls = [host.url("/hang")] * 8000
+            urls = [host.url("/hang")] * count
+            seen = len(host.requests)
             start = time.process_time()
             waiting = asyncio.create_task(outcomes(fetcher, urls, FetchOptions()))
-            await asyncio.to_thread(host.wait_for_requests, 20)
+            await asyncio.to_thread(host.wait_for_requests, seen + 20)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             spent = time.process_time() - start
@@ -105,4 +108,8 @@ def test_many_that_wait_and_leave_cost_little_and_leave_nothing(host: ImageHost)
             ) == (0, 0, 0, 0)
             return spent
 
-    assert asyncio.run(run()) < 4
+    some, many = 2000, 8000
+    times = [(asyncio.run(run(some)), asyncio.run(run(many))) for _ in range(3)]
+    print(times)
+    of_some, of_many = (min(column) for column in zip(*times, strict=True))
+    assert of_many / many < 2 * of_some / some
