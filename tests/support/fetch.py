@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -115,7 +115,7 @@ def started(fetcher: Fetcher, urls: list[str], options: FetchOptions) -> list[as
     return [asyncio.create_task(outcome(fetcher, url, options)) for url in urls]
 
 
-async def cancelled(tasks: list[asyncio.Task[str]]) -> None:
+async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancels them, and waits until they have ended."""
     for task in tasks:
         task.cancel()
