@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -14,28 +14,56 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "transformers")
 
 
-def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
-    """Hashes what determines a model's vectors, except this project's own code and the decoder of JPEGs.
-
-    Reads every weight, which takes a second for a few gigabytes: call it in a thread, and once.
+class Described:
+    """What a module was when it was loaded, for its fingerprint: its layers may be replaced afterwards.
 
     Args:
         module: its parameters and buffers are hashed by name, type, shape and bytes, and its submodules by class and
             settings, since two models with the same weights may have different activations.
-        facts: what else determines the vectors, as JSON values: preprocessing, precision, tokenizer, ….
-
-    Returns:
-        32 hex digits. The versions of the libraries that compute the vectors are hashed too.
     """
-    digest = blake3(max_threads=blake3.AUTO)
-    versions = {library: _version(library) for library in _LIBRARIES}
-    digest.update(json.dumps([versions, dict(facts)], sort_keys=True).encode())
-    digest.update(_ADDRESS.sub("", repr(module)).encode())
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest(16)
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._text = _ADDRESS.sub("", repr(module))
+        self._tensors = [
+            (f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ", tensor)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters and buffers that still hold their values."""
+        return sum(tensor.nbytes for _, tensor in self._tensors)
+
+    def fingerprint(
+        self,
+        facts: Mapping[str, object],
+        original: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> str:
+        """Hashes what determines a model's vectors, except this project's own code and the decoder of JPEGs.
+
+        Reads every weight, which takes a second for a few gigabytes: call it in a thread, and once.
+
+        Args:
+            facts: what else determines the vectors, as JSON values: preprocessing, precision, tokenizer, ….
+            original: gives the values that a tensor had when the module was loaded.
+
+        Returns:
+            32 hex digits. The versions of the libraries that compute the vectors are hashed too.
+        """
+        digest = blake3(max_threads=blake3.AUTO)
+        versions = {library: _version(library) for library in _LIBRARIES}
+        digest.update(json.dumps([versions, dict(facts)], sort_keys=True).encode())
+        digest.update(self._text.encode())
+        for described, tensor in self._tensors:
+            digest.update(described.encode())
+            raw = original(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().data)
+        return digest.hexdigest(16)
+
+
+def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
+    """The fingerprint of a module as it is: see `Described.fingerprint`."""
+    return Described(module).fingerprint(facts)
 
 
 def _version(library: str) -> str:

@@ -11,6 +11,7 @@ import open_clip
 import torch
 
 from embedding.errors import Fault, RequestError
+from embedding.models.cpu.packing import bf16_nbytes
 from embedding.models.files.failure import described, is_out_of_memory, named
 from embedding.models.files.load_time import LoadTime, load_time
 from embedding.models.files.options import LoadOptions
@@ -20,7 +21,7 @@ from embedding.models.hf.model import estimate_hf, load_hf
 from embedding.models.hf.repository import hf_folder
 from embedding.models.model import Model, Pixels, Rows
 from embedding.models.onnx.model import estimate_onnx, fetch_onnx, load_onnx, wants_onnx
-from embedding.models.openclip.model import load_openclip, meta_module
+from embedding.models.openclip.model import load_openclip, meta_module, precision_of
 from embedding.models.openclip.recipe import find_recipe
 from embedding.models.properties import (
     HfProperties,
@@ -208,8 +209,10 @@ def _estimate_openclip(
     """Bytes of the architecture, built on torch's device `meta`. The checkpoint's size would be wrong where it also
     holds the optimiser's state, or weights in another precision."""
     recipe = find_recipe(properties, spec.auth, weights)
-    precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
+    precision = precision_of(recipe, device, options)
     module = meta_module(recipe)
+    if device.type == "cpu" and precision == "bf16":
+        return bf16_nbytes(module)
     if precision in _LOW_PRECISIONS:
         # As open_clip does: it converts all tensors of a model with a timm tower, and only some of other models.
         if "timm_model_name" in recipe.config["vision_cfg"]:

@@ -156,7 +156,7 @@ class OpenClipProperties(_WithEncoders):
     url: str | None = None
     model_location: ModelLocation | None = Field(None, validation_alias=_either("modelLocation", "model_location"))
     jit: bool = False
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     tokenizer: str | None = None
     preset: Literal["OpenCLIP", "OpenAI", "SigLIP", "CLIPA"] = Field(
         "OpenCLIP", validation_alias=_either("imagePreprocessor", "image_preprocessor")

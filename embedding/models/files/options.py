@@ -15,6 +15,7 @@ from embedding.models.random import HashName
 Source = Literal["registry", "hub", "url", "s3", "path"]
 Backend = Literal["torch", "onnx"]
 Precision = Literal["fp32", "fp16", "bf16"]
+CpuPrecision = Literal["fp32", "bf16"]
 
 CACHE_VARIABLE = "MARQO_MODEL_CACHE_PATH"
 DUAL_STACK_VARIABLE = "MARQO_MODEL_DOWNLOAD_S3_USE_DUAL_STACK"
@@ -56,8 +57,9 @@ class LoadOptions(BaseModel):
             square of the number of tokens.
         tokenizer_bytes: memory limit of the subprocess of a transformers tokenizer.
         tokenizer_load_s: seconds of CPU time to load and test such a tokenizer.
-        cuda_precision: of models on a GPU whose properties do not ask for `fp32`. CPUs always compute in fp32, unless
-            the properties ask for fp16.
+        cuda_precision: of models on a GPU whose properties do not ask for `fp32`.
+        cpu_precision: of models on a CPU whose properties do not ask for another one. With `bf16` linear layers, which
+            take most of the time, compute in bfloat16, if the processor can; else it is `fp32`.
         max_checkpoint_bytes: limit for one file; 0 is no limit.
         connect_timeout_s: seconds to connect to a server, and for the hub's first answer.
         read_timeout_s: seconds without a single byte after which a download fails.
@@ -86,6 +88,7 @@ class LoadOptions(BaseModel):
     tokenizer_bytes: PositiveInt = 2**30
     tokenizer_load_s: PositiveFloat = 30.0
     cuda_precision: Precision = "fp16"
+    cpu_precision: CpuPrecision = "fp32"
     max_checkpoint_bytes: NonNegativeInt = 64 * 2**30
     connect_timeout_s: PositiveFloat = 10.0
     read_timeout_s: PositiveFloat = 60.0

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
+from embedding.models.cpu.packing import Packing, is_equivalent, replace_linear_layers
 from embedding.models.files.failure import unloadable
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
-from embedding.models.fingerprint import fingerprint
+from embedding.models.fingerprint import Described
 from embedding.models.hf.attention import encode_in_batches
 from embedding.models.hf.config_checks import check_sizes
 from embedding.models.hf.pooling import Pooling, pool
@@ -39,6 +41,8 @@ from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.tokenizers.process import Loading, TokenizerProcess
 from embedding.models.tokenizers.tokens import TextTokenizer, Tokens
+
+PROBE_TEXTS = ("a photo of a cat", "word " * 20)
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,6 +61,10 @@ class HfModel:
         tokenizer: its tokenizer.
         pooling: how the vectors of all tokens are combined into one.
         dense: applied to the pooled vectors (`hf_stella`); None for other models.
+        dtype: in which linear layers compute on a CPU; None is the type of their weights.
+
+    Raises:
+        NotEquivalent: in `dtype` its vectors would be other ones.
     """
 
     def __init__(
@@ -66,14 +74,33 @@ class HfModel:
         tokenizer: TextTokenizer,
         pooling: Pooling,
         dense: torch.nn.Linear | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.info = info
         self.tokenize = tokenizer
+        self._described = Described(torch.nn.ModuleList([module, *([] if dense is None else [dense])]))
         self._module = module
         self._pooling: Pooling = pooling
         self._dense = dense
         self._device = torch.device(info.device)
         self._heads = _heads(module)
+        self._packing = self._packed(dtype)
+        self.info = replace(info, nbytes=self._described.nbytes + self._packing.nbytes)
+
+    def _packed(self, dtype: torch.dtype | None) -> Packing:
+        """Replaces the linear layers on a CPU, if the vectors stay the same."""
+        packing = Packing(dtype)
+        if self._device.type != "cpu":
+            return packing
+        tokens = self.tokenize(PROBE_TEXTS)
+        with torch.inference_mode():
+            try:
+                expected = self._vectors([tokens])
+            except Exception:
+                return packing  # the warm-up will report it
+            replace_linear_layers(self._module, packing)
+            if packing and not is_equivalent("replaced layers", self._vectors, [tokens], expected, dtype):
+                packing.undo()
+        return packing
 
     @property
     def tokenize_executor(self) -> Executor:
@@ -86,13 +113,16 @@ class HfModel:
         return encode_in_batches(tokens, self._heads, self._encode)
 
     def _encode(self, tokens: Sequence[Tokens]) -> Rows:
+        rows: Rows = self._vectors(tokens).to(torch.float32).cpu().numpy()
+        return rows
+
+    def _vectors(self, tokens: Sequence[Tokens]) -> torch.Tensor:
         inputs = {name: torch.from_numpy(a).to(self._device) for name, a in self.tokenize.merge(tokens).items()}
         hidden = self._module(**inputs)[0]
         vectors = pool(hidden, inputs["attention_mask"], self._pooling)
         if self._dense is not None:
             vectors = self._dense(vectors)
-        rows: Rows = vectors.to(torch.float32).cpu().numpy()
-        return rows
+        return vectors
 
     def encode_images(self, pixels: Sequence[Any]) -> Rows:
         """Never called: for such a model all items are embedded as texts, whatever their modality."""
@@ -101,8 +131,10 @@ class HfModel:
     @cached_property
     def fingerprint(self) -> str:
         """See `Model.fingerprint`."""
-        weights = torch.nn.ModuleList([self._module, *([] if self._dense is None else [self._dense])])
-        return fingerprint(weights, {"pooling": self._pooling, "device": self._device.type, **self.tokenize.facts()})
+        facts = {"pooling": self._pooling, "device": self._device.type, **self.tokenize.facts()}
+        if self._packing.dtype is not None:
+            facts["precision"] = str(self._packing.dtype)
+        return self._described.fingerprint(facts, self._packing.original)
 
 
 def load_hf(
@@ -128,8 +160,7 @@ def load_hf(
     module.requires_grad_(False).eval().to(device)
     dense = _read_dense(folder, properties.dimensions, weights).to(device) if properties.type == "hf_stella" else None
     tokenizer = load_tokenizer(folder, properties, options, _positions(module), _vocabulary(module))
-    tensors = [*module.parameters(), *module.buffers(), *(dense.parameters() if dense is not None else ())]
-    info = ModelInfo.of(spec, device, properties.dimensions, None, sum(tensor.nbytes for tensor in tensors))
+    info = ModelInfo.of(spec, device, properties.dimensions, None, 0)
     return HfModel(info, module, tokenizer, pooling, dense)
 
 

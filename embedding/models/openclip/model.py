@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,11 +22,13 @@ import torch
 
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
+from embedding.models.cpu.capabilities import has_bf16
+from embedding.models.cpu.packing import NotEquivalent, Packing
 from embedding.models.files.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
 from embedding.models.files.failure import described, is_out_of_memory, named, unloadable
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
-from embedding.models.fingerprint import fingerprint
+from embedding.models.fingerprint import Described
 from embedding.models.hf.config_checks import check_sizes
 from embedding.models.model import Pixels, Rows
 from embedding.models.openclip.buffers import gather
@@ -36,6 +39,8 @@ from embedding.models.properties import OpenClipProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 
 __all__ = ["PRESETS", "OpenClipModel", "add_architectures", "load_openclip"]
+
+logger = logging.getLogger("ray.serve")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROBE_TEXTS = ("a photo of a cat", "", "word " * 100)
@@ -65,19 +70,28 @@ class OpenClipModel:
         info: its description.
         module: from open_clip.
         tokenizer: from open_clip.
-        precision: "fp32", "fp16" or "bf16", that the module was built for.
+        precision: "fp32", "fp16" or "bf16". On a GPU the module was built for it; on a CPU one of fp32 is taken for
+            bf16, too, and only its linear layers compute in that.
+
+    Raises:
+        NotEquivalent: in bf16 on a CPU its vectors would be other ones.
     """
 
     def __init__(self, info: ModelInfo, module: torch.nn.Module, tokenizer: Any, precision: str) -> None:
-        self.info = info
-        self._module = module
+        self._described = Described(module)
+        self._device = torch.device(info.device)
+        on_cpu = self._device.type == "cpu"
+        self._packing = Packing(torch.bfloat16 if on_cpu and precision == "bf16" else None)
         self._tokenizer = tokenizer
         self._precision = precision
-        self._device = torch.device(info.device)
-        self._encode_text = text_encoder(module, self.tokenize(PROBE_TEXTS).to(self._device))
+        self._encode_text = text_encoder(module, self.tokenize(PROBE_TEXTS).to(self._device), self._packing)
         if info.image is not None:
-            normalization = Normalization(info.image, self._device, _DTYPES[precision])
-            self._encode_image = image_encoder(module, normalization, _probe(info.image.size).to(self._device))
+            dtype = torch.float32 if self._packing.dtype else _DTYPES[precision]
+            normalization = Normalization(info.image, self._device, dtype)
+            probe = _probe(info.image.size).to(self._device)
+            self._encode_image = image_encoder(module, normalization, probe, self._packing)
+
+        self.info = replace(info, nbytes=self._described.nbytes + self._packing.nbytes)
 
     @property
     def tokenize_executor(self) -> Executor | None:
@@ -117,7 +131,7 @@ class OpenClipModel:
             "device": self._device.type,
             "tokens": self.tokenize(["The quick brown fox, 42 °C – fingerprint"]).tolist(),
         }
-        return fingerprint(self._module, facts)
+        return self._described.fingerprint(facts, self._packing.original)
 
 
 def load_openclip(
@@ -139,29 +153,47 @@ def load_openclip(
     Raises:
         RequestError: REFUSED, with the reason.
     """
+    weights = weights or Weights(options)
     try:
-        return _load(spec, properties, device, options, weights or Weights(options))
+        recipe = find_recipe(properties, spec.auth, weights)
+        precision = precision_of(recipe, device, options)
+        try:
+            return _load(spec, properties, recipe, precision, device, options, weights)
+        except NotEquivalent as error:
+            logger.warning("model %s is loaded in fp32, since in bf16 its vectors differ: %s", spec.name, error)
+        return _load(spec, properties, recipe, "fp32", device, options, weights)
     except Exception as error:
         # open_clip, torch, safetensors, transformers and the hub's client raise about twenty types of errors.
         raise named(error, spec.name) from None
 
 
+def precision_of(recipe: Recipe, device: torch.device, options: LoadOptions) -> str:
+    if device.type != "cpu":
+        return recipe.precision or options.cuda_precision
+    precision = recipe.precision or options.cpu_precision
+    # A scripted module's layers cannot be replaced.
+    return "fp32" if precision == "bf16" and (recipe.jit or not has_bf16()) else precision
+
+
 def _load(
-    spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
+    spec: ModelSpec,
+    properties: OpenClipProperties,
+    recipe: Recipe,
+    precision: str,
+    device: torch.device,
+    options: LoadOptions,
+    weights: Weights,
 ) -> OpenClipModel:
-    recipe = find_recipe(properties, spec.auth, weights)
-    precision = recipe.precision or ("fp32" if device.type == "cpu" else options.cuda_precision)
-    module = _create(recipe, precision, device, weights)
+    built = "fp32" if device.type == "cpu" and precision == "bf16" else precision
+    module = _create(recipe, built, device, weights)
     try:
         tokenizer = recipe.make_tokenizer(options)
     except RequestError:
         raise
     except Exception as error:
         raise unloadable(f"its tokenizer cannot be used: {described(error)}") from None
-    nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     image = recipe.image or _own_preprocessing(module)
-    info = ModelInfo.of(spec, device, properties.dimensions, image, nbytes)
-    return OpenClipModel(info, module, tokenizer, precision)
+    return OpenClipModel(ModelInfo.of(spec, device, properties.dimensions, image, 0), module, tokenizer, precision)
 
 
 def _create(recipe: Recipe, precision: str, device: torch.device, weights: Weights) -> torch.nn.Module:

@@ -62,7 +62,7 @@ class Recipe:
         text_tower: the checked transformers config of the text tower; None is a tower of open_clip's own.
         preprocessing: open_clip's `preprocess_cfg`; open_clip adds its defaults.
         image: how pictures are preprocessed, if the properties say so; None leaves it to `preprocessing` and the model.
-        precision: "fp32" or "fp16" if the properties set it; None is the server's choice.
+        precision: "fp32", "fp16" or "bf16" if the properties set it; None is the server's choice.
         jit: whether the module is scripted.
     """
 

@@ -6,13 +6,13 @@
   are such. Checks and reshapes of torch's attention module are left out too: for few tokens, a seventh of the time.
 * (x/255 - mean)/std is linear, as is the layer that embeds patches of a picture: on a CPU one product does both.
 
-Such a shortcut is used only for models of exactly the classes that it was written for, and only if, when the model is
-loaded, its vectors equal those of open_clip's own forward pass up to float rounding.
+Such a shortcut is used only for models of exactly the classes that it was written for. On a CPU linear layers are
+replaced by quicker ones (`embedding.models.cpu`), in models of any class. Either is kept only if, when the model is
+loaded, the vectors equal those of open_clip's own forward pass up to float rounding.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
-from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from embedding.image_spec import ImageSpec
+from embedding.models.cpu.linear import PlainLinear
+from embedding.models.cpu.packing import Packing, is_equivalent, replace_linear_layers
 from embedding.models.openclip.buffers import float_buffer
-
-logger = logging.getLogger("ray.serve")
+from embedding.models.openclip.cpu_block import CpuBlock, use_cpu_blocks
 
 TowerPass = Callable[[torch.Tensor], torch.Tensor]
-MIN_COSINE = {torch.float32: 1 - 1e-6, torch.float16: 0.999, torch.bfloat16: 0.99}
-"""Least cosine between the vectors of a shortcut and those of open_clip, by the type of the weights."""
 
 
 class Normalization:
@@ -54,13 +53,14 @@ class Normalization:
 
 
 @torch.inference_mode()
-def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor) -> TowerPass:
+def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor, packing: Packing) -> TowerPass:
     """Chooses how a model's pictures are encoded.
 
     Args:
-        module: from open_clip.
+        module: from open_clip. Weights that are packed are taken from it.
         normalization: of its pictures.
-        probe: a few pictures, for which the vectors of a shortcut are compared with open_clip's.
+        probe: a few pictures, for which the vectors of a quicker way are compared with open_clip's.
+        packing: the model's, to which that of this tower is added.
 
     Returns:
         A function of uint8 pixels (n, 3, height, width) on the model's device: vectors (n, dimensions).
@@ -70,48 +70,83 @@ def image_encoder(module: Any, normalization: Normalization, probe: torch.Tensor
         vectors: torch.Tensor = module.encode_image(normalization(pixels))
         return vectors
 
-    visual: Any = module.visual if type(module) in (CLIP, CustomTextCLIP) else None
-    if not _has_class_token(visual):
-        return plain
-    embed = _folded_embedding(visual, normalization) or (lambda pixels: visual._embeds(normalization(pixels)))
-    return _if_equivalent("pictures", partial(_encode_images, visual, embed), plain, probe)
+    visual: Any = module.visual
+    shortcut = None
+    if type(module) in (CLIP, CustomTextCLIP) and _has_class_token(visual):
+
+        def shortcut(own: Packing) -> TowerPass:
+            return partial(_encode_images, visual, _embedding(visual, normalization, own))
+
+    return _quickest_right("pictures", visual, plain, shortcut, probe, packing)
 
 
 @torch.inference_mode()
-def text_encoder(module: Any, probe: torch.Tensor) -> TowerPass:
+def text_encoder(module: Any, probe: torch.Tensor, packing: Packing) -> TowerPass:
     """Chooses how a model's texts are encoded.
 
     Args:
-        module: from open_clip.
-        probe: tokens of a few texts, for which the vectors of a shortcut are compared with open_clip's.
+        module: from open_clip. Weights that are packed are taken from it.
+        probe: tokens of a few texts, for which the vectors of a quicker way are compared with open_clip's.
+        packing: the model's, to which that of this tower is added.
 
     Returns:
         A function of tokens (n, context length) on the model's device: vectors (n, dimensions).
     """
-    plain: TowerPass = module.encode_text
+    tower = module.text if hasattr(module, "text") else module
+    root = tower if tower is not module else module.transformer
+    shortcut = _text_shortcut(module)
+    return _quickest_right("texts", root, module.encode_text, shortcut and (lambda _: shortcut), probe, packing)
+
+
+def _text_shortcut(module: Any) -> TowerPass | None:
     custom = type(module) is CustomTextCLIP and type(module.text) is TextTransformer
     if not custom and type(module) is not CLIP:
-        return plain
+        return None
     tower = module.text if custom else module
     pool, end = (
         (tower.pool_type, tower.eos_id) if custom else (tower.text_pool_type, getattr(tower, "text_eos_id", None))
     )
     if pool not in ("argmax", "eos") or not _is_causal(tower):
-        return plain
-    return _if_equivalent("texts", partial(_encode_texts, tower, end if pool == "eos" else None), plain, probe)
+        return None
+    return partial(_encode_texts, tower, end if pool == "eos" else None)
 
 
-def _if_equivalent(what: str, shortcut: TowerPass, plain: TowerPass, probe: torch.Tensor) -> TowerPass:
-    """The shortcut if it gives the same vectors, else the plain way, whose errors the warm-up will report."""
+def _quickest_right(
+    what: str,
+    root: torch.nn.Module,
+    plain: TowerPass,
+    shortcut: Callable[[Packing], TowerPass] | None,
+    probe: torch.Tensor,
+    packing: Packing,
+) -> TowerPass:
+    """Replaces the layers of a tower, and takes the shortcut, as far as the vectors stay those of the plain way.
+
+    Args:
+        what: the tower takes.
+        root: the part of the module that holds its layers.
+        plain: open_clip's own forward pass, whose errors the warm-up will report.
+        shortcut: makes a quicker one, with layers of its own; None if none fits the model.
+        probe: for which vectors are compared.
+        packing: the model's, to which the replaced layers are added.
+
+    Raises:
+        NotEquivalent: layers in the type that the packing names give other vectors.
+    """
     try:
-        expected, given = plain(probe), shortcut(probe)
+        expected = plain(probe)
     except Exception:
         return plain
-    cosine = cosine_similarity(given.float(), expected.float()).min()
-    if cosine >= MIN_COSINE[expected.dtype]:
-        return shortcut
-    logger.warning("%s of this model are encoded by open_clip's own forward pass: cosine %.6f", what, float(cosine))
-    return plain
+    if probe.device.type == "cpu" and expected.dtype == torch.float32 and not isinstance(root, torch.jit.ScriptModule):
+        own = Packing(packing.dtype, packing.pays)
+        use_cpu_blocks(root, own)
+        replace_linear_layers(root, own)
+        quick = shortcut(own) if shortcut else plain
+        if own and is_equivalent(f"replaced layers for {what}", quick, probe, expected, own.dtype):
+            packing.add(own)
+            return quick
+        own.undo()
+    quick = shortcut(Packing()) if shortcut else plain
+    return quick if quick is plain or is_equivalent(f"a shortcut for {what}", quick, probe, expected) else plain
 
 
 def _has_class_token(visual: Any) -> bool:
@@ -136,22 +171,30 @@ def _encode_images(visual: Any, embed: TowerPass, pixels: torch.Tensor) -> torch
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
         x = block(x)
-    keys = last.ln_1(x)
-    x = x[:, :1] + last.ls_1(last.attention(keys[:, :1], keys, keys))
-    x = x + last.ls_2(last.mlp(last.ln_2(x)))
-    pooled: torch.Tensor = visual.ln_post(x[:, 0])
+    pooled: torch.Tensor = visual.ln_post(_first_token(last, x)[:, 0])
     return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def _folded_embedding(visual: Any, normalization: Normalization) -> TowerPass | None:
-    """`VisionTransformer._embeds` with the normalisation folded into its weights; None on a GPU, where the convolution
-    is faster, and for models that do not allow it."""
-    layer = visual.conv1
-    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32 or layer.bias is not None:
-        return None
-    height, width = layer.kernel_size
-    weight = (layer.weight * normalization.scale).flatten(1).contiguous()
-    bias = (layer.weight * normalization.shift).sum((1, 2, 3))
+def _first_token(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """The first token of what a block makes of x (n, length, width): (n, 1, width)."""
+    if isinstance(block, CpuBlock):
+        return block.first(x)
+    keys = block.ln_1(x)
+    x = x[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
+    after: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return after
+
+
+def _embedding(visual: Any, normalization: Normalization, packing: Packing) -> TowerPass:
+    """`VisionTransformer._embeds` of normalised pixels. On a CPU the normalisation is folded into its weights; on a
+    GPU the convolution is faster."""
+    conv = visual.conv1
+    if conv.weight.device.type != "cpu" or conv.weight.dtype != torch.float32 or conv.bias is not None:
+        return lambda pixels: visual._embeds(normalization(pixels))
+    height, width = conv.kernel_size
+    weight = (conv.weight * normalization.scale).flatten(1).contiguous()
+    bias = (conv.weight * normalization.shift).sum((1, 2, 3))
+    layer = packing.linear(weight, bias) if packing else PlainLinear(weight, bias)
     rows, columns = visual.grid_size
 
     def embed(pixels: torch.Tensor) -> torch.Tensor:
@@ -159,12 +202,21 @@ def _folded_embedding(visual: Any, normalization: Normalization) -> TowerPass | 
         whole = pixels[:, :, : rows * height, : columns * width]
         patches = whole.reshape(count, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
         flat = float_buffer(patches.shape).copy_(patches).view(count * rows * columns, -1)
-        tokens = linear(flat, weight, bias).view(count, rows * columns, -1)
+        tokens = layer(flat).view(count, rows * columns, -1)
         start = visual.class_embedding.expand(count, 1, -1)
         x: torch.Tensor = visual.ln_pre(torch.cat([start, tokens], dim=1) + visual.positional_embedding)
         return x
 
     return embed
+
+
+def _causal_block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a block makes of x (n, length, width) under a causal mask: the same shape."""
+    if isinstance(block, CpuBlock):
+        return block.forward(x, causal=True)
+    x = x + block.ls_1(_causal_attention(block.attn, block.ln_1(x)))
+    after: torch.Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return after
 
 
 def _causal_attention(attention: torch.nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
@@ -182,14 +234,14 @@ def _encode_texts(tower: Any, end: int | None, tokens: torch.Tensor) -> torch.Te
     """
     ends = (tokens if end is None else (tokens == end).int()).argmax(dim=-1)
     length = int(ends.max()) + 1
-    dtype = tower.transformer.get_cast_dtype()
+    blocks: Any = tower.transformer.resblocks
+    dtype = torch.float32 if isinstance(blocks[0], CpuBlock) else tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens[:, :length]).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    for block in tower.transformer.resblocks:
-        x = x + block.ls_1(_causal_attention(block.attn, block.ln_1(x)))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    for block in blocks:
+        x = _causal_block(block, x)
     pooled: torch.Tensor = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection: Any = tower.text_projection
-    if isinstance(projection, torch.nn.Linear):
+    if isinstance(projection, torch.nn.Module):
         pooled = projection(pooled)
     elif projection is not None:
         pooled = pooled @ projection

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from embedding.image_spec import ImageSpec
+from embedding.models.cpu.packing import Packing
 from embedding.models.openclip.model import add_architectures
 from embedding.models.openclip.towers import Normalization, image_encoder, text_encoder
 
@@ -87,7 +88,7 @@ def assert_alike(ours: torch.Tensor, open_clips: torch.Tensor) -> None:
 def test_pictures_take_the_short_way(name: str, tmp_path: Path) -> None:
     vision, text, other = IMAGE_TOWERS[name]
     module = module_of(tmp_path, vision, text, **other)
-    encode = image_encoder(module, NORMALIZATION, pictures(2))
+    encode = image_encoder(module, NORMALIZATION, pictures(2), Packing())
     assert isinstance(encode, partial)
     assert encode.func.__name__ == "_encode_images"
     for count in (1, 5):
@@ -101,7 +102,7 @@ def test_other_image_towers_are_left_alone(name: str, tmp_path: Path) -> None:
     module = module_of(tmp_path, vision, text, **other)
     size = vision.get("image_size", SIZE)
     probe = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    encode = image_encoder(module, NORMALIZATION, probe)
+    encode = image_encoder(module, NORMALIZATION, probe, Packing())
     assert not hasattr(encode, "func")
     assert_alike(encode(probe), module.encode_image(NORMALIZATION(probe).clone()))
 
@@ -111,7 +112,7 @@ def test_other_image_towers_are_left_alone(name: str, tmp_path: Path) -> None:
 def test_texts_end_where_they_end(name: str, tmp_path: Path) -> None:
     vision, text, other = TEXT_TOWERS[name]
     module = module_of(tmp_path, vision, text, **other)
-    encode = text_encoder(module, tokens())
+    encode = text_encoder(module, tokens(), Packing())
     assert isinstance(encode, partial)
     assert encode.func.__name__ == "_encode_texts"
     for some in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[2:3]):
@@ -123,7 +124,7 @@ def test_texts_end_where_they_end(name: str, tmp_path: Path) -> None:
 def test_other_text_towers_are_left_alone(name: str, tmp_path: Path) -> None:
     vision, text, other = OTHER_TEXT_TOWERS[name]
     module = module_of(tmp_path, vision, text, **other)
-    assert text_encoder(module, tokens()) == module.encode_text
+    assert text_encoder(module, tokens(), Packing()) == module.encode_text
 
 
 @torch.inference_mode()
@@ -134,9 +135,10 @@ def test_a_shortcut_that_changes_vectors_is_not_taken(tmp_path: Path, caplog: py
     logger = logging.getLogger("ray.serve")
     logger.addHandler(caplog.handler)
     try:
-        encode = image_encoder(module, NORMALIZATION, pictures(2))
+        encode = image_encoder(module, NORMALIZATION, pictures(2), Packing())
     finally:
         logger.removeHandler(caplog.handler)
-    assert "open_clip's own forward pass" in caplog.text
+    for what in ("replaced layers for pictures", "a shortcut for pictures"):
+        assert f"{what} not used, since vectors would differ: cosine 0." in caplog.text
     assert not hasattr(encode, "func")
     assert_alike(encode(pictures(3)), module.encode_image(NORMALIZATION(pictures(3)).clone()))
