@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
 from embedding.meter import Meter
 from embedding.models.cache import ModelCache
+from embedding.models.cpu.capabilities import has_bf16
 from embedding.models.files.accepted_credentials import KeyedHash
 from embedding.models.files.failure import named
 from embedding.models.files.origin import needs_files, origin_of
@@ -37,6 +39,8 @@ from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.panics import contained
 from embedding.protocol import ModelConfig
 from embedding.shown import shown
+
+logger = logging.getLogger("ray.serve")
 
 Lane = Literal["image", "text"]
 ForwardPass = Callable[[Sequence[Any]], Rows]
@@ -105,6 +109,8 @@ class Encoder:
         # Two: one thread copies into its buffer while the bus transfers the buffer of the other.
         self._stagers = ThreadPoolExecutor(2, thread_name_prefix="stage")
         self._options = settings.models
+        if self._device.type == "cpu" and self._options.cpu_precision == "bf16" and not has_bf16():
+            logger.warning("cpu_precision is bf16, but this processor cannot compute in it: models compute in fp32")
         self._meter = Meter()
         self._weights = Weights(settings.models)
         self._owner = KeyedHash()

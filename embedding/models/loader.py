@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ logger = logging.getLogger("ray.serve")
 DEFAULT_MAXIMA = {"image": 32, "text": 128}
 _CPU_BATCHES = (1, 8)
 _WARM_UP_TEXT = "a warm-up text, neither long nor short"
+# Of the GNU C library: a freed weight is kept for the next one otherwise, which is rarely of the same size.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _LOW_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -98,6 +101,7 @@ def load_model(
                 model = _load(spec, parse_properties(spec.properties), device, options, weights)
             loaded_s = clock.elapsed_s
             _warm_up(model, device, maxima)
+            release_memory()
     except BaseException as error:
         if not is_out_of_memory(error):
             # open_clip, transformers, torch and ONNX Runtime raise about thirty types of errors, and panics of Rust
@@ -155,8 +159,10 @@ def device_bytes(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Returns cached memory of evicted models to the device, so that the next model can allocate large blocks."""
+    """Returns cached memory to the device, so that the next model can allocate large blocks, and to the machine."""
     torch.cuda.empty_cache()  # does nothing in a process that has not used a GPU
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def _log(info: ModelInfo, clock: LoadTime, loaded_s: float) -> None:
@@ -199,7 +205,7 @@ def _estimate(
     if wants_onnx(spec, properties, options):
         return estimate_onnx(spec, properties, weights)
     if isinstance(properties, HfProperties):
-        return estimate_hf(spec, properties, options, weights)
+        return estimate_hf(spec, properties, device, options, weights)
     return _estimate_openclip(spec, properties, device, options, weights)
 
 

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
-from embedding.models.cpu.packing import Packing, is_equivalent, replace_linear_layers
+from embedding.models.cpu.capabilities import has_bf16
+from embedding.models.cpu.packing import NotEquivalent, Packing, bf16_nbytes, is_equivalent, replace_linear_layers
 from embedding.models.files.failure import unloadable
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
@@ -41,6 +42,7 @@ from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.tokenizers.process import Loading, TokenizerProcess
 from embedding.models.tokenizers.tokens import TextTokenizer, Tokens
+from embedding.shown import shown
 
 PROBE_TEXTS = ("a photo of a cat", "word " * 20)
 
@@ -161,10 +163,27 @@ def load_hf(
     dense = _read_dense(folder, properties.dimensions, weights).to(device) if properties.type == "hf_stella" else None
     tokenizer = load_tokenizer(folder, properties, options, _positions(module), _vocabulary(module))
     info = ModelInfo.of(spec, device, properties.dimensions, None, 0)
-    return HfModel(info, module, tokenizer, pooling, dense)
+    dtype = _dtype(device, options)
+    try:
+        return HfModel(info, module, tokenizer, pooling, dense, dtype)
+    except NotEquivalent as error:
+        logger.warning(
+            f"model {shown(spec.name)} is loaded in fp32, since in {dtype} its vectors would be others: {error}"
+        )
+    del module
+    with _source_folder(folder, files, properties, roots) as source, _building:
+        module = _read_module(source, properties)
+    return HfModel(info, module.requires_grad_(False).eval().to(device), tokenizer, pooling, dense)
 
 
-def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions, weights: Weights) -> int:
+def _dtype(device: torch.device, options: LoadOptions) -> torch.dtype | None:
+    """In which type linear layers compute; None is that of the weights."""
+    return torch.bfloat16 if device.type == "cpu" and options.cpu_precision == "bf16" and has_bf16() else None
+
+
+def estimate_hf(
+    spec: ModelSpec, properties: HfProperties, device: torch.device, options: LoadOptions, weights: Weights
+) -> int:
     """Bytes that the model's weights will take, computed from its files, which are downloaded if need be.
 
     Raises: as `load_hf`.
@@ -172,7 +191,7 @@ def estimate_hf(spec: ModelSpec, properties: HfProperties, options: LoadOptions,
     folder = hf_folder(properties, options, weights, spec.auth)
     files = weight_files(folder)
     with _source_folder(folder, files, properties, link_roots(properties, options)) as source:
-        return _checked_nbytes(source, files, properties)
+        return _checked_nbytes(source, files, properties, _dtype(device, options))
 
 
 @contextmanager
@@ -192,7 +211,9 @@ def _source_folder(
         yield staged
 
 
-def _checked_nbytes(source: Path, files: Sequence[Path], properties: HfProperties) -> int:
+def _checked_nbytes(
+    source: Path, files: Sequence[Path], properties: HfProperties, dtype: torch.dtype | None = None
+) -> int:
     """Bytes of the model, built on torch's device `meta`, which allocates no memory.
 
     Raises:
@@ -214,7 +235,8 @@ def _checked_nbytes(source: Path, files: Sequence[Path], properties: HfPropertie
     buffers = sum(int(tensor.nbytes) for tensor in module.buffers())
     if weights > file_bytes or buffers > file_bytes + _BUFFER_BYTES:
         raise unloadable(f"config.json describes {weights} weights, but the files of weights have {file_bytes} bytes")
-    return buffers + sum(int(tensor.nbytes) for tensor in module.parameters())
+    whole: int = buffers + sum(int(tensor.nbytes) for tensor in module.parameters())
+    return whole if dtype is None else bf16_nbytes(module)
 
 
 def transformers() -> Any:

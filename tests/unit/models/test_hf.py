@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from embedding.models.cpu.capabilities import has_bf16
 from embedding.models.loader import estimate_bytes
 from tests.support.hf import CPU, bert, load, same, spec, vectors  # noqa: F401
 from tests.support.models import ANY_LOCAL_FILE
@@ -47,6 +48,13 @@ def test_neighbours_in_a_batch_change_nothing(bert: Path) -> None:
     alone = np.concatenate([model.encode_texts([model.tokenize([text])]) for text in TEXTS])
     together = model.encode_texts([model.tokenize([text]) for text in reversed(TEXTS)])[::-1]
     same(alone, together)
+
+
+def test_bf16_on_a_cpu_that_has_it(bert: Path) -> None:
+    plain, chosen = load(bert), load(bert, ANY_LOCAL_FILE.model_copy(update={"cpu_precision": "bf16"}))
+    assert (chosen.fingerprint == plain.fingerprint) == (not has_bf16())
+    assert (chosen.info.nbytes < plain.info.nbytes) == has_bf16()
+    np.testing.assert_allclose(vectors(chosen), vectors(plain), atol=0.05 * np.abs(vectors(plain)).max())
 
 
 def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path, bert: Path) -> None:

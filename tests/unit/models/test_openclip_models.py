@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from embedding.models.cpu.capabilities import has_bf16
 from embedding.models.files.options import LoadOptions
 from tests.support.hub_host import HubHost
 from tests.support.openclip import (  # noqa: F401
@@ -125,6 +126,28 @@ def test_half_precision_on_request(options: LoadOptions, folder: Path) -> None:
     ):
         assert ours.dtype == np.float32
         assert 0.999 <= cosines(ours, theirs).min() < 1
+
+
+def test_bf16_on_request_or_by_the_operators_choice(options: LoadOptions, folder: Path) -> None:
+    path = str(folder / "plain.pt")
+    full = load(options, localpath=path, size=SIZE)
+    asked = load(options, localpath=path, size=SIZE, precision="bf16")
+    chosen = load(options.model_copy(update={"cpu_precision": "bf16"}), localpath=path, size=SIZE)
+    kept = load(options.model_copy(update={"cpu_precision": "bf16"}), localpath=path, size=SIZE, precision="fp32")
+    assert kept.fingerprint == full.fingerprint
+    assert asked.fingerprint == chosen.fingerprint
+    if not has_bf16():
+        assert asked.fingerprint == full.fingerprint
+        return
+    assert asked.fingerprint != full.fingerprint
+    assert asked.info.nbytes < full.info.nbytes
+    for model in (asked, chosen):
+        for ours, theirs in (
+            (model.encode_images([pixels(model)]), full.encode_images([pixels(full)])),
+            (model.encode_texts([model.tokenize(TEXTS)]), full.encode_texts([full.tokenize(TEXTS)])),
+        ):
+            assert ours.dtype == np.float32
+            assert 0.999 <= cosines(ours, theirs).min() < 1
 
 
 def test_half_precision_is_open_clips(options: LoadOptions, folder: Path) -> None:
