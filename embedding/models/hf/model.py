@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from embedding.errors import Fault, RequestError
 from embedding.models.cpu.capabilities import has_bf16
-from embedding.models.cpu.packing import NotEquivalent, Packing, bf16_nbytes, is_equivalent, replace_linear_layers
+from embedding.models.cpu.packing import Packing, bf16_nbytes, is_equivalent, replace_linear_layers
 from embedding.models.files.failure import unloadable
 from embedding.models.files.options import LoadOptions
 from embedding.models.files.weights import Weights
@@ -42,7 +42,6 @@ from embedding.models.properties import HfProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 from embedding.models.tokenizers.process import Loading, TokenizerProcess
 from embedding.models.tokenizers.tokens import TextTokenizer, Tokens
-from embedding.shown import shown
 
 PROBE_TEXTS = ("a photo of a cat", "word " * 20)
 
@@ -64,9 +63,6 @@ class HfModel:
         pooling: how the vectors of all tokens are combined into one.
         dense: applied to the pooled vectors (`hf_stella`); None for other models.
         dtype: in which linear layers compute on a CPU; None is the type of their weights.
-
-    Raises:
-        NotEquivalent: in `dtype` its vectors would be other ones.
     """
 
     def __init__(
@@ -93,15 +89,18 @@ class HfModel:
         packing = Packing(dtype)
         if self._device.type != "cpu":
             return packing
+        own = Packing(dtype)
         tokens = self.tokenize(PROBE_TEXTS)
         with torch.inference_mode():
             try:
                 expected = self._vectors([tokens])
             except Exception:
                 return packing  # the warm-up will report it
-            replace_linear_layers(self._module, packing)
-            if packing and not is_equivalent("replaced layers", self._vectors, [tokens], expected, dtype):
-                packing.undo()
+            replace_linear_layers(self._module, own)
+            if own and is_equivalent("replaced layers", self._vectors, [tokens], expected, dtype):
+                own.keep(packing)
+            else:
+                own.undo()
         return packing
 
     @property
@@ -163,17 +162,7 @@ def load_hf(
     dense = _read_dense(folder, properties.dimensions, weights).to(device) if properties.type == "hf_stella" else None
     tokenizer = load_tokenizer(folder, properties, options, _positions(module), _vocabulary(module))
     info = ModelInfo.of(spec, device, properties.dimensions, None, 0)
-    dtype = _dtype(device, options)
-    try:
-        return HfModel(info, module, tokenizer, pooling, dense, dtype)
-    except NotEquivalent as error:
-        logger.warning(
-            f"model {shown(spec.name)} is loaded in fp32, since in {dtype} its vectors would be others: {error}"
-        )
-    del module
-    with _source_folder(folder, files, properties, roots) as source, _building:
-        module = _read_module(source, properties)
-    return HfModel(info, module.requires_grad_(False).eval().to(device), tokenizer, pooling, dense)
+    return HfModel(info, module, tokenizer, pooling, dense, _dtype(device, options))
 
 
 def _dtype(device: torch.device, options: LoadOptions) -> torch.dtype | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import tempfile
 import threading
 import warnings
@@ -23,7 +22,7 @@ import torch
 from embedding.errors import Fault, RequestError
 from embedding.image_spec import ImageSpec
 from embedding.models.cpu.capabilities import has_bf16
-from embedding.models.cpu.packing import NotEquivalent, Packing
+from embedding.models.cpu.packing import Packing
 from embedding.models.files.checkpoint import BrokenCheckpoint, Kind, check_readable, checkpoint_kind
 from embedding.models.files.failure import described, is_out_of_memory, named, unloadable
 from embedding.models.files.options import LoadOptions
@@ -39,8 +38,6 @@ from embedding.models.properties import OpenClipProperties
 from embedding.models.spec import ModelInfo, ModelSpec
 
 __all__ = ["PRESETS", "OpenClipModel", "add_architectures", "load_openclip"]
-
-logger = logging.getLogger("ray.serve")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROBE_TEXTS = ("a photo of a cat", "", "word " * 100)
@@ -72,9 +69,6 @@ class OpenClipModel:
         tokenizer: from open_clip.
         precision: "fp32", "fp16" or "bf16". On a GPU the module was built for it; on a CPU one of fp32 is taken for
             bf16, too, and only its linear layers compute in that.
-
-    Raises:
-        NotEquivalent: in bf16 on a CPU its vectors would be other ones.
     """
 
     def __init__(self, info: ModelInfo, module: torch.nn.Module, tokenizer: Any, precision: str) -> None:
@@ -153,15 +147,8 @@ def load_openclip(
     Raises:
         RequestError: REFUSED, with the reason.
     """
-    weights = weights or Weights(options)
     try:
-        recipe = find_recipe(properties, spec.auth, weights)
-        precision = precision_of(recipe, device, options)
-        try:
-            return _load(spec, properties, recipe, precision, device, options, weights)
-        except NotEquivalent as error:
-            logger.warning("model %s is loaded in fp32, since in bf16 its vectors differ: %s", spec.name, error)
-        return _load(spec, properties, recipe, "fp32", device, options, weights)
+        return _load(spec, properties, device, options, weights or Weights(options))
     except Exception as error:
         # open_clip, torch, safetensors, transformers and the hub's client raise about twenty types of errors.
         raise named(error, spec.name) from None
@@ -176,14 +163,10 @@ def precision_of(recipe: Recipe, device: torch.device, options: LoadOptions) -> 
 
 
 def _load(
-    spec: ModelSpec,
-    properties: OpenClipProperties,
-    recipe: Recipe,
-    precision: str,
-    device: torch.device,
-    options: LoadOptions,
-    weights: Weights,
+    spec: ModelSpec, properties: OpenClipProperties, device: torch.device, options: LoadOptions, weights: Weights
 ) -> OpenClipModel:
+    recipe = find_recipe(properties, spec.auth, weights)
+    precision = precision_of(recipe, device, options)
     built = "fp32" if device.type == "cpu" and precision == "bf16" else precision
     module = _create(recipe, built, device, weights)
     try:

@@ -128,9 +128,6 @@ def _quickest_right(
         shortcut: makes a quicker one, with layers of its own; None if none fits the model.
         probe: for which vectors are compared.
         packing: the model's, to which the replaced layers are added.
-
-    Raises:
-        NotEquivalent: layers in the type that the packing names give other vectors.
     """
     try:
         expected = plain(probe)
@@ -142,7 +139,7 @@ def _quickest_right(
         replace_linear_layers(root, own)
         quick = shortcut(own) if shortcut else plain
         if own and is_equivalent(f"replaced layers for {what}", quick, probe, expected, own.dtype):
-            packing.add(own)
+            own.keep(packing)
             return quick
         own.undo()
     quick = shortcut(Packing()) if shortcut else plain
