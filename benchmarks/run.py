@@ -17,6 +17,7 @@ from benchmarks import (
     autoscaling,
     batching,
     chaos,
+    encoding,
     first_requests,
     gpu,
     latency,
@@ -43,6 +44,7 @@ from operations.errors import StartError
 BENCHMARKS: tuple[Benchmark, ...] = (
     transport.BENCHMARK,
     stages.BENCHMARK,
+    encoding.BENCHMARK,
     pipeline.BENCHMARK,
     latency.BENCHMARK,
     batching.BENCHMARK,

@@ -71,8 +71,14 @@ def vit_l_14() -> Checkpoint:
     return _checkpoint("ViT-L-14", 768)
 
 
-def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
-    """The model as our encoder loads it (`embedding.models.model.Model`), in this process."""
+def loaded(checkpoint: Checkpoint, device: str = "cpu", precision: str | None = None) -> Any:
+    """The model as our encoder loads it (`embedding.models.model.Model`), in this process.
+
+    Args:
+        checkpoint: the model.
+        device: torch's name of it.
+        precision: as a request would ask for it; None leaves it to the device.
+    """
     import torch
 
     from embedding.models.files.options import LoadOptions
@@ -82,7 +88,8 @@ def loaded(checkpoint: Checkpoint, device: str = "cpu") -> Any:
     from embedding.protocol import ModelConfig
 
     add_architectures(FOLDER)
-    config = ModelConfig(model_name=checkpoint.architecture, model_properties=checkpoint.properties)
+    properties = checkpoint.properties | ({} if precision is None else {"precision": precision})
+    config = ModelConfig(model_name=checkpoint.architecture, model_properties=properties)
     options = LoadOptions(model_sources=("path",), path_roots=(checkpoint.path.parent,))
     return load_model(ModelSpec.from_config(config), torch.device(device), options)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from statistics import geometric_mean
 
 import torch
@@ -22,6 +22,8 @@ _TRIAL_ROWS = (16, 128)
 _TRIALS = 3
 _LEAST_GAIN = 1.03
 """Packed weights must be quicker by this factor: torch's public operators are preferred."""
+_REMEMBERED = 4096
+"""Shapes, which are those of the models that clients name."""
 
 
 class PlainLinear(torch.nn.Module):
@@ -91,12 +93,12 @@ def packing_pays(weight: torch.Tensor, activation: Activation = "none", residual
         activation: what follows the product.
         residual: whether the output is added to a residual.
     """
-    if weight.device.type != "cpu" or weight.dtype not in _TYPES or not onednn.is_usable():
+    if weight.device.type != "cpu" or weight.dtype not in _TYPES or not onednn.is_usable(weight.dtype):
         return False
     return _packing_pays(*weight.shape, weight.dtype, activation, residual)
 
 
-@cache
+@lru_cache(_REMEMBERED)
 def _packing_pays(outputs: int, inputs: int, dtype: torch.dtype, activation: Activation, residual: bool) -> bool:
     weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
     plain, packed = PlainLinear(weight, bias), PackedLinear(onednn.pack(weight), bias)
@@ -113,15 +115,11 @@ def _packing_pays(outputs: int, inputs: int, dtype: torch.dtype, activation: Act
 
 
 def _quickest(*calls: Callable[[], torch.Tensor]) -> list[float]:
-    """CPU seconds of the quickest call of each, in alternation: other threads may be busy meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for call in calls:
-            call()
-        rounds = [[_cpu_s(call) for call in calls] for _ in range(_TRIALS)]
-    finally:
-        torch.set_num_threads(threads)
+    """CPU seconds that the quickest call of each takes in this thread, in alternation: other threads, with which a
+    product may be shared, are as likely to be busy during one as during the other."""
+    for call in calls:
+        call()
+    rounds = [[_cpu_s(call) for call in calls] for _ in range(_TRIALS)]
     return [min(taken) for taken in zip(*rounds, strict=True)]
 
 

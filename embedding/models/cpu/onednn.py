@@ -24,18 +24,28 @@ _ALGORITHMS: dict[Activation, tuple[str, str]] = {
     "gelu_tanh": ("gelu", "tanh"),
     "swish": ("swish", ""),
 }
+_TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (0.02, 0.1)}
+"""Relative and absolute, for results of about ten at most."""
 _PACKED_FOR = 64
 """Rows of the input for which oneDNN chooses the layout; it takes any number of rows."""
 
 
 @cache
-def is_usable() -> bool:
-    """Whether this torch has the operators, and they compute what they did when this was written."""
+def is_usable(dtype: torch.dtype) -> bool:
+    """Whether this torch has the operators for float32 or bfloat16 on this processor, and they compute what they did
+    when this was written."""
     try:
-        return _is_right()
+        right, reason = _is_right(dtype), "their results differ"
     except Exception as error:
-        logger.warning("torch %s has no packed products as this server knows them: %s", torch.__version__, error)
-        return False
+        right, reason = False, str(error)
+    if not right:
+        logger.warning(
+            "no packed products in %s (torch %s): %s; models compute with torch's public operators",
+            dtype,
+            torch.__version__,
+            reason,
+        )
+    return right
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -77,10 +87,10 @@ def _operators() -> Any:
     return torch.ops.mkldnn
 
 
-def _is_right() -> bool:
+def _is_right(dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias, residual = (
-        torch.randn(shape, generator=generator) for shape in ((2, 3, 40), (24, 40), (24,), (2, 3, 24))
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((2, 3, 40), (24, 40), (24,), (2, 3, 24))
     )
     plain = torch.nn.functional.linear(x, weight, bias)
     packed = pack(weight)
@@ -92,4 +102,5 @@ def _is_right() -> bool:
         (product(x, packed, bias, "swish"), torch.nn.functional.silu(plain)),
         (product_plus(x, packed, bias, residual), residual + plain),
     )
-    return all(torch.allclose(given, expected, rtol=1e-4, atol=1e-5) for given, expected in pairs)
+    rtol, atol = _TOLERANCES[dtype]
+    return all(torch.allclose(given, expected, rtol=rtol, atol=atol) for given, expected in pairs)

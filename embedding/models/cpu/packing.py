@@ -54,6 +54,7 @@ class Packing:
         bias: torch.Tensor | None,
         activation: Activation = "none",
         residual: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Linear:
         """The quickest layer with this weight.
 
@@ -62,8 +63,9 @@ class Packing:
             bias: (outputs,), or None.
             activation: what follows the product.
             residual: whether its output is added to a residual.
+            dtype: in which it computes, if not in that of the model's other layers.
         """
-        (layer,) = self.split(weight, bias, [len(weight)], activation, residual)
+        (layer,) = self.split(weight, bias, [len(weight)], activation, residual, dtype)
         return layer
 
     def split(
@@ -73,9 +75,10 @@ class Packing:
         outputs: list[int],
         activation: Activation = "none",
         residual: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> list[Linear]:
         """As `linear`, but several layers with these numbers of outputs, whose weights are rows of one."""
-        dtype = self.dtype or weight.dtype
+        dtype = dtype or self.dtype or weight.dtype
         weights = torch.split(weight.to(dtype), outputs)
         biases = torch.split(bias.to(dtype), outputs) if bias is not None else [None] * len(outputs)
         pairs = list(zip(weights, biases, strict=True))

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional
 
 from embedding.models.cpu import onednn
+from embedding.models.cpu.capabilities import has_bf16
+from embedding.models.cpu.linear import packing_pays
 from embedding.models.cpu.onednn import Activation
 
 SHAPES = ((1, 1), (7, 3), (513, 100), (2304, 768))
@@ -17,7 +19,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "swish": functional.silu,
 }
-DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+DTYPES = {torch.float32: 1e-5, **({torch.bfloat16: 2e-2} if has_bf16() else {})}
 """Error of a result, relative to its largest value."""
 
 
@@ -35,8 +37,42 @@ def assert_close(given: torch.Tensor, expected: torch.Tensor) -> None:
     assert error <= DTYPES[given.dtype]
 
 
-def test_this_torch_has_them() -> None:
-    assert onednn.is_usable()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_this_torch_has_them(dtype: torch.dtype) -> None:
+    assert onednn.is_usable(dtype)
+
+
+class Without:
+    """A torch that has none of them."""
+
+
+class Different:
+    """A torch in which a product means something else."""
+
+    _reorder_linear_weight = torch.ops.mkldnn._reorder_linear_weight
+
+    class _linear_pointwise:
+        def __new__(cls, x: torch.Tensor, packed: torch.Tensor, *_: object) -> torch.Tensor:  # type: ignore[misc]
+            return x @ packed.to_dense().T
+
+        binary = torch.ops.mkldnn._linear_pointwise.binary
+
+
+@pytest.mark.parametrize(("torchs", "reason"), [(Without, "no attribute"), (Different, "their results differ")])
+def test_a_torch_without_them_is_told_and_does_without(
+    torchs: type, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", torchs)
+    monkeypatch.setattr(onednn.logger, "propagate", True)
+    onednn.is_usable.cache_clear()
+    try:
+        assert not onednn.is_usable(torch.float32)
+        assert not packing_pays(torch.randn(512, 512))
+    finally:
+        onednn.is_usable.cache_clear()
+    (told,) = caplog.messages
+    assert "no packed products in torch.float32" in told
+    assert reason in told
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

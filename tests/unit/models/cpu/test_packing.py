@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from embedding.models.cpu import linear
+from embedding.models.cpu.capabilities import has_bf16
 from embedding.models.cpu.linear import PackedLinear, packing_pays
 from embedding.models.cpu.packing import Packing, bf16_nbytes, is_equivalent, replace_linear_layers
 from embedding.models.fingerprint import Described, fingerprint
@@ -38,6 +39,8 @@ def pays(request: pytest.FixtureRequest) -> bool:
 
 
 def packing_if(pays: bool, dtype: torch.dtype | None = None) -> Packing:
+    if pays and dtype is not None and not has_bf16():
+        pytest.skip("this processor has no bf16")
     return Packing(dtype, lambda *_: pays)
 
 
