@@ -7,10 +7,10 @@ neighbours in bf16 with that in single precision.
 from __future__ import annotations
 
 import gc
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ PLAIN, FP32, BF16 = "open_clip", "fp32", "bf16"
 WORK = {"a picture of 32": BATCH, "one picture": 1, "a text of 32": BATCH, "one text": 1}
 """What is encoded, and the items of a call."""
 
+CALLS = 6
+"""Of a single item in a round."""
+
 Encode = Callable[[], np.ndarray]
 Ways = dict[str, Encode]
 """How the same items are encoded: vectors (n, dimensions) as float32."""
@@ -35,16 +38,19 @@ Ways = dict[str, Encode]
 def measure(quick: bool) -> Result:
     """CPU milliseconds per item of each way, in alternating rounds, and how far vectors are from open_clip's:
     `{"models": {name: {"ms": {work: {way: [...]}}, "1 - cosine": {work: {way: …}}}}, "neighbours": {…}}`."""
-    rounds, pictures = (2, 200) if quick else (7, 2000)
-    checkpoints = {"small CLIP": models.small_clip(), "ViT-B-32": models.vit_b_32()}
+    pictures = 200 if quick else 2000
+    compared = [
+        ("small CLIP", models.small_clip(), 2 if quick else 7),
+        ("ViT-B-32", models.vit_b_32(), 2 if quick else 5),
+    ]
     if not quick:
-        checkpoints["ViT-L-14"] = models.vit_l_14()
+        compared.append(("ViT-L-14", models.vit_l_14(), 3))
     measured = {}
-    for name, checkpoint in checkpoints.items():
+    for name, checkpoint, rounds in compared:
         with processes(1) as one:
             measured[name] = one.submit(_compared, checkpoint, rounds).result()
     with processes(1) as one:
-        neighbours = one.submit(_neighbours, checkpoints["ViT-B-32"], pictures).result()
+        neighbours = one.submit(_neighbours, models.vit_b_32(), pictures).result()
     return {"models": measured, "neighbours": neighbours}
 
 
@@ -84,7 +90,7 @@ def _compared(checkpoint: models.Checkpoint, rounds: int) -> dict[str, Any]:
     for work, ways in works.items():
         expected = ways[PLAIN]()
         distances[work] = {way: _distance(encode(), expected) for way, encode in ways.items()}
-        times = -(-BATCH // WORK[work]) if WORK[work] == 1 else 1
+        times = CALLS if WORK[work] == 1 else 1
         runs = [{way: _cpu_ms(encode, times) / WORK[work] for way, encode in ways.items()} for _ in range(rounds)]
         ms[work] = {way: [run[way] for run in runs] for way in ways}
     return {"ms": ms, "1 - cosine": distances}
@@ -103,16 +109,11 @@ def _works(checkpoint: models.Checkpoint) -> dict[str, Ways]:
         count = WORK[work]
         if "picture" in work:
             some = pixels[:count]
-            ready = plain.normalised(torch.from_numpy(some))
-            return {
-                PLAIN: lambda: plain.images(ready),
-                **{name: (lambda model=model: model.encode_images([some])) for name, model in ours.items()},
-            }
+            own = partial(plain.images, plain.normalised(torch.from_numpy(some)))
+            return {PLAIN: own, **{name: partial(model.encode_images, [some]) for name, model in ours.items()}}
         tokens = plain.tokenize(texts[:count])
-        return {
-            PLAIN: lambda: plain.texts(tokens),
-            **{name: (lambda model=model: model.encode_texts([tokens])) for name, model in ours.items()},
-        }
+        own = partial(plain.texts, tokens)
+        return {PLAIN: own, **{name: partial(model.encode_texts, [tokens]) for name, model in ours.items()}}
 
     return {work: ways(work) for work in WORK}
 
@@ -183,12 +184,14 @@ def _pixels(seed: int) -> np.ndarray:
 
 
 def _all(model: Any, pixels: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([model.encode_images([np.stack(part)]) for part in itertools.batched(pixels, BATCH)])
+    parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return np.concatenate([model.encode_images([np.stack(part)]) for part in parts])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     wide: np.ndarray = vectors.astype(np.float64)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide
 
 
 def _nearest(vectors: np.ndarray, index: np.ndarray) -> np.ndarray:

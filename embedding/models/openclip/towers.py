@@ -191,8 +191,8 @@ def _embedding(visual: Any, normalization: Normalization, packing: Packing) -> T
     height, width = conv.kernel_size
     weight = (conv.weight * normalization.scale).flatten(1).contiguous()
     bias = (conv.weight * normalization.shift).sum((1, 2, 3))
-    # In single precision: a twentieth of the work of ViT-B-32, and nine tenths of what bf16 would change in its vectors,
-    # since weights that take raw pixels cancel most of each other.
+    # In single precision: it is a twentieth of the work of ViT-B-32, and would make nine tenths of what bf16 changes in
+    # its vectors, since products with raw pixels cancel most of each other.
     layer = packing.linear(weight, bias, dtype=weight.dtype) if packing else PlainLinear(weight, bias)
     rows, columns = visual.grid_size
 

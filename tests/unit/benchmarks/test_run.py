@@ -13,7 +13,18 @@ from benchmarks import run
 from benchmarks.lib import report
 from benchmarks.lib.benchmark import Benchmark, CannotMeasure, Option, Result, Table
 
-DEFAULT = ["transport", "stages", "encoding", "pipeline", "latency", "batching", "shapes", "links", "waiting", "overload"]
+DEFAULT = [
+    "transport",
+    "stages",
+    "encoding",
+    "pipeline",
+    "latency",
+    "batching",
+    "shapes",
+    "links",
+    "waiting",
+    "overload",
+]
 
 
 def names(*arguments: str) -> list[str]:

@@ -43,13 +43,14 @@ def towers(module: Any, packing: Packing) -> tuple[TowerPass, TowerPass]:
 
 
 def tokens(texts: list[str]) -> torch.Tensor:
-    return open_clip.get_tokenizer("ViT-B-32")(texts)
+    numbers: torch.Tensor = open_clip.get_tokenizer("ViT-B-32")(texts)
+    return numbers
 
 
 @torch.inference_mode()
 def unit_vectors(encode: TowerPass, items: torch.Tensor) -> torch.Tensor:
     """Vectors of length 1 in double precision."""
-    return torch.nn.functional.normalize(torch.cat([encode(part) for part in items.split(16)]).double(), dim=1)
+    return torch.nn.functional.normalize(torch.cat([encode(part) for part in torch.split(items, 16)]).double(), dim=1)
 
 
 def distance(given: torch.Tensor, expected: torch.Tensor) -> float:
