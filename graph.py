@@ -61,7 +61,8 @@ def build_app(args: GraphArgs) -> Application:
     encoder = encoder.options(ray_actor_options={"num_cpus": 1, "num_gpus": int(device == "cuda")})
     return ingress.bind(
         preprocessor.bind(args.preprocessor),
-        encoder.bind(args.encoder.model_copy(update={"device": device})),
+        # Encoders prepare no pictures, but how they were prepared shows in the fingerprints of their models.
+        encoder.bind(args.encoder.model_copy(update={"device": device}), args.preprocessor.jpeg_scaling),
         args.ingress,
     )
 

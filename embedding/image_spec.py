@@ -6,9 +6,14 @@ It imports neither torch nor Pillow, because the ingress passes it on and loads 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_MODES = ("shortest", "squash", "longest")
+
+JpegScaling = Literal["exact", "fast"]
+"""The operator's choice for large JPEGs: see `embedding.image.pixels.ImageLimits`."""
+JPEG_SCALINGS = get_args(JpegScaling)
 
 
 @dataclass(frozen=True, slots=True)

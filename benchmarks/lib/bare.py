@@ -82,7 +82,7 @@ def stages(
     import numpy as np
     import torch
 
-    from embedding.image.pixels import preprocess
+    from embedding.image.pixels import ImageLimits, preprocess
 
     torch.set_num_threads(1)
     model = models.loaded(checkpoint)
@@ -92,8 +92,13 @@ def stages(
     texts = queries(BATCH)
     tokens = [model.tokenize([text]) for text in texts]
 
+    fast_limits = ImageLimits(jpeg_scaling="fast")
+
     def ours(data: bytes) -> None:
         preprocess(data, spec, "")
+
+    def fast(data: bytes) -> None:
+        preprocess(data, spec, "", fast_limits)
 
     reference = _reference(spec.size[0])
     with _fetching(urls) as fetch:
@@ -102,6 +107,7 @@ def stages(
             "preprocess": _each(ours, files),
             "preprocess, reference": _each(reference, files),
             "preprocess 12 MP": _each(ours, large_files),
+            "preprocess 12 MP, fast": _each(fast, large_files),
             "preprocess 12 MP, reference": _each(reference, large_files),
             "encode image": _repeated(lambda: model.encode_images([batch]), BATCH),
             "encode one image": _each(lambda picture: model.encode_images([picture]), np.split(batch, BATCH)[:8]),

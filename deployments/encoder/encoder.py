@@ -23,6 +23,7 @@ from deployments.routing import MODEL_AFFINITY
 from embedding import trail
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
+from embedding.image_spec import JpegScaling
 from embedding.meter import Meter
 from embedding.models.cache import ModelCache
 from embedding.models.cpu.capabilities import has_bf16
@@ -31,6 +32,7 @@ from embedding.models.files.failure import named
 from embedding.models.files.origin import needs_files, origin_of
 from embedding.models.files.transfers import Transfers
 from embedding.models.files.weights import Weights
+from embedding.models.fingerprint import with_facts
 from embedding.models.loader import device_bytes, estimate_bytes, fetch_files, load_model, release_memory
 from embedding.models.model import Model, Pixels, Rows, normalize
 from embedding.models.openclip.buffers import staged
@@ -94,10 +96,12 @@ class Encoder:
 
     Args:
         settings: device, threads, memory and preloaded models.
+        jpeg_scaling: how the preprocessors of the graph decode large JPEGs, for the fingerprints.
     """
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, settings: EncoderSettings, jpeg_scaling: JpegScaling = "exact") -> None:
         log_request_ids()
+        self._preparation = {} if jpeg_scaling == "exact" else {"jpeg_scaling": jpeg_scaling}
         self._device = _device(settings.device)
         self._cores = Cores(settings.threads or os.cpu_count() or 1)
         for folder in settings.architectures:
@@ -160,10 +164,12 @@ class Encoder:
 
     @_refusals_as_values
     async def fingerprint(self, spec: ModelSpec) -> str:
-        """Hash of what determines a model's vectors: weights, preprocessing, precision, versions of libraries."""
+        """Hash of what determines a model's vectors: weights, preprocessing, precision, versions of libraries; and, if
+        it takes pictures, how the preprocessors prepare them."""
         async with self._models.use(self._on_device(spec)) as model:
             # Reads all weights: in another pool than the one that loads models.
-            return await _in_thread(self._readers, lambda: model.fingerprint)
+            fingerprint = await _in_thread(self._readers, lambda: model.fingerprint)
+            return fingerprint if model.info.image is None else with_facts(fingerprint, self._preparation)
 
     @_refusals_as_values
     async def encode_images(self, spec: ModelSpec, pixels: Pixels, normalized: bool, urgent: bool) -> Rows:

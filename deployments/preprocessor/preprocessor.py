@@ -28,7 +28,7 @@ from embedding.image.fair_queue import Call
 from embedding.image.lanes import Lanes
 from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, limit_pillow
 from embedding.image.subprocess_decoder import DecoderCrashed
-from embedding.image_spec import ImageSpec
+from embedding.image_spec import ImageSpec, JpegScaling
 from embedding.memory_estimate import Expansion
 from embedding.meter import Meter
 from embedding.text.chunks import SplitMethod, chunk_texts
@@ -48,12 +48,16 @@ class PreprocessorSettings(Settings):
         max_pixels: a picture with more pixels (width times height) is refused before it is decoded. It also limits the
             memory of a decoder: 16 bytes for each pixel, plus 256 MiB.
         max_decode_s: seconds of CPU time that decoding and resizing one picture may take.
+        jpeg_scaling: how JPEGs are decoded that are at least four times as large as a model needs them. "exact": all
+            their pixels. "fast": at 1/2, 1/4 or 1/8 of their size, for which vectors differ slightly; models report
+            another fingerprint then.
         fetch: limits on downloads.
     """
 
     decode_threads: PositiveInt | None = None
     max_pixels: PositiveInt = Field(default=PILLOW_MAX_PIXELS, le=PILLOW_MAX_PIXELS)
     max_decode_s: PositiveFloat = Field(default=5.0, allow_inf_nan=False)
+    jpeg_scaling: JpegScaling = "exact"
     fetch: FetchSettings = FetchSettings()
 
 
@@ -72,7 +76,7 @@ class Preprocessor:
         log_request_ids()
         # Decoders run in parallel, one picture each: threads of torch within one of them would only compete for cores.
         torch.set_num_threads(1)
-        limits = ImageLimits(settings.max_pixels, settings.max_decode_s)
+        limits = ImageLimits(settings.max_pixels, settings.max_decode_s, settings.jpeg_scaling)
         limit_pillow(limits)
         self._meter = Meter()
         self._metrics = PreprocessorMetrics(self._meter)

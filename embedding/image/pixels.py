@@ -10,6 +10,9 @@ RGB pictures take a fast path: plain JPEGs are decoded by libjpeg-turbo (same pi
 2/255, and by 0.05/255 on average. If libjpeg-turbo reports an error or a warning, Pillow decodes the file, and only
 Pillow's errors count. All other modes (palette, alpha, CMYK, grey, 16 bit, float) and line art are resized by Pillow,
 with the same pixels as the reference.
+
+With `jpeg_scaling` "fast" a plain JPEG that is at least four times as large as the result is scaled by libjpeg-turbo
+while it is decoded. Its pixels are not within these bounds, but its vector hardly differs.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +35,7 @@ from embedding.image.decode_cost import block_scans
 from embedding.image.elongated import resize_window
 from embedding.image.refusal import refused, too_slow
 from embedding.image.resample import Axis, columns_first
-from embedding.image_spec import ImageSpec
+from embedding.image_spec import JPEG_SCALINGS, ImageSpec, JpegScaling
 from embedding.shown import shown
 
 __all__ = [
@@ -84,25 +88,31 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits for one picture.
+    """What preparing one picture may cost.
 
     Args:
         max_pixels: width times height, of the picture and of a TIFF's tile; checked before anything is decoded.
         max_decode_s: CPU time for decoding and resizing, in seconds. `preprocess` refuses pictures whose header says
             that they take longer. Others are only stopped in a subprocess (see `embedding.image.subprocess_decoder`).
+        jpeg_scaling: "exact" (the reference's pixels, within the bounds above), or "fast": large plain JPEGs are
+            scaled while they are decoded, which costs a fraction of the time.
 
     Raises:
-        ValueError: `max_pixels` is below 1 or above `PILLOW_MAX_PIXELS`, or `max_decode_s` is not positive and finite.
+        ValueError: `max_pixels` is below 1 or above `PILLOW_MAX_PIXELS`, `max_decode_s` is not positive and finite, or
+            `jpeg_scaling` is unknown.
     """
 
     max_pixels: int = PILLOW_MAX_PIXELS
     max_decode_s: float = 5.0
+    jpeg_scaling: JpegScaling = "exact"
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
             raise ValueError(f"max_pixels must be within 1..{PILLOW_MAX_PIXELS}, not {self.max_pixels}")
         if not 0 < self.max_decode_s < math.inf:
             raise ValueError(f"max_decode_s must be a positive number of seconds, not {self.max_decode_s}")
+        if self.jpeg_scaling not in JPEG_SCALINGS:
+            raise ValueError(f"jpeg_scaling must be one of {JPEG_SCALINGS}, not {self.jpeg_scaling!r}")
 
     @property
     def max_bytes(self) -> int:
@@ -234,6 +244,10 @@ def _fast_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     resizes = size != image.size and spec.resize_mode != "longest"
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
         return _pillow_steps(image, spec)
+    divisor = jpeg.divisor(image, size) if limits.jpeg_scaling == "fast" else 1
+    scaled = jpeg.decode(data, image, divisor) if divisor > 1 else None
+    if scaled is not None:
+        return _torch_steps(scaled, size, spec, (image.width / divisor, image.height / divisor))
     decoded = _decode(data, image)
     return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
 
@@ -259,21 +273,42 @@ def _few_levels(pixels: Pixels) -> bool:
     return int(np.count_nonzero(np.bincount(sample, minlength=256))) <= FEW_LEVELS
 
 
-def _torch_steps(pixels: Pixels, size: tuple[int, int], spec: ImageSpec) -> Pixels:
-    """Resizes and crops with torch, whose uint8 resize is Pillow's algorithm with 16-bit weights, always rows first."""
+def _torch_steps(
+    pixels: Pixels, size: tuple[int, int], spec: ImageSpec, covered: tuple[float, float] | None = None
+) -> Pixels:
+    """Resizes and crops with torch, whose uint8 resize is Pillow's algorithm with 16-bit weights, always rows first.
+
+    Args:
+        pixels: (H, W, 3 or 4) uint8.
+        size: (width, height) after the resize.
+        spec: the size after the crop, and the interpolation.
+        covered: how much of the width and of the height the picture covers, if the last column or row of a scaled
+            picture covers less than a pixel.
+    """
     (width, height), (rows, columns) = size, spec.size
     top, left = _corner(height, rows), _corner(width, columns)
+    across, down = covered or (pixels.shape[1], pixels.shape[0])
     # torch has vectorised code for a channels-last batch of one.
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     if columns_first((pixels.shape[1], pixels.shape[0]), size):
-        batch = _interpolate(batch, (pixels.shape[1], height), spec)
-    batch = _interpolate(batch, size, spec)
+        batch = _interpolate(batch, (pixels.shape[1], height), spec, (pixels.shape[1], down))
+        down = height
+    batch = _interpolate(batch, size, spec, (across, down))
     return np.ascontiguousarray(batch[0, :3, top : top + rows, left : left + columns].numpy())
 
 
-def _interpolate(batch: torch.Tensor, size: tuple[int, int], spec: ImageSpec) -> torch.Tensor:
+def _interpolate(
+    batch: torch.Tensor, size: tuple[int, int], spec: ImageSpec, covered: tuple[float, float]
+) -> torch.Tensor:
+    target = size[1], size[0]
+    if (covered[1], covered[0]) == batch.shape[2:]:
+        scaling: dict[str, Any] = {"size": target}
+    else:
+        # torch rounds the size of the result down: the product may be just below the size that it stands for.
+        across, down = (wanted / side * (1 + 1e-12) for wanted, side in zip(size, covered, strict=True))
+        scaling = {"scale_factor": (down, across)}
     return torch.nn.functional.interpolate(
-        batch, (size[1], size[0]), mode=_interpolation(spec), align_corners=False, antialias=True
+        batch, **scaling, mode=_interpolation(spec), align_corners=False, antialias=True
     )
 
 

@@ -66,6 +66,21 @@ def fingerprint(module: torch.nn.Module, facts: Mapping[str, object]) -> str:
     return Described(module).fingerprint(facts)
 
 
+def with_facts(fingerprint: str, facts: Mapping[str, object]) -> str:
+    """The fingerprint of a model whose vectors depend on more than the model itself.
+
+    Args:
+        fingerprint: the model's.
+        facts: settings of the server that decide its vectors, as JSON values, without those that have their default.
+
+    Returns:
+        32 hex digits; without facts the model's own fingerprint.
+    """
+    if not facts:
+        return fingerprint
+    return blake3(json.dumps([fingerprint, dict(facts)], sort_keys=True).encode()).hexdigest(16)
+
+
 def _version(library: str) -> str:
     try:
         return version(library)
