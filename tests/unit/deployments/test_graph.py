@@ -31,6 +31,9 @@ DEPLOYMENTS: tuple[Any, ...] = (Ingress, Preprocessor, Encoder)
         {"encoder": {"device": "gpu"}},
         {"ingress": {"image_chunk": 0}},
         {"preprocessor": {"fetch": {"max_byte": 1}}},
+        {"preprocessor": {"jpeg_scaling": "quick"}},
+        {"preprocessor": {"jpeg_scaling": None}},
+        {"encoder": {"jpeg_scaling": "fast"}},
         {"preprocessor": {"fetch": {"allowed_networks": "not a network"}}},
     ],
 )
