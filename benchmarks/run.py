@@ -54,6 +54,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     overload.BENCHMARK,
     comparison.SMALL,
     comparison.VIT_B_32,
+    comparison.VIT_L_14,
     gpu.BENCHMARK,
     soak.BENCHMARK,
     chaos.BENCHMARK,

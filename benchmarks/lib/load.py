@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from benchmarks.lib.cpu import CpuMeter
-from benchmarks.lib.target import Items, Target
+from benchmarks.lib.target import Items, Rows, Target
 
 BATCH = 32
 """Items of one bulk request."""
@@ -203,25 +203,30 @@ class Conversation:
         Raises:
             ValueError: the server refused the request, or a vector is missing.
         """
+        return self.exchange(items)[1]
+
+    def exchange(self, items: Items) -> tuple[Rows, int]:
+        """As `ask`, and returns the vectors too: float32 (n, dimensions)."""
         body = self._target.pack(items)
         self._http.request("POST", urlsplit(self._target.url).path, body, dict(self._target.headers))
         response = self._http.getresponse()
         reply = response.read()
         if response.status != 200:
             raise ValueError(f"{self._target.url} answered {response.status}: {reply[:500]!r}")
-        if len(self._target.unpack(reply)) != len(items):
+        rows = self._target.unpack(reply)
+        if len(rows) != len(items):
             raise ValueError(f"{self._target.url} gave another number of vectors than was asked for")
-        return len(body) + len(reply)
+        return rows, len(body) + len(reply)
 
 
-def once(target: Target, items: Items) -> None:
-    """Sends one request and waits for the answer.
+def once(target: Target, items: Items) -> Rows:
+    """Sends one request and waits for the answer: float32 (n, dimensions).
 
     Raises:
         ValueError: as `Conversation.ask`.
     """
     with Conversation(target) as conversation:
-        conversation.ask(items)
+        return conversation.exchange(items)[0]
 
 
 async def post(session: aiohttp.ClientSession, target: Target, body: bytes) -> bytes:

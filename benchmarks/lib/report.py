@@ -24,6 +24,7 @@ TRIALS = OUT / "quick"
 """Where trials are kept: quick runs, and runs of a part. No figure of a full run is ever replaced by a trial's."""
 RESULTS_FILE = RESULTS.parent / "RESULTS.md"
 PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "pillow", "numpy", "aiohttp")
+FOR_MATRICES = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 INTRODUCTION = """# Results
 
 The first sections are made by `benchmarks/lib/report.py` from the JSON of the last full runs: edit nothing there.
@@ -88,8 +89,9 @@ def show(benchmark: Benchmark, record: Mapping[str, Any]) -> None:
         table.add_row(*line)
     console = Console()
     console.print(table)
-    load = record["load average"]
-    console.print(f"{record['seconds']} s; load average {load['before']:.1f} before, {load['after']:.1f} after\n")
+    about, load = record["environment"], record["load average"]
+    console.print(f"{about['cpu']}, {about['cores']} cores; {record['seconds']} s; ", end="")
+    console.print(f"load average {load['before']:.1f} before, {load['after']:.1f} after\n")
 
 
 def write_results(benchmarks: Sequence[Benchmark], results: Path = RESULTS_FILE, records: Path = OUT) -> Path:
@@ -180,10 +182,14 @@ def _draw(benchmark: Benchmark, result: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor() or "unknown CPU"
+def _cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, and what it has beside AVX2 for products of matrices: the same name may stand for several
+    generations, which differ in that."""
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
+    values = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # the first core's
+    name = values.get("model name") or platform.processor() or "unknown CPU"
+    has = [flag for flag in FOR_MATRICES if flag in values.get("flags", "").split()]
+    return f"{name} ({', '.join(has)})" if has else name
 
 
 def _commit() -> str:

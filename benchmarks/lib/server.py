@@ -32,6 +32,7 @@ class Shape:
         device: of the encoders.
         ingress: further settings of the ingress.
         fetch: settings of downloads, other than those of config/demo.yaml.
+        models: how the encoders load models, the same way.
         autoscaling: `autoscaling_config` by deployment, in place of its number of replicas.
     """
 
@@ -45,6 +46,7 @@ class Shape:
     device: str = "cpu"
     ingress: Mapping[str, Any] = field(default_factory=dict)
     fetch: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
     autoscaling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -118,6 +120,7 @@ def _config(shape: Shape, port: int) -> dict[str, Any]:
         "preload": [],
         "architectures": [str(FOLDER)],
     }
+    arguments["encoder"]["models"] |= shape.models
     replicas = {"Ingress": shape.ingresses, "Preprocessor": shape.preprocessors, "Encoder": shape.encoders}
     for deployment in application["deployments"]:
         if scaling := shape.autoscaling.get(deployment["name"]):

@@ -1,25 +1,23 @@
 """A BentoML service with adaptive batching, which takes pictures by URL and as preprocessed tensors.
 
-Runs in a virtual environment of its own: `bentoml serve bento_service:Clip`, configured by ARCHITECTURE, WEIGHTS,
-WORKERS and MAX_BATCH in the environment. Each of several workers decodes and encodes with its part of the cores.
+Runs in a virtual environment of its own: `bentoml serve bento_service:Clip`, configured by WORKERS, MAX_BATCH and the
+variables of towers.py. Each of several workers decodes and encodes with its part of the cores.
 """
 
 import asyncio
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Annotated
 
 import aiohttp
 import bentoml  # type: ignore[import-not-found]
 import numpy as np
-import open_clip
 import torch
 from bentoml.validators import DType, Shape  # type: ignore[import-not-found]
 from PIL import Image
+from towers import image_tower  # type: ignore[import-not-found]
 
-ARCHITECTURE, WEIGHTS = os.environ["ARCHITECTURE"], Path(os.environ["WEIGHTS"])
 WORKERS = int(os.environ["WORKERS"])
 THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
 MAX_BATCH = int(os.environ.get("MAX_BATCH", "64"))
@@ -30,10 +28,7 @@ class Clip:
     """One worker."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(THREADS)
-        open_clip.add_model_config(WEIGHTS.parent)
-        self.model, _, self.transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(WEIGHTS))
-        self.model.eval()
+        self.transform, self.encode = image_tower(THREADS)
         self.decoders = ThreadPoolExecutor(THREADS)
         self.device = ThreadPoolExecutor(1)
         self.session: aiohttp.ClientSession | None = None
@@ -42,12 +37,6 @@ class Clip:
         """Preprocesses one picture."""
         pixels: torch.Tensor = self.transform(Image.open(io.BytesIO(data)))
         return pixels
-
-    def encode(self, pixels: torch.Tensor) -> np.ndarray:
-        """Vectors of preprocessed pictures."""
-        with torch.inference_mode():
-            vectors: np.ndarray = self.model.encode_image(pixels, normalize=True).numpy()
-        return vectors
 
     async def load(self, url: str) -> torch.Tensor:
         """Downloads and preprocesses one picture."""

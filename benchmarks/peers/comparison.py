@@ -1,33 +1,84 @@
 """Pictures per second of every server: each is started afresh, one after the other, in several rounds.
 
-BentoML has the most settings, so its best configurations are found first, in short runs.
+The others can be run in several ways. Each way is tried once, shortly; the best ones of each server go into the rounds.
+Whatever is measured is checked: its vectors are compared with those of open_clip's own transform and model.
 """
 
 from __future__ import annotations
 
+import http.client
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import aiohttp
+import numpy as np
 
 from benchmarks.lib import models, pictures
 from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.load import closed_loop, once
 from benchmarks.lib.models import Checkpoint
+from benchmarks.lib.process import NotStarted
 from benchmarks.lib.web import web
-from benchmarks.peers.servers import BENTOML, SERVERS, Server, bentoml
+from benchmarks.peers.reference import deviation, reference
+from benchmarks.peers.servers import (
+    CORES,
+    Entrant,
+    Runtime,
+    bentoml,
+    bentoml_entrants,
+    infinity_entrants,
+    optimum,
+    our_entrants,
+    plain_entrants,
+)
 from benchmarks.peers.venvs import make_all, version
 
 CLIENTS = 6
-TRIED_CLIENTS = (6, 12)
-FINALISTS = 2
-UNTUNED = [(name, CLIENTS) for name in BENTOML if name.endswith("of 64")]
-Rounds = Sequence[Mapping[str, Mapping[str, Any]]]
+FIRST = 32
+"""Pictures of the first request: some servers load their model, or compile it, when it comes."""
+CHECKED = 8
+"""Of these, whose vectors are compared."""
+MOST_DEVIATION = 0.01
+"""Of a vector from the right one, in units of the distance between two pictures: see `benchmarks.peers.reference`."""
+FAILURES = (NotStarted, OSError, ValueError, TimeoutError, aiohttp.ClientError, http.client.HTTPException)
+"""How a server that does not work shows itself."""
+RATIOS = {"vs_bentoml": "BentoML", "vs_infinity": "infinity", "vs_plain": "plain"}
+"""Figures of the summary, and the families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Args:
+        rounds: how often each server is measured.
+        seconds: of each measurement.
+        try_seconds: of each trial; 0: none takes place, and the first configurations are taken.
+        finalists: how many configurations of each family and precision go into the rounds.
+        tensors: whether BentoML is asked with preprocessed tensors too.
+    """
+
+    rounds: int
+    seconds: float
+    try_seconds: float
+    finalists: Mapping[str, int]
+    tensors: bool
+
+
+QUICK = Plan(1, 4.0, 0.0, {}, tensors=False)
 
 
 def comparison(
-    name: str, suffix: str, model: str, checkpoint: Callable[[], Checkpoint], rounds: int, seconds: float, tune: bool
+    name: str,
+    suffix: str,
+    model: str,
+    checkpoint: Callable[[], Checkpoint],
+    plan: Plan,
+    entrants: Callable[[], Sequence[Entrant]],
 ) -> Benchmark:
     """The comparison with one model.
 
@@ -36,73 +87,135 @@ def comparison(
         suffix: of its figures in the summary.
         model: for the title.
         checkpoint: makes the model that all serve.
-        rounds: how often each server is measured.
-        seconds: of each measurement.
-        tune: whether the best configurations of BentoML are found first. Otherwise its default batch size is taken.
+        plan: how much is measured, unless it is a quick run.
+        entrants: every configuration of every server. Families with several of one precision are tried first.
     """
 
     def measure(quick: bool) -> Result:
-        shorter = (1, 4.0) if quick else (rounds, seconds)
-        return _measure(checkpoint(), *shorter, tune)
+        return _measure(checkpoint(), QUICK if quick else plan, entrants())
 
     def summary(result: Mapping[str, Any]) -> Figures:
-        return {f"{key}{suffix}": runs for key, runs in _ratios(result["rounds"]).items()}
+        return {f"{key}{suffix}": runs for key, runs in ratios(result).items()}
 
     title = f"Peers, {model}: pictures per second by URL"
-    return Benchmark(name, title, measure, _rows, summary, _draw, prepare=make_all)
+    return Benchmark(name, title, measure, rows, summary, _draw, verdict, prepare=make_all)
 
 
-def _measure(checkpoint: Checkpoint, rounds: int, seconds: float, tune: bool) -> Result:
+def _measure(checkpoint: Checkpoint, plan: Plan, entrants: Sequence[Entrant]) -> Result:
     paths = pictures.normal()
+    expected, distance = reference(checkpoint, paths[:CHECKED])
     with web(paths) as urls:
-        tried = _tried(checkpoint, urls, seconds / 2) if tune else {}
-        best = sorted(tried, key=tried.__getitem__, reverse=True)[:FINALISTS] or UNTUNED
-        entrants = [(name, SERVERS[name], CLIENTS) for name in SERVERS]
-        entrants += [(_with_clients(name, clients), BENTOML[name], clients) for name, clients in best]
-        measured = [
-            {name: _measured(name, start, clients, checkpoint, urls, seconds) for name, start, clients in entrants}
-            for _ in range(rounds)
-        ]
-        tensors = _tensor_path(checkpoint, (1, 32))
-    versions = {
-        "bentoml": version("bentoml", "bentoml"),
-        "infinity-emb": version("infinity", "infinity-emb"),
-        "transformers (infinity)": version("infinity", "transformers"),
-        "fastapi (plain)": version("plain", "fastapi"),
-    }
+
+        def measured(entrant: Entrant, seconds: float) -> dict[str, Any]:
+            found = attempt(entrant, checkpoint, urls, seconds, expected)
+            print(f"  {entrant.name}: {found['problem'] or _rate(found['rate']) + ' pictures/s'}", flush=True)
+            return found
+
+        trials = to_try(entrants, plan.finalists) if plan.try_seconds else []
+        tried = {one.name: measured(one, plan.try_seconds) for one in trials}
+        chosen = finalists(entrants, tried, plan.finalists)
+        rounds = [{one.name: measured(one, plan.seconds) for one in chosen} for _ in range(plan.rounds)]
+        tensors = _tensor_path(checkpoint, (1, 32)) if plan.tensors else []
     return {
-        "clients": CLIENTS,
-        "tried": {_with_clients(*how): rate for how, rate in tried.items()},
-        "rounds": measured,
+        "entrants": {
+            one.name: {"family": one.family, "way": one.way, "precision": one.precision, "clients": one.clients}
+            for one in entrants
+        },
+        "tried": tried,
+        "rounds": rounds,
+        "distance between pictures": distance,
         "bentoml tensors": tensors,
-        "versions": versions,
+        "versions": _versions(),
     }
 
 
-def _tried(checkpoint: Checkpoint, urls: Sequence[str], seconds: float) -> dict[tuple[str, int], float]:
-    """Pictures per second of each configuration of BentoML with each number of clients, in one run each."""
-    rates = {}
-    for name, start in BENTOML.items():
-        with start(checkpoint) as peer:
-            once(peer.target, urls[:32])
-            for clients in TRIED_CLIENTS:
-                rates[name, clients] = closed_loop(peer.target, urls, clients, seconds).rate
-                print(f"  tried {_with_clients(name, clients)}: {rates[name, clients]:.0f} pictures/s", flush=True)
-    return rates
+def _versions() -> dict[str, str]:
+    packages = {
+        "bentoml": ("bentoml",),
+        "infinity": ("infinity-emb", "transformers"),
+        "plain": ("fastapi", "onnxruntime"),
+    }
+    return {f"{package} ({peer})": version(peer, package) for peer, names in packages.items() for package in names}
 
 
-def _with_clients(name: str, clients: int) -> str:
-    return f"{name}, {clients} clients"
+def _groups(entrants: Iterable[Entrant]) -> dict[tuple[str, str], list[Entrant]]:
+    """By family and precision."""
+    groups: dict[tuple[str, str], list[Entrant]] = {}
+    for one in entrants:
+        groups.setdefault((one.family, one.precision), []).append(one)
+    return groups
 
 
-def _measured(
-    name: str, start: Server, clients: int, checkpoint: Checkpoint, urls: Sequence[str], seconds: float
+def to_try(entrants: Sequence[Entrant], allowed: Mapping[str, int]) -> list[Entrant]:
+    """Those of families that have more configurations of a precision than may go into the rounds."""
+    return [
+        one
+        for (family, _), rivals in _groups(entrants).items()
+        if len(rivals) > allowed.get(family, 1)
+        for one in rivals
+    ]
+
+
+def finalists(
+    entrants: Sequence[Entrant], tried: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, int]
+) -> list[Entrant]:
+    """The quickest configurations of each family and precision, in the order of the entrants' families.
+
+    Args:
+        entrants: all of them.
+        tried: what `attempt` found, by name, of those that were tried.
+        allowed: how many of a family; by default one.
+    """
+    chosen = []
+    for (family, _), rivals in _groups(entrants).items():
+        best = sorted(rivals, key=lambda one: tried[one.name]["rate"] if one.name in tried else 0.0, reverse=True)
+        chosen += best[: allowed.get(family, 1)]
+    return chosen
+
+
+def attempt(
+    entrant: Entrant, checkpoint: Checkpoint, urls: Sequence[str], seconds: float, expected: np.ndarray
 ) -> dict[str, Any]:
-    with start(checkpoint) as peer:
-        once(peer.target, urls[:32])  # some servers load their model, or try batch sizes, on the first request
-        served = closed_loop(peer.target, urls, clients, seconds, peer.meter())
-    print(f"  {name}: {served.rate:.0f} pictures/s", flush=True)
-    return {"rate": served.rate, "cpu ms": sum(served.cpu_ms.values()), "load average": os.getloadavg()[0]}
+    """Starts a server, checks its vectors and loads it.
+
+    Args:
+        entrant: the server.
+        checkpoint: what it serves.
+        urls: of the pictures.
+        seconds: of the load.
+        expected: the right vectors of the first pictures: float32 (n, dimensions), normalised.
+
+    Returns:
+        `rate` in pictures per second, 0 if nothing was answered; `cpu ms` of each picture; `deviation`, the largest
+        1 - cosine, or None if there was no vector; `problem`, why nothing was answered, or an empty text.
+    """
+    far: float | None = None
+    try:
+        with entrant.start(checkpoint) as peer:
+            far = deviation(once(peer.target, urls[:FIRST])[: len(expected)], expected)
+            served = closed_loop(peer.target, urls, entrant.clients, seconds, peer.meter())
+    except FAILURES as error:
+        return _nothing(far, _sentence(error))
+    except ExceptionGroup as errors:  # of the clients, which run side by side
+        failures, others = errors.split(FAILURES)
+        if others is not None or failures is None:
+            raise
+        return _nothing(far, _sentence(failures.exceptions[0]))
+    if not served.items:
+        return _nothing(far, f"no answer in {seconds:g} s")
+    cpu = sum(served.cpu_ms.values())
+    return {"rate": served.rate, "cpu ms": cpu, "load average": os.getloadavg()[0], "deviation": far, "problem": ""}
+
+
+def _nothing(far: float | None, problem: str) -> dict[str, Any]:
+    return {"rate": 0.0, "cpu ms": None, "load average": os.getloadavg()[0], "deviation": far, "problem": problem}
+
+
+def _sentence(error: BaseException) -> str:
+    """What a server said last, or why it could not be asked."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "Error: " in line]
+    return (said or lines or [type(error).__name__])[-1][:200]
 
 
 def _tensor_path(checkpoint: Checkpoint, batches: Sequence[int]) -> list[dict[str, float]]:
@@ -120,33 +233,107 @@ def _tensor_path(checkpoint: Checkpoint, batches: Sequence[int]) -> list[dict[st
     return measured
 
 
-def _rows(result: Mapping[str, Any]) -> Table:
+def rows(result: Mapping[str, Any]) -> Table:
+    """A line for each server that was compared, then one for each way that was tried."""
     rounds = result["rounds"]
-    table = [["server", "pictures/s", "range", "CPU ms per picture", "ours / it"]]
+    ours = [name for name in rounds[0] if result["entrants"][name]["family"] == "ours"]
+    table = [["server", "pictures/s", "range", "CPU ms per picture", "1 - cosine", *(f"{one} / it" for one in ours)]]
     for name in rounds[0]:
         rates = [one[name]["rate"] for one in rounds]
-        spread = f"{min(rates):.0f} - {max(rates):.0f}"
-        cpu = statistics.median(one[name]["cpu ms"] for one in rounds)
-        ratio = statistics.median(one["ours"]["rate"] / one[name]["rate"] for one in rounds)
-        table.append([name, f"{statistics.median(rates):.0f}", spread, f"{cpu:.1f}", f"{ratio:.2f}"])
-    if tried := result.get("tried", {}).values():  # older records have none
-        table.append(
-            [f"({len(tried)} configurations of BentoML tried)", "", f"{min(tried):.0f} - {max(tried):.0f}", "", ""]
-        )
+        costs = [one[name]["cpu ms"] for one in rounds if one[name]["rate"]]
+        far = [one[name]["deviation"] for one in rounds if one[name]["deviation"] is not None]
+        cells = [
+            _rate(statistics.median(rates)) if any(rates) else f"none: {_problems(rounds, name)}",
+            f"{_rate(min(rates))} - {_rate(max(rates))}" if any(rates) else "–",
+            f"{statistics.median(costs):.1f}" if costs else "–",
+            f"{max(far):.0e}" if far else "–",
+        ]
+        table.append([name, *cells, *(_median(_over(rounds, one, name)) for one in ours)])
+    return table + _tried_rows(result, len(table[0])) + _tensor_rows(result, len(table[0]))
+
+
+def _problems(rounds: Sequence[Mapping[str, Any]], name: str) -> str:
+    return "; ".join(dict.fromkeys(one[name]["problem"] for one in rounds if one[name]["problem"]))
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f}" if values else "–"
+
+
+def _over(rounds: Sequence[Mapping[str, Any]], ours: str, other: str) -> list[float]:
+    """One speed over another one, of the rounds in which both answered."""
+    pairs = [(one[ours]["rate"], one[other]["rate"]) for one in rounds]
+    return [mine / its for mine, its in pairs if mine and its]
+
+
+def _tried_rows(result: Mapping[str, Any], width: int) -> Table:
+    """Of the configurations that were tried: those of one family and way in one line."""
+    by_way: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for name, found in result["tried"].items():
+        entrant = result["entrants"][name]
+        by_way.setdefault((entrant["family"], entrant["way"]), {})[name] = found
+    table = []
+    for (family, way), found in by_way.items():
+        rates = [one["rate"] for one in found.values() if one["rate"]]
+        what = f"({family}, {way}: {len(found)} tried)"
+        if rates:
+            best = max(found, key=lambda name: found[name]["rate"])
+            shown = [_rate(max(rates)), f"{_rate(min(rates))} - {_rate(max(rates))}"]
+            table.append([what if len(found) == 1 else f"({len(found)} tried, best: {best})", *shown])
+        else:
+            table.append([what, "none: " + "; ".join(dict.fromkeys(one["problem"] for one in found.values()))])
+    return [[*line, *[""] * (width - len(line))] for line in table]
+
+
+def _tensor_rows(result: Mapping[str, Any], width: int) -> Table:
+    table = []
     for one in result["bentoml tensors"]:
         what = f"BentoML, JSON tensors, one request of {one['batch']}"
-        table.append([what, f"{1000 / one['ms per picture']:.0f}", "", "", ""])
+        table.append([what, _rate(1000 / one["ms per picture"]), *[""] * (width - 2)])
     return table
 
 
-def _ratios(rounds: Rounds) -> Figures:
-    """Our speed over that of each other server in each round; of BentoML the configuration with the best median."""
-    best = max(
-        (name for name in rounds[0] if name.startswith("BentoML")),
-        key=lambda name: statistics.median(one[name]["rate"] for one in rounds),
-    )
-    names = {"vs_bentoml": best, "vs_infinity": "infinity", "vs_plain": "plain"}
-    return {key: [one["ours"]["rate"] / one[name]["rate"] for one in rounds] for key, name in names.items()}
+def ratios(result: Mapping[str, Any]) -> Figures:
+    """Our speed over that of each other server's quickest fp32 configuration, in each round in which both answered.
+
+    Of our bf16 too, as `bf16_…`, and that over BentoML's own bf16, as `bf16_vs_bentoml_bf16`.
+    """
+    rounds, entrants = result["rounds"], result["entrants"]
+
+    def best(family: str, precision: str) -> str | None:
+        rivals = [name for name in rounds[0] if _is(entrants[name], family, precision)]
+        return max(rivals, key=lambda name: statistics.median(one[name]["rate"] for one in rounds), default=None)
+
+    figures = {}
+    for precision, prefix in (("fp32", ""), ("bf16", "bf16_")):
+        mine = best("ours", precision)
+        for key, family in RATIOS.items():
+            figures[f"{prefix}{key}"] = (mine, best(family, "fp32"))
+            if precision == "bf16":
+                figures[f"{prefix}{key}_bf16"] = (mine, best(family, "bf16"))
+    found = {key: _over(rounds, mine, its) for key, (mine, its) in figures.items() if mine and its}
+    return {key: runs for key, runs in found.items() if runs}
+
+
+def _is(entrant: Mapping[str, str], family: str, precision: str) -> bool:
+    return (entrant["family"], entrant["precision"]) == (family, precision)
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What is wrong: our server answered nothing, or some server gave other vectors than open_clip."""
+    problems = []
+    for number, one in enumerate([result["tried"], *result["rounds"]]):
+        where = f"round {number}" if number else "the trials"
+        for name, found in one.items():
+            if result["entrants"][name]["family"] == "ours" and found["problem"]:
+                problems.append(f"{name} answered nothing in {where}: {found['problem']}")
+            if (found["deviation"] or 0.0) > MOST_DEVIATION * result["distance between pictures"]:
+                problems.append(f"{name} gives other vectors in {where}: 1 - cosine = {found['deviation']:.1e}")
+    return "; ".join(problems)
 
 
 def _draw(result: Mapping[str, Any], axes: Any) -> None:
@@ -154,12 +341,61 @@ def _draw(result: Mapping[str, Any], axes: Any) -> None:
     medians = {name: statistics.median(one[name]["rate"] for one in rounds) for name in rounds[0]}
     names = sorted(medians, key=medians.__getitem__)
     bars = axes.barh(names, [medians[name] for name in names])
-    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.bar_label(bars, labels=[_rate(medians[name]) for name in names], padding=3)
     for position, name in enumerate(names):
         axes.plot([one[name]["rate"] for one in rounds], [position] * len(rounds), "k.", markersize=4)
     axes.set_xlabel("pictures per second")
 
 
-SMALL = comparison("peers", "", "small CLIP", models.small_clip, rounds=3, seconds=10.0, tune=True)
-# Too slow to try configurations: in a few seconds there are a handful of answers.
-VIT_B_32 = comparison("peers-vit-b-32", "_vit_b32", "ViT-B-32", models.vit_b_32, rounds=2, seconds=24.0, tune=False)
+# Where nothing is tried, the first of each family and precision are taken.
+def _small() -> list[Entrant]:
+    runtimes: tuple[Runtime, ...] = ("onnx", "torch")
+    return [
+        *our_entrants(CLIENTS, bf16=False),
+        *infinity_entrants(CLIENTS),
+        *plain_entrants(CLIENTS, runtimes),
+        *bentoml_entrants((CLIENTS, 2 * CLIENTS), runtimes, (64, 32), (CORES,)),
+        *(bentoml_entrants((CLIENTS,), runtimes, (64,), (1,)) if CORES > 1 else ()),
+    ]
+
+
+def _vit_b_32() -> list[Entrant]:
+    runtimes: tuple[Runtime, ...] = ("onnx", "torch")
+    return [
+        *our_entrants(CLIENTS, has_bf16()),
+        *infinity_entrants(CLIENTS),
+        optimum(CLIENTS),
+        *plain_entrants(CLIENTS, runtimes),
+        *bentoml_entrants((CLIENTS,), (*runtimes, *_bf16()), (64,), sorted({1, CORES})),
+    ]
+
+
+def _vit_l_14() -> list[Entrant]:
+    """What is best with ViT-B-32. With fewer clients: at two pictures a second six of them wait for minutes."""
+    clients = 2
+    return [
+        *our_entrants(clients, has_bf16()),
+        infinity_entrants(clients)[0],
+        *plain_entrants(clients, ("onnx",)),
+        *bentoml_entrants((clients,), ("onnx", *_bf16()), (64,), (1,)),
+    ]
+
+
+def _bf16() -> tuple[Runtime, ...]:
+    return ("torch-bf16",) if has_bf16() else ()
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16. Imports torch."""
+    from embedding.models.cpu.capabilities import has_bf16
+
+    return has_bf16()
+
+
+SMALL = comparison("peers", "", "small CLIP", models.small_clip, Plan(3, 8.0, 4.0, {"BentoML": 2}, True), _small)
+VIT_B_32 = comparison(
+    "peers-vit-b-32", "_vit_b32", "ViT-B-32", models.vit_b_32, Plan(2, 16.0, 6.0, {}, True), _vit_b_32
+)
+VIT_L_14 = comparison(
+    "peers-vit-l-14", "_vit_l14", "ViT-L-14", models.vit_l_14, Plan(1, 40.0, 0.0, {}, False), _vit_l_14
+)

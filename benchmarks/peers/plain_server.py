@@ -1,30 +1,27 @@
 """A simple server: FastAPI, Pillow and open_clip in one process.
 
-Runs in a virtual environment of its own: `python plain_server.py ARCHITECTURE WEIGHTS PORT`. Downloads and
+Runs in a virtual environment of its own: `python plain_server.py PORT`, with the variables of towers.py. Downloads and
 preprocessing run in threads; the model encodes the pictures of one request at a time.
 """
 
 import io
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import open_clip
 import requests
 import torch
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from pydantic import BaseModel
+from towers import image_tower  # type: ignore[import-not-found]
 
-ARCHITECTURE, WEIGHTS, PORT = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+PORT = int(sys.argv[1])
 DOWNLOAD_THREADS = 20  # as many as Marqo uses to add documents
 
-open_clip.add_model_config(WEIGHTS.parent)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-model, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(WEIGHTS), device=DEVICE)
-model.eval()
+transform, encode = image_tower(os.cpu_count() or 1)
 one_at_a_time = threading.Lock()
 threads = ThreadPoolExecutor(DOWNLOAD_THREADS)
 local = threading.local()
@@ -51,8 +48,8 @@ def load(url: str) -> torch.Tensor:
 def embed(pictures: Pictures) -> list[list[float]]:
     """A vector for each picture."""
     pixels = torch.stack(list(threads.map(load, pictures.urls)))
-    with one_at_a_time, torch.inference_mode(), torch.autocast(DEVICE, torch.float16, enabled=DEVICE == "cuda"):
-        vectors: list[list[float]] = model.encode_image(pixels.to(DEVICE), normalize=True).float().tolist()
+    with one_at_a_time:
+        vectors: list[list[float]] = encode(pixels).tolist()
     return vectors
 
 

@@ -119,3 +119,18 @@ def test_the_committed_file_keeps_every_section(tmp_path: Path) -> None:
 
 def test_names_and_titles_of_benchmarks_differ() -> None:
     assert len({one.name for one in BENCHMARKS}) == len({one.title for one in BENCHMARKS}) == len(BENCHMARKS)
+
+
+def test_the_processor_is_named_with_what_it_has_for_products_of_matrices(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    core = "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16\n\n"
+    info.write_text(core + core.replace("Some", "Other"))
+    assert report._cpu(info) == "Some CPU (avx512f, avx512_bf16, amx_bf16)"
+    info.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2\n")
+    assert report._cpu(info) == "Some CPU"
+
+
+def test_the_table_on_the_terminal_names_the_processor(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_record(results.parent, FAST, 10)
+    report.show(FAST, json.loads((results.parent / "fast.json").read_text()))
+    assert "CPU, 2 cores; 7.0 s; load average 0.1 before" in capsys.readouterr().out

@@ -38,7 +38,7 @@ def test_without_names_the_default_set_runs() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("soak", "chaos", "scaling", "autoscaling", "tracing", "gpu", "peers", "peers-vit-b-32"),
+        *("soak", "chaos", "scaling", "autoscaling", "tracing", "gpu", "peers", "peers-vit-b-32", "peers-vit-l-14"),
         *("first_requests", "many_models", "many_names", "open_clip_versions"),
     ],
 )
