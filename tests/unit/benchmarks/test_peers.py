@@ -144,7 +144,7 @@ def test_a_mistake_of_the_benchmark_itself_is_no_reason() -> None:
 
 def test_vectors_are_compared_whatever_their_length() -> None:
     assert deviation(3 * RIGHT, RIGHT) == 0.0
-    assert deviation(np.float32([[1, 1]]), np.float32([[1, 0]])) == pytest.approx(1 - 0.5**0.5)
+    assert deviation(np.array([[1, 1]], np.float32), np.array([[1, 0]], np.float32)) == pytest.approx(1 - 0.5**0.5)
     for wrong in (RIGHT[:3], 0 * RIGHT, np.nan * RIGHT):
         with pytest.raises(ValueError, match=r"shape|zero"):
             deviation(wrong, RIGHT)
