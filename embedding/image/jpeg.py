@@ -10,6 +10,7 @@ one pixel from each square of 2, 4 or 8 pixels, out of the low frequencies of a 
 from __future__ import annotations
 
 import threading
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,7 @@ def decode(data: bytes, image: Image.Image, divisor: int = 1) -> Pixels | None:
     return decoded if decoded.shape == buffer.shape else None
 
 
-def _is_plain(image: Image.Image) -> bool:
+def _is_plain(image: Image.Image) -> TypeGuard[JpegImagePlugin.JpegImageFile]:
     """Whether a picture is a baseline JPEG in YCbCr with usual sampling. A Multi-Picture file (format MPO) is not."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.format != "JPEG" or image.mode != "RGB":
         return False

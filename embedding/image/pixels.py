@@ -245,11 +245,10 @@ def _fast_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
         return _pillow_steps(image, spec)
     divisor = jpeg.divisor(image, size) if limits.jpeg_scaling == "fast" else 1
-    scaled = jpeg.decode(data, image, divisor) if divisor > 1 else None
-    if scaled is not None:
-        return _torch_steps(scaled, size, spec, (image.width / divisor, image.height / divisor))
-    decoded = _decode(data, image)
-    return _pillow_pixels(data, spec, limits) if decoded is None else _torch_steps(decoded, size, spec)
+    decoded = jpeg.decode(data, image, divisor) if divisor > 1 else _decode(data, image)
+    if decoded is None:
+        return _pillow_pixels(data, spec, limits)
+    return _torch_steps(decoded, (image.width / divisor, image.height / divisor), size, spec)
 
 
 def _decode(data: bytes, image: Image.Image) -> Pixels | None:
@@ -273,36 +272,33 @@ def _few_levels(pixels: Pixels) -> bool:
     return int(np.count_nonzero(np.bincount(sample, minlength=256))) <= FEW_LEVELS
 
 
-def _torch_steps(
-    pixels: Pixels, size: tuple[int, int], spec: ImageSpec, covered: tuple[float, float] | None = None
-) -> Pixels:
+def _torch_steps(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int], spec: ImageSpec) -> Pixels:
     """Resizes and crops with torch, whose uint8 resize is Pillow's algorithm with 16-bit weights, always rows first.
 
     Args:
         pixels: (H, W, 3 or 4) uint8.
+        covered: (width, height) of the picture in these pixels: of one that was scaled, the last column and row may
+            be covered in part only.
         size: (width, height) after the resize.
         spec: the size after the crop, and the interpolation.
-        covered: how much of the width and of the height the picture covers, if the last column or row of a scaled
-            picture covers less than a pixel.
     """
     (width, height), (rows, columns) = size, spec.size
     top, left = _corner(height, rows), _corner(width, columns)
-    across, down = covered or (pixels.shape[1], pixels.shape[0])
+    across, down = covered
     # torch has vectorised code for a channels-last batch of one.
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     if columns_first((pixels.shape[1], pixels.shape[0]), size):
-        batch = _interpolate(batch, (pixels.shape[1], height), spec, (pixels.shape[1], down))
+        batch = _interpolate(batch, (pixels.shape[1], down), (pixels.shape[1], height), spec)
         down = height
-    batch = _interpolate(batch, size, spec, (across, down))
+    batch = _interpolate(batch, (across, down), size, spec)
     return np.ascontiguousarray(batch[0, :3, top : top + rows, left : left + columns].numpy())
 
 
 def _interpolate(
-    batch: torch.Tensor, size: tuple[int, int], spec: ImageSpec, covered: tuple[float, float]
+    batch: torch.Tensor, covered: tuple[float, float], size: tuple[int, int], spec: ImageSpec
 ) -> torch.Tensor:
-    target = size[1], size[0]
-    if (covered[1], covered[0]) == batch.shape[2:]:
-        scaling: dict[str, Any] = {"size": target}
+    if covered == (batch.shape[3], batch.shape[2]):
+        scaling: dict[str, Any] = {"size": (size[1], size[0])}
     else:
         # torch rounds the size of the result down: the product may be just below the size that it stands for.
         across, down = (wanted / side * (1 + 1e-12) for wanted, side in zip(size, covered, strict=True))
