@@ -59,7 +59,7 @@ class Packing:
         """The quickest layer with this weight.
 
         Args:
-            weight: (outputs, inputs).
+            weight: (outputs, inputs): a parameter of the model, or computed from one.
             bias: (outputs,), or None.
             activation: what follows the product.
             residual: whether its output is added to a residual.
@@ -87,7 +87,9 @@ class Packing:
             layers = [PackedLinear(onednn.pack(part), some) for part, some in pairs]
         else:
             layers = [PlainLinear(part, some) for part, some in pairs]
-        if isinstance(layers[0], PackedLinear) or dtype != weight.dtype:
+        # A weight that was computed from a parameter comes beside the model's own, whose bytes are known before a load.
+        own = isinstance(weight, torch.nn.Parameter)
+        if own and (isinstance(layers[0], PackedLinear) or dtype != weight.dtype):
             self._taken[weight] = layers
             self._before[weight] = weight.data
             weight.data = weight.new_empty(0)
