@@ -20,6 +20,7 @@ from benchmarks.lib.bare import processes
 from benchmarks.lib.benchmark import Benchmark, Figures, Result, Table
 from benchmarks.lib.photo import photo
 from benchmarks.lib.queries import queries
+from benchmarks.lib.vectors import deviation
 
 BATCH = 32
 NEIGHBOURS = 10
@@ -89,7 +90,7 @@ def _compared(checkpoint: models.Checkpoint, rounds: int) -> dict[str, Any]:
     works = _works(checkpoint)
     for work, ways in works.items():
         expected = ways[PLAIN]()
-        distances[work] = {way: _distance(encode(), expected) for way, encode in ways.items()}
+        distances[work] = {way: deviation(encode(), expected) for way, encode in ways.items()}
         times = CALLS if WORK[work] == 1 else 1
         runs = [{way: _cpu_ms(encode, times) / WORK[work] for way, encode in ways.items()} for _ in range(rounds)]
         ms[work] = {way: [run[way] for run in runs] for way in ways}
@@ -174,7 +175,7 @@ def _neighbours(checkpoint: models.Checkpoint, count: int) -> dict[str, float]:
     return {
         f"recall@{NEIGHBOURS} of {count} pictures": _recall(nearest, _nearest(low, low)),
         f"recall@{NEIGHBOURS}, queries against an index in fp32": _recall(nearest, _nearest(low, full)),
-        "largest 1 - cosine to fp32": float(1 - (full * low).sum(1).min()),
+        "largest 1 - cosine to fp32": deviation(low, full),
         "median 1 - cosine between pictures": float(np.median(distances[np.triu_indices(count, 1)])),
     }
 
@@ -203,10 +204,6 @@ def _nearest(vectors: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 def _recall(expected: np.ndarray, given: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / NEIGHBOURS for a, b in zip(expected, given, strict=True)]))
-
-
-def _distance(given: np.ndarray, expected: np.ndarray) -> float:
-    return float(1 - (_unit(given) * _unit(expected)).sum(1).min())
 
 
 def _cpu_ms(encode: Encode, times: int) -> float:

@@ -29,19 +29,3 @@ def reference(checkpoint: Checkpoint, paths: Sequence[Path]) -> tuple[np.ndarray
         vectors: np.ndarray = model.encode_image(torch.from_numpy(pictures.preprocessed(paths)), normalize=True).numpy()
     others = np.triu_indices(len(vectors), 1)
     return vectors, float(np.median(1 - (vectors @ vectors.T)[others]))
-
-
-def deviation(vectors: np.ndarray, expected: np.ndarray) -> float:
-    """The largest 1 - cosine between vectors and the right ones, in order: of float32 (n, dimensions).
-
-    Raises:
-        ValueError: their shapes differ, or a vector is zero or not finite.
-    """
-    if vectors.shape != expected.shape:
-        raise ValueError(f"vectors of shape {vectors.shape} instead of {expected.shape}")
-    exact, right = vectors.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(right, axis=1)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise ValueError("a vector is zero or not finite")
-    cosines = (exact * right).sum(1) / lengths
-    return max(0.0, float(1 - cosines.min()))

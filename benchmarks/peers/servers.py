@@ -158,8 +158,10 @@ class Entrant:
 
 def our_entrants(clients: int, bf16: bool) -> list[Entrant]:
     """This project's server, in fp32 and if wanted in bf16 too."""
-    both = [Entrant("ours", "ours", "fp32", ours, clients)]
-    return both + [Entrant("ours, bf16", "ours", "bf16", partial(ours, precision="bf16"), clients)] * bf16
+    entrants = [Entrant("ours", "ours", "fp32", ours, clients)]
+    if bf16:
+        entrants.append(Entrant("ours, bf16", "ours", "bf16", partial(ours, precision="bf16"), clients))
+    return entrants
 
 
 def infinity_entrants(clients: int) -> list[Entrant]:

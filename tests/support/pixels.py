@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import open_clip
+import pytest
+import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
@@ -16,6 +19,7 @@ from embedding.errors import MediaError
 from embedding.image.pixels import ImageSpec, preprocess, reference_pixels
 
 Pixels = npt.NDArray[np.uint8]
+Encode = Callable[[Sequence[Pixels]], torch.Tensor]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,6 +33,22 @@ def spec(
 
 PRESETS = {"openai": ("bicubic", "shortest"), "siglip": ("bicubic", "squash"), "clipa": ("bilinear", "squash")}
 OPENAI = spec()
+
+
+@pytest.fixture(scope="module")
+def encode() -> Encode:
+    """Vectors of length 1, float32 (n, dimensions), of open_clip's ViT-B-32 with random weights."""
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-32").eval()
+
+    def vectors(pixels: Sequence[Pixels]) -> torch.Tensor:
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        with torch.inference_mode():
+            normalised = (torch.from_numpy(np.stack(pixels)) / 255 - mean) / std
+            encoded: torch.Tensor = model.encode_image(normalised, normalize=True)
+            return encoded
+
+    return vectors
 
 
 def open_clip_transform(wanted: ImageSpec) -> Any:

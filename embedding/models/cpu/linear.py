@@ -86,7 +86,7 @@ PackingPays = Callable[[torch.Tensor, Activation, bool], bool]
 def packing_pays(weight: torch.Tensor, activation: Activation = "none", residual: bool = False) -> bool:
     """Whether a layer of this shape and type is quicker with packed weights on this processor.
 
-    Measured when a shape is first asked for, in a few milliseconds for a layer of ViT-B-32, and remembered.
+    Measured when a shape is first asked for, in some tens of milliseconds for a layer of ViT-B-32, and remembered.
 
     Args:
         weight: (outputs, inputs).

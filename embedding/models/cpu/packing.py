@@ -105,11 +105,14 @@ class Packing:
         layers = self._taken.get(tensor)
         return tensor if layers is None else torch.cat([layer.original() for layer in layers])
 
-    def keep(self, others: Packing) -> None:
-        """Frees what was replaced, and adds the layers to those of the whole model."""
+    def keep(self) -> None:
+        """Frees what was replaced."""
         self._before.clear()
-        others._taken.update(self._taken)
-        others._replaced += self._replaced
+
+    def include(self, part: Packing) -> None:
+        """Adds the layers of a part of the model, which has been kept."""
+        self._taken.update(part._taken)
+        self._replaced += part._replaced
 
     def undo(self) -> None:
         """Makes the model what it was."""
@@ -151,7 +154,8 @@ def is_equivalent(
         way: a function of `probe`.
         probe: what is encoded.
         expected: the vectors of the plain way, (n, dimensions).
-        dtype: in which it computes, if that is not the type of the vectors."""
+        dtype: in which it computes, if that is not the type of the vectors.
+    """
     try:
         cosine = float(cosine_similarity(way(probe).float(), expected.float()).min())
         reason = f"cosine {cosine:.6f}"

@@ -89,18 +89,17 @@ class HfModel:
         packing = Packing(dtype)
         if self._device.type != "cpu":
             return packing
-        own = Packing(dtype)
         tokens = self.tokenize(PROBE_TEXTS)
         with torch.inference_mode():
             try:
                 expected = self._vectors([tokens])
             except Exception:
                 return packing  # the warm-up will report it
-            replace_linear_layers(self._module, own)
-            if own and is_equivalent("replaced layers", self._vectors, [tokens], expected, dtype):
-                own.keep(packing)
+            replace_linear_layers(self._module, packing)
+            if packing and is_equivalent("replaced layers", self._vectors, [tokens], expected, dtype):
+                packing.keep()
             else:
-                own.undo()
+                packing.undo()
         return packing
 
     @property

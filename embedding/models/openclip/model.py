@@ -155,6 +155,7 @@ def load_openclip(
 
 
 def precision_of(recipe: Recipe, device: torch.device, options: LoadOptions) -> str:
+    """In what a model computes on a device: the request's choice, else the operator's; "bf16" only where it can be."""
     if device.type != "cpu":
         return recipe.precision or options.cuda_precision
     precision = recipe.precision or options.cpu_precision

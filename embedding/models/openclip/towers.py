@@ -139,7 +139,8 @@ def _quickest_right(
         replace_linear_layers(root, own)
         quick = shortcut(own) if shortcut else plain
         if own and is_equivalent(f"replaced layers for {what}", quick, probe, expected, own.dtype):
-            own.keep(packing)
+            own.keep()
+            packing.include(own)
             return quick
         own.undo()
     quick = shortcut(Packing()) if shortcut else plain

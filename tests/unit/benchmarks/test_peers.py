@@ -19,8 +19,9 @@ import pytest
 from benchmarks.lib import process
 from benchmarks.lib.models import Checkpoint
 from benchmarks.lib.target import json_target
-from benchmarks.peers.comparison import FIRST, attempt, finalists, ratios, rows, to_try, verdict
-from benchmarks.peers.reference import deviation
+from benchmarks.lib.vectors import deviation
+from benchmarks.peers.comparison import FIRST, attempt, finalists, to_try
+from benchmarks.peers.report import ratios, rows, verdict
 from benchmarks.peers.servers import Entrant, Peer, bentoml_entrants, our_entrants, plain_entrants
 
 CHECKPOINT = Checkpoint("none", Path("none"), 4)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +16,17 @@ from PIL import Image
 from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding.image.pixels import preprocess, reference_pixels
 from tests.support import corpus
-from tests.support.pixels import (
+from tests.support.pixels import (  # noqa: F401
     MEAN,
     OPENAI,
     PRESETS,
     STD,
+    Encode,
     Pixels,
     accepted,
     assert_faithful,
     drawn,
+    encode,
     open_clip_pixels,
     open_clip_transform,
     spec,
@@ -118,24 +118,6 @@ def test_any_jpeg(
     image = drawn(content, seed, size)
     data = jpeg(image, quality=quality, subsampling=subsampling, progressive=progressive)
     assert_faithful(data, spec(224, *PRESETS[preset]))
-
-
-Encode = Callable[[Sequence[np.ndarray]], torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def encode() -> Encode:
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-32").eval()
-
-    def vectors(pixels: Sequence[np.ndarray]) -> torch.Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-        with torch.inference_mode():
-            normalised = (torch.from_numpy(np.stack(pixels)) / 255 - mean) / std
-            encoded: torch.Tensor = model.encode_image(normalised, normalize=True)
-            return encoded
-
-    return vectors
 
 
 def test_embeddings_are_open_clips(encode: Encode) -> None:

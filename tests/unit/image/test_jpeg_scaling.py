@@ -7,7 +7,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -18,15 +17,22 @@ from embedding.image import jpeg as quick
 from embedding.image.pixels import ImageLimits, preprocess
 from embedding.image.subprocess_decoder import DecoderPool
 from tests.support import corpus
-from tests.support.pixels import MEAN, OPENAI, PRESETS, STD, Pixels, accepted, open_clip_pixels, spec
+from tests.support.pixels import (  # noqa: F401
+    OPENAI,
+    PRESETS,
+    Encode,
+    Pixels,
+    accepted,
+    encode,
+    open_clip_pixels,
+    spec,
+)
 
 # Damaged files make Pillow warn. The module silences that in production; pytest's own filters come before.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 FAST = ImageLimits(jpeg_scaling="fast")
 WHOLE, DAMAGED, ELONGATED = corpus.whole(), corpus.damaged(), corpus.elongated()
-
-Encode = Callable[[Sequence[Pixels]], torch.Tensor]
 
 
 def large(seed: int, width: int, height: int) -> Image.Image:
@@ -40,21 +46,6 @@ def divisor(data: bytes, resized: tuple[int, int] = (224, 224)) -> int:
 
 def fast(data: bytes) -> Pixels:
     return preprocess(data, OPENAI, "it", FAST)
-
-
-@pytest.fixture(scope="module")
-def encode() -> Encode:
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-32").eval()
-
-    def vectors(pixels: Sequence[Pixels]) -> torch.Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-        with torch.inference_mode():
-            normalised = (torch.from_numpy(np.stack(pixels)) / 255 - mean) / std
-            result: torch.Tensor = model.encode_image(normalised, normalize=True)
-            return result
-
-    return vectors
 
 
 def test_a_picture_is_scaled_while_twice_the_target_remains() -> None:
