@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
+from deployments.preprocessor.chunk_pixels import ChunkPixels
 from deployments.preprocessor.deadlines import Deadlines
 from deployments.preprocessor.metrics import PreprocessorMetrics
 from deployments.preprocessor.parts import DownloadOptions, Part
@@ -123,15 +123,16 @@ class Preprocessor:
         with self._transfer_pools.joined(downloads) as threads:
             left_s = self._deadlines.left_s(downloads.request, downloads.within_s)
             options = FetchOptions(downloads.timeout_ms, downloads.headers, downloads.request, threads, left_s)
-            call = Call()
+            call, memory = Call(), ChunkPixels(len(items), spec.size)
 
             def picture(index: int, item: str) -> Coroutine[Any, Any, Pixels | ItemError]:
-                return self._picture(item, spec, options, call, in_subprocess, partial(progress.arrived, index))
+                arrived = partial(progress.arrived, index)
+                return self._picture(item, spec, options, call, in_subprocess, arrived, partial(memory.of, index))
 
             tasks = [asyncio.create_task(progress.follow(i, picture(i, item))) for i, item in enumerate(items)]
             try:
                 async for ready, waiting in progress.parts():
-                    yield self._part(ready, waiting)
+                    yield self._part(ready, waiting, memory)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -151,10 +152,10 @@ class Preprocessor:
         arguments = (method, length, overlap, expansion, max_bytes)
         return await loop.run_in_executor(self._splitters, chunk_texts, texts, *arguments)
 
-    def _part(self, ready: Mapping[int, Pixels | ItemError], waiting: int) -> Part:
+    def _part(self, ready: Mapping[int, Pixels | ItemError], waiting: int, memory: ChunkPixels) -> Part:
         errors = {i: outcome for i, outcome in ready.items() if isinstance(outcome, ItemError)}
         pictures = {i: outcome for i, outcome in ready.items() if not isinstance(outcome, ItemError)}
-        pixels = self._stored(np.stack(list(pictures.values()))) if pictures else None
+        pixels = self._stored(memory.together(pictures)) if pictures else None
         # While much data waits for decoders, downloads wait for the memory that decoding frees: those items are work.
         return Part(list(pictures), pixels, errors, waiting if self._undecoded_bytes < self._many_bytes else 0)
 
@@ -183,6 +184,7 @@ class Preprocessor:
         call: Call,
         in_subprocess: bool,
         arrived: Callable[[], None],
+        memory: Callable[[], Pixels],
     ) -> Pixels | ItemError:
         try:
             # Bytes that wait for a decoder stay in the memory budget: there may be more of them than of transfers.
@@ -190,7 +192,7 @@ class Preprocessor:
                 arrived()
                 self._undecoded_bytes += len(data)
                 try:
-                    return await self._lanes.decode(data, spec, item, call, in_subprocess)
+                    return await self._lanes.decode(data, spec, item, call, in_subprocess, memory())
                 finally:
                     self._undecoded_bytes -= len(data)
         except DecoderCrashed as error:

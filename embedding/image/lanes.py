@@ -11,8 +11,9 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from embedding import series, trail
 from embedding.errors import ErrorKind, MediaError
@@ -31,6 +32,10 @@ QUICK_S, MEDIUM_S = 0.1, 2.0
 QUICK_CAP_S, MEDIUM_CAP_S = 0.4, 2.5
 """CPU time limit of a picture in these lanes. A picture that reaches it starts again in the lane of slow pictures."""
 
+ON_DECK = 1
+"""Quick pictures that have a slot and wait for a thread: a thread that is done begins the next one at once, and does
+not sleep until the event loop has granted it."""
+
 MAX_WAITING_BYTES = 128 * 2**20
 """Limit of the bytes of files that wait in the lane of slow pictures: they count against the memory of downloads."""
 
@@ -42,7 +47,7 @@ IDLE_S = 30.0
 class _Lane:
     """Args:
     queue: grants slots to pictures that wait for this lane.
-    threads: one thread for each slot.
+    threads: one thread for each slot, but for `ON_DECK` of the quick lane.
     cpu_s: CPU time limit of a picture, in seconds.
     """
 
@@ -82,7 +87,7 @@ class Lanes:
 
         slow_workers = max(1, workers // 2)
         slow = FairQueue(slow_workers, limits.max_decode_s, MAX_WAITING_BYTES)
-        self._quick = lane("decode", workers, QUICK_CAP_S, FairQueue(workers))
+        self._quick = lane("decode", workers, QUICK_CAP_S, FairQueue(workers + ON_DECK))
         self._medium = lane("decode-medium", workers, MEDIUM_CAP_S, FairQueue(workers))
         self._slow = lane("decode-slow", slow_workers, math.inf, slow)
         # Started ahead of time, so that the first picture does not wait for a process to start.
@@ -91,7 +96,15 @@ class Lanes:
         self._workers = workers
         self._meter.watch(self._now)
 
-    async def decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool = False) -> Pixels:
+    async def decode(
+        self,
+        data: bytes,
+        spec: ImageSpec,
+        name: str,
+        call: Call,
+        in_subprocess: bool = False,
+        into: Pixels | None = None,
+    ) -> Pixels:
         """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`.
 
         Args:
@@ -100,9 +113,11 @@ class Lanes:
             name: URL or data URI, for the error message.
             call: the caller, for fairness between callers.
             in_subprocess: decode it in a subprocess in any case; otherwise plain JPEGs are decoded in a thread.
+            into: (3, height, width) uint8, C-contiguous, which gets the result. It may be written to even after the
+                caller was cancelled, or has got an error. None = new memory.
 
         Returns:
-            (3, height, width) uint8, C-contiguous.
+            (3, height, width) uint8, C-contiguous: `into`, if that is given.
 
         Raises:
             SlowError: it takes more than `limits.max_decode_s` seconds of CPU time.
@@ -110,21 +125,24 @@ class Lanes:
             MediaError: it cannot be decoded, is too large, or the lane of slow pictures is full.
         """
         try:
-            return await self._decode(data, spec, name, call, in_subprocess)
+            return await self._decode(data, spec, name, call, in_subprocess, into)
         except MediaError as error:
             self._meter.add(series.ERRORS, 1, series.ErrorStage.DECODE, error.kind)
             raise
 
-    async def _decode(self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool) -> Pixels:
+    async def _decode(
+        self, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool, into: Pixels | None
+    ) -> Pixels:
         cost = estimate_cost(data)
         lane = self._lane(cost)
         try:
             try:
-                return await self._run(lane, cost, data, spec, name, call, in_subprocess)
+                return await self._run(lane, cost, data, spec, name, call, in_subprocess, into)
             except TimeLimitExceeded:
                 call.spent_s += lane.cpu_s
                 if lane.cpu_s < self._limits.max_decode_s:
-                    return await self._run(self._slow, Cost(self._slow.cpu_s), data, spec, name, call, True)
+                    slow = Cost(self._slow.cpu_s)
+                    return await self._run(self._slow, slow, data, spec, name, call, True, into)
                 raise
         except TimeLimitExceeded:
             raise too_slow(shown(name), self._limits) from None
@@ -149,33 +167,59 @@ class Lanes:
         return self._medium if cost.seconds <= MEDIUM_S else self._slow
 
     async def _run(
-        self, lane: _Lane, cost: Cost, data: bytes, spec: ImageSpec, name: str, call: Call, in_subprocess: bool
+        self,
+        lane: _Lane,
+        cost: Cost,
+        data: bytes,
+        spec: ImageSpec,
+        name: str,
+        call: Call,
+        in_subprocess: bool,
+        into: Pixels | None,
     ) -> Pixels:
         loop = asyncio.get_running_loop()
         request, began = trail.here(), time.monotonic()
-        with self._meter.timed(series.STAGE_SECONDS, series.Stage.DECODE_WAIT, series.Lane.IMAGE):
+        try:
             await lane.queue.acquire(call, len(data))
-        trail.passed(request, series.Stage.DECODE_WAIT, began)
+        except BaseException:
+            self._waited(request, began)
+            raise
         call.spent_s += min(cost.seconds, lane.cpu_s)
-        if cost.plain and not in_subprocess and lane is not self._slow:
-            work = lane.threads.submit(self._timed, request, preprocess, data, spec, name, self._limits)
+        in_subprocess = in_subprocess or not cost.plain or lane is self._slow
+        if in_subprocess:
+            decode = partial(self._decoders.decode, data, spec, name, lane.cpu_s, into)
         else:
-            work = lane.threads.submit(self._timed, request, self._decoders.decode, data, spec, name, lane.cpu_s)
-        # The caller may be cancelled before the work is done; the slot must be kept until the work is done.
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(lane.queue.release))
+            decode = partial(preprocess, data, spec, name, self._limits, into)
+        pixels: asyncio.Future[Pixels] = loop.create_future()
+        work = lane.threads.submit(self._timed, decode, request, began, in_subprocess)
+        # One message to the event loop for each picture, since each wakes it up. The caller may be cancelled before the
+        # work is done; the slot must be kept until the work is done.
+        work.add_done_callback(lambda work: loop.call_soon_threadsafe(_ended, work, lane.queue, pixels))
         self._trim_later(loop)
-        return await asyncio.wrap_future(work)
+        try:
+            return await pixels
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
 
-    def _timed(self, request: trail.Request | None, decode: Callable[..., Pixels], *args: object) -> Pixels:
+    def _timed(
+        self, decode: Callable[[], Pixels], request: trail.Request | None, queued: float, in_subprocess: bool
+    ) -> Pixels:
         """In a decoder's thread: counts the time even if the caller is cancelled meanwhile."""
+        self._waited(request, queued)
         start, began = time.perf_counter(), time.monotonic()
         try:
-            return decode(*args)
+            return decode()
         finally:
-            trail.passed(request, series.Stage.DECODE, began, in_subprocess=decode is not preprocess)
+            trail.passed(request, series.Stage.DECODE, began, in_subprocess=in_subprocess)
             seconds = time.perf_counter() - start
             self._meter.observe(series.STAGE_SECONDS, seconds, series.Stage.DECODE, series.Lane.IMAGE)
             self._meter.add(series.BUSY_SECONDS, seconds, series.Workers.DECODER)
+
+    def _waited(self, request: trail.Request | None, began: float) -> None:
+        now = time.monotonic()
+        self._meter.observe(series.STAGE_SECONDS, now - began, series.Stage.DECODE_WAIT, series.Lane.IMAGE)
+        trail.passed(request, series.Stage.DECODE_WAIT, began, now)
 
     def _now(self) -> Readings:
         waiting = sum(lane.queue.waiting for lane in (self._quick, self._medium, self._slow))
@@ -191,3 +235,16 @@ class Lanes:
     def _trim(self) -> None:
         self._trim_timer = None
         self._slow.threads.submit(self._decoders.trim, IDLE_S)
+
+
+def _ended(work: Future[Pixels], queue: FairQueue, pixels: asyncio.Future[Pixels]) -> None:
+    """On the event loop: a decoder's thread has done its work, or will not begin it."""
+    queue.release()
+    if pixels.done():
+        return
+    if work.cancelled():
+        pixels.cancel()
+    elif (error := work.exception()) is not None:
+        pixels.set_exception(error)
+    else:
+        pixels.set_result(work.result())

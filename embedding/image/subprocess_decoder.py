@@ -82,7 +82,7 @@ class DecoderPool:
         """Starts a subprocess, unless one is idle."""
         self._release(self._acquire())
 
-    def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float) -> Pixels:
+    def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float, into: Pixels | None = None) -> Pixels:
         """Decodes and resizes one picture; see `embedding.image.pixels.preprocess`. Blocks.
 
         Args:
@@ -90,9 +90,10 @@ class DecoderPool:
             spec: the size and the resize mode that the model needs.
             name: URL or data URI, for the error message.
             cpu_s: limit of its CPU time, in seconds.
+            into: (3, height, width) uint8, C-contiguous, which gets the result; None = new memory.
 
         Returns:
-            (3, height, width) uint8, C-contiguous.
+            (3, height, width) uint8, C-contiguous: `into`, if that is given.
 
         Raises:
             TimeLimitExceeded: it takes more than `cpu_s`.
@@ -106,7 +107,9 @@ class DecoderPool:
         except (OSError, EOFError) as error:
             raise MediaError(f"image `{name}`: no process could be started to decode it ({error})") from error
         try:
-            return decoder.decode(data, spec, name, cpu_s)
+            return decoder.decode(
+                data, spec, name, cpu_s, np.empty((3, *spec.size), np.uint8) if into is None else into
+            )
         finally:
             self._release(decoder)
 
@@ -164,7 +167,7 @@ class _SubprocessDecoder:
         finally:
             child_end.close()
 
-    def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float) -> Pixels:
+    def decode(self, data: bytes, spec: ImageSpec, name: str, cpu_s: float, into: Pixels) -> Pixels:
         """See `DecoderPool.decode`; `name` has passed `shown` already."""
         answered = False
         try:
@@ -185,7 +188,8 @@ class _SubprocessDecoder:
             raise too_slow(name, self._limits)
         if kind == _REFUSED:
             raise _refusal(message)
-        return self._pixels(spec)
+        self._read(into)
+        return into
 
     def close(self) -> None:
         """Kills the subprocess."""
@@ -195,12 +199,10 @@ class _SubprocessDecoder:
         self._connection.close()
         os.close(self._memory)
 
-    def _pixels(self, spec: ImageSpec) -> Pixels:
-        pixels = np.empty((3, *spec.size), np.uint8)
+    def _read(self, pixels: Pixels) -> None:
         os.preadv(self._memory, [pixels.data.cast("B")], 0)
         if os.fstat(self._memory).st_size > MAX_SHARED_BYTES:
             os.ftruncate(self._memory, 0)
-        return pixels
 
     def _wait_for_answer(self, name: str) -> None:
         before = None
