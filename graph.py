@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.serve import Application, Deployment
 
-from deployments.encoder.encoder import Encoder
+from deployments.encoder.deployment import Encoder
 from deployments.encoder.settings import BatchSettings, EncoderSettings
 from deployments.ingress.ingress import Ingress
 from deployments.ingress.settings import IngressSettings

@@ -7,12 +7,14 @@ each of them against a running Ray Serve. Importing this module imports Ray: see
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
+from ray.serve import Deployment
 from ray.serve._private.common import ReplicaID, RequestMetadata
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.handle import DeploymentHandle
@@ -22,6 +24,14 @@ __all__ = ["PowerOfTwoChoicesRequestRouter", "ReplicaID", "RequestMetadata"]
 
 # Most of what follows is not annotated in Ray, or is an attribute of a subclass that its annotations do not name: hence
 # the `type: ignore` comments.
+
+
+def by_import_path(decorator: Callable[[Any], Deployment], path: str) -> Deployment:
+    """The deployment of the class `module.name`, which only its replicas import.
+
+    Serve's annotations want the class itself; its replicas also take a path.
+    """
+    return decorator(path)
 
 
 def by_reference(handle: DeploymentHandle[Any], **options: Any) -> DeploymentHandle[Any]:
@@ -107,6 +117,34 @@ def start_serve(http_options: Mapping[str, Any], proxy_location: str) -> Any:
     from ray.serve._private.api import serve_start
 
     return serve_start(http_options=dict(http_options), proxy_location=proxy_location)
+
+
+@contextlib.contextmanager
+def without_idle_processes(dashboard: bool) -> Iterator[None]:
+    """Within the context `ray.init` starts a Ray without the monitor of the autoscaler and without the dashboard's
+    process, which on a single machine only take memory, and half a second of each of two cores at start.
+
+    `ray.init` has no option for the first, and starts the second even with `include_dashboard=False`, for statistics of
+    use that are off.
+
+    Args:
+        dashboard: the second is started all the same.
+    """
+    from ray._private.node import Node
+
+    names = ["start_monitor", *([] if dashboard else ["start_api_server"])]
+    kept = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
+
+
+def _start_nothing(*_: Any, **__: Any) -> None:
+    """In place of a method that starts a process."""
 
 
 def dead_processes() -> list[tuple[str, Any]]:

@@ -93,10 +93,13 @@ def _start_ray(guardian: Guardian, options: Mapping[str, Any]) -> None:
     """Starts a new Ray, even if another one runs on this machine or is named in the environment."""
     import ray
 
+    from deployments.ray_internals import without_idle_processes
+
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    wanted = {"address": "local", "include_dashboard": False, "namespace": "serve", **options}
     try:
-        with guardian.marked():
-            ray.init(**{"address": "local", "include_dashboard": False, "namespace": "serve", **options})
+        with guardian.marked(), without_idle_processes(dashboard=wanted["include_dashboard"]):
+            ray.init(**wanted)
     except Exception as error:
         raise StartError(f"Ray did not start: {_in_one_line(error)}") from None
     if threading.current_thread() is threading.main_thread():

@@ -14,12 +14,12 @@ import torch
 from ray import serve
 
 from deployments.encoder.cores import Cores
+from deployments.encoder.deployment import DEFAULT_BATCHES, OPTIONS
 from deployments.encoder.loaded import Loaded, in_one_message, shown_names
 from deployments.encoder.metrics import EncoderMetrics
 from deployments.encoder.settings import BatchSettings, EncoderSettings, PreloadedModel
 from deployments.replica_stats import ReplicaStats, replica_stats
 from deployments.request_log import log_request_ids
-from deployments.routing import MODEL_AFFINITY
 from embedding import trail
 from embedding.batching import DeviceQueue, Job
 from embedding.errors import Fault, RequestError
@@ -49,7 +49,6 @@ ForwardPass = Callable[[Sequence[Any]], Rows]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_BATCHES = BatchSettings()
 URGENT_TEXTS = 4
 """The most texts of a call that is treated as a search, whatever its flags say: so few cost the device very little."""
 INLINE_CHARS = 500
@@ -80,17 +79,7 @@ def _items(jobs: Sequence[Job]) -> int:
     return sum(job.count for job in jobs) if len(jobs) > 1 else 1
 
 
-# No access log: the ingress writes one line for each request, and chunks are not requests. Beyond
-# `max_ongoing_requests` Serve would queue calls in their order of arrival, and searches would wait behind indexing. The
-# number is too high to be reached: the ingresses limit the work in flight, and `DeviceQueue` decides its order.
-@serve.deployment(
-    max_ongoing_requests=100_000,
-    health_check_period_s=10,
-    logging_config={"enable_access_log": False},
-    request_router_config=MODEL_AFFINITY,
-    # Without a `user_config` Serve does not call `reconfigure`, which preloads the models.
-    user_config=DEFAULT_BATCHES.model_dump(),
-)
+@serve.deployment(**OPTIONS)
 class Encoder:
     """Holds models on one device and runs them on batches of work from many requests.
 
@@ -318,6 +307,10 @@ class Encoder:
         private = spec.auth_json is not None and not self._options.share_private_models
         owner = self._owner(spec.auth_json) if private else ""
         return ModelSpec(spec.name, spec.properties_json, device, spec.auth_json, owner)
+
+
+EncoderReplica = Encoder.func_or_class  # type: ignore[attr-defined]
+"""The class itself, as `deployments.encoder.deployment` names it."""
 
 
 async def _in_thread(executor: Executor, call: Callable[[], R]) -> R:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from ray import ObjectRef, serve
 
@@ -26,7 +25,7 @@ from embedding.errors import CostlyError, CrashError, ItemError, MediaError, Slo
 from embedding.fetch.fetcher import Fetcher, FetchOptions, FetchSettings
 from embedding.image.fair_queue import Call
 from embedding.image.lanes import Lanes
-from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, limit_pillow
+from embedding.image.pixels import PILLOW_MAX_PIXELS, ImageLimits, Pixels, Resampler, limit_pillow, load_resampler
 from embedding.image.subprocess_decoder import DecoderCrashed
 from embedding.image_spec import ImageSpec, JpegScaling
 from embedding.memory_estimate import Expansion
@@ -51,6 +50,8 @@ class PreprocessorSettings(Settings):
         jpeg_scaling: how JPEGs are decoded that are at least four times as large as a model needs them. "exact": all
             their pixels. "fast": at 1/2, 1/4 or 1/8 of their size, for which vectors differ slightly; models report
             another fingerprint then.
+        resize: what resizes pictures: torch, or pillow, which takes up to twice the CPU time of a picture and saves the
+            memory of torch in each replica and each of its decoders.
         fetch: limits on downloads.
     """
 
@@ -58,6 +59,7 @@ class PreprocessorSettings(Settings):
     max_pixels: PositiveInt = Field(default=PILLOW_MAX_PIXELS, le=PILLOW_MAX_PIXELS)
     max_decode_s: PositiveFloat = Field(default=5.0, allow_inf_nan=False)
     jpeg_scaling: JpegScaling = "exact"
+    resize: Resampler = "torch"
     fetch: FetchSettings = FetchSettings()
 
 
@@ -74,9 +76,8 @@ class Preprocessor:
 
     def __init__(self, settings: PreprocessorSettings) -> None:
         log_request_ids()
-        # Decoders run in parallel, one picture each: threads of torch within one of them would only compete for cores.
-        torch.set_num_threads(1)
-        limits = ImageLimits(settings.max_pixels, settings.max_decode_s, settings.jpeg_scaling)
+        limits = ImageLimits(settings.max_pixels, settings.max_decode_s, settings.jpeg_scaling, settings.resize)
+        load_resampler(limits)
         limit_pillow(limits)
         self._meter = Meter()
         self._metrics = PreprocessorMetrics(self._meter)

@@ -9,7 +9,7 @@ RGB pictures take a fast path: plain JPEGs are decoded by libjpeg-turbo (same pi
 `embedding.image.jpeg`), and torch's vectorised code resizes them. The result differs from the reference by at most
 2/255, and by 0.05/255 on average. If libjpeg-turbo reports an error or a warning, Pillow decodes the file, and only
 Pillow's errors count. All other modes (palette, alpha, CMYK, grey, 16 bit, float) and line art are resized by Pillow,
-with the same pixels as the reference.
+with the same pixels as the reference. Where memory is scarcer than CPU, `ImageLimits.resize` has Pillow do it all.
 
 With `jpeg_scaling` "fast" a plain JPEG that is at least four times as large as the result is scaled by libjpeg-turbo
 while it is decoded. Its pixels are not within these bounds, but its vector hardly differs.
@@ -17,24 +17,24 @@ while it is decoded. Its pixels are not within these bounds, but its vector hard
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from embedding.image import jpeg
 from embedding.image.decode_cost import block_scans
 from embedding.image.elongated import resize_window
 from embedding.image.refusal import refused, too_slow
-from embedding.image.resample import Axis, columns_first
+from embedding.image.resample import Axis
 from embedding.image_spec import JPEG_SCALINGS, ImageSpec, JpegScaling
 from embedding.shown import shown
 
@@ -42,12 +42,15 @@ __all__ = [
     "ImageLimits",
     "ImageSpec",
     "limit_pillow",
+    "load_resampler",
     "preprocess",
     "preprocess_shown",
     "reference_pixels",
+    "resampling_module",
 ]
 
 Pixels = npt.NDArray[np.uint8]
+Resampler = Literal["torch", "pillow"]
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Twice Pillow's MAX_IMAGE_PIXELS. Above MAX_IMAGE_PIXELS Pillow warns, above this value it raises an error."""
@@ -96,15 +99,18 @@ class ImageLimits:
             that they take longer. Others are only stopped in a subprocess (see `embedding.image.subprocess_decoder`).
         jpeg_scaling: "exact" (the reference's pixels, within the bounds above), or "fast": large plain JPEGs are
             scaled while they are decoded, which costs a fraction of the time.
+        resize: what resizes RGB pictures. "pillow" gives the reference's pixels of all that were not scaled, for up to
+            twice the CPU time of "torch", whose import takes 160 to 290 MiB in each process that decodes.
 
     Raises:
         ValueError: `max_pixels` is below 1 or above `PILLOW_MAX_PIXELS`, `max_decode_s` is not positive and finite, or
-            `jpeg_scaling` is unknown.
+            `jpeg_scaling` or `resize` is unknown.
     """
 
     max_pixels: int = PILLOW_MAX_PIXELS
     max_decode_s: float = 5.0
     jpeg_scaling: JpegScaling = "exact"
+    resize: Resampler = "torch"
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
@@ -113,6 +119,8 @@ class ImageLimits:
             raise ValueError(f"max_decode_s must be a positive number of seconds, not {self.max_decode_s}")
         if self.jpeg_scaling not in JPEG_SCALINGS:
             raise ValueError(f"jpeg_scaling must be one of {JPEG_SCALINGS}, not {self.jpeg_scaling!r}")
+        if self.resize not in get_args(Resampler):
+            raise ValueError(f"resize must be one of {get_args(Resampler)}, not {self.resize!r}")
 
     @property
     def max_bytes(self) -> int:
@@ -157,6 +165,19 @@ def preprocess_shown(data: bytes, spec: ImageSpec, name: str, limits: ImageLimit
 def reference_pixels(data: bytes, spec: ImageSpec, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """As `preprocess`, but with Pillow only: the reference, step by step."""
     return _as_media_error(_pillow_pixels, data, spec, shown(name), limits)
+
+
+def resampling_module(limits: ImageLimits) -> str | None:
+    """The module to be imported before the first picture, for which it would take seconds; None if there is none."""
+    return "embedding.image.torch_resize" if limits.resize == "torch" else None
+
+
+def load_resampler(limits: ImageLimits) -> None:
+    """Imports what resizes pictures. A process that calls this decodes pictures side by side, or is one of several:
+    torch gets one thread for each picture.
+    """
+    if module := resampling_module(limits):
+        importlib.import_module(module).one_thread()
 
 
 def limit_pillow(limits: ImageLimits) -> None:
@@ -251,10 +272,12 @@ def _fast_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:
     if image.mode != "RGB" or not resizes or size[0] * size[1] > ELONGATED_PIXELS:
         return _pillow_steps(image, spec)
     divisor = jpeg.divisor(image, size) if limits.jpeg_scaling == "fast" else 1
+    if divisor == 1 and limits.resize == "pillow":
+        return _pillow_steps(image, spec)
     decoded = jpeg.decode(data, image, divisor) if divisor > 1 else _decode(data, image)
     if decoded is None:
         return _pillow_pixels(data, spec, limits)
-    return _torch_steps(decoded, (image.width / divisor, image.height / divisor), size, spec)
+    return _window(decoded, (image.width / divisor, image.height / divisor), size, spec, limits)
 
 
 def _decode(data: bytes, image: Image.Image) -> Pixels | None:
@@ -278,8 +301,10 @@ def _few_levels(pixels: Pixels) -> bool:
     return int(np.count_nonzero(np.bincount(sample, minlength=256))) <= FEW_LEVELS
 
 
-def _torch_steps(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int], spec: ImageSpec) -> Pixels:
-    """Resizes and crops with torch, whose uint8 resize is Pillow's algorithm with 16-bit weights, always rows first.
+def _window(
+    pixels: Pixels, covered: tuple[float, float], size: tuple[int, int], spec: ImageSpec, limits: ImageLimits
+) -> Pixels:
+    """Resizes and crops decoded pixels.
 
     Args:
         pixels: (H, W, 3 or 4) uint8.
@@ -287,32 +312,17 @@ def _torch_steps(pixels: Pixels, covered: tuple[float, float], size: tuple[int, 
             be covered in part only.
         size: (width, height) after the resize.
         spec: the size after the crop, and the interpolation.
+        limits: what resizes.
     """
-    (width, height), (rows, columns) = size, spec.size
-    top, left = _corner(height, rows), _corner(width, columns)
-    across, down = covered
-    # torch has vectorised code for a channels-last batch of one.
-    batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    if columns_first((pixels.shape[1], pixels.shape[0]), size):
-        batch = _interpolate(batch, (pixels.shape[1], down), (pixels.shape[1], height), spec)
-        down = height
-    batch = _interpolate(batch, (across, down), size, spec)
-    view: Pixels = batch[0, :3, top : top + rows, left : left + columns].numpy()
-    return view
+    corner = _corner(size[1], spec.size[0]), _corner(size[0], spec.size[1])
+    if limits.resize == "torch":
+        from embedding.image import torch_resize  # see `load_resampler`
 
-
-def _interpolate(
-    batch: torch.Tensor, covered: tuple[float, float], size: tuple[int, int], spec: ImageSpec
-) -> torch.Tensor:
-    if covered == (batch.shape[3], batch.shape[2]):
-        scaling: dict[str, Any] = {"size": (size[1], size[0])}
-    else:
-        # torch rounds the size of the result down: the product may be just below the size that it stands for.
-        across, down = (wanted / side * (1 + 1e-12) for wanted, side in zip(size, covered, strict=True))
-        scaling = {"scale_factor": (down, across)}
-    return torch.nn.functional.interpolate(
-        batch, **scaling, mode=_interpolation(spec), align_corners=False, antialias=True
-    )
+        return torch_resize.window(pixels, covered, size, corner, spec.size, _interpolation(spec))
+    mode = "RGBX" if pixels.shape[2] == 4 else "RGB"
+    image = Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
+    resized = image.resize(size, RESAMPLING[_interpolation(spec)], box=(0.0, 0.0, *covered))
+    return np.asarray(_crop(resized, spec))[:, :, :3].transpose(2, 0, 1)
 
 
 def _pillow_pixels(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Pixels:

@@ -4,6 +4,7 @@ No `from __future__ import annotations`: Serve reads the annotation of a builder
 """
 
 import asyncio
+import importlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -99,6 +101,22 @@ def replicas_of_serve(deployment: str) -> set[str]:
     """Ids of the replicas, as Serve's controller has them."""
     details = serve_client().get_serve_details()["applications"][APP]["deployments"][deployment]
     return {replica["replica_id"] for replica in details["replicas"] if replica["state"] == "RUNNING"}
+
+
+def test_ray_runs_without_idle_processes(serve_instance: Serve) -> None:
+    """The log monitor is started by the same class of Ray, and runs."""
+    words = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    names = ("log_monitor.py", "/monitor.py", "/dashboard.py")
+    assert [name for name in names if any(name in line for line in words)] == ["log_monitor.py"]
+
+
+def test_only_replicas_import_a_deployment_that_is_named_by_its_path(serve_instance: Serve) -> None:
+    """With the options that it has where it is written."""
+    assert isinstance(graph.Encoder.func_or_class, str)
+    written = importlib.import_module("deployments.encoder.encoder").Encoder
+    assert replicas_of_serve("Encoder")
+    assert (graph.Encoder.name, graph.Encoder.user_config) == (written.name, written.user_config)
+    assert graph.Encoder.max_ongoing_requests == written.max_ongoing_requests
 
 
 def test_a_plain_handle_goes_by_value_and_by_reference_makes_one_that_does_not(encoder: DeploymentHandle[Any]) -> None:

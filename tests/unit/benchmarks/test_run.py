@@ -39,7 +39,7 @@ def test_without_names_the_default_set_runs() -> None:
     "name",
     [
         *("soak", "chaos", "scaling", "autoscaling", "tracing", "gpu", "peers", "peers-vit-b-32", "peers-vit-l-14"),
-        *("first_requests", "many_models", "many_names", "open_clip_versions"),
+        *("first_requests", "small_machine", "many_models", "many_names", "open_clip_versions"),
     ],
 )
 def test_every_other_benchmark_runs_by_its_name(name: str) -> None:

@@ -123,6 +123,12 @@ def test_the_ingress_loads_no_torch() -> None:
     assert "torch" not in loaded_with("deployments.ingress.ingress")
 
 
+def test_who_builds_the_graph_or_decodes_with_pillow_loads_no_torch() -> None:
+    """The launcher and Serve's building task would take half a gigabyte and seconds of a start for it, a preprocessor
+    and each of its decoders as much as that without using it."""
+    assert "torch" not in loaded_with("graph", "operations.launch", "deployments.preprocessor.preprocessor")
+
+
 def test_the_library_does_not_know_ray() -> None:
     files = [path for path in parsed() if path.startswith("embedding/")]
     assert [path for path in files if any(is_within(module, "ray") for module in imports(path))] == []

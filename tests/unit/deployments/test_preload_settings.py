@@ -24,7 +24,7 @@ def test_the_variable_and_the_config_both_name_models(monkeypatch: pytest.Monkey
     assert EncoderSettings.model_validate({"preload": [MINE]}).preload == (mine,)
 
 
-@pytest.mark.parametrize("path", ["config/demo.yaml", "config/serve.yaml", "config/cluster.yaml"])
+@pytest.mark.parametrize("path", ["config/demo.yaml", "config/edge.yaml", "config/serve.yaml", "config/cluster.yaml"])
 def test_the_variable_counts_with_each_config(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv(PRELOAD_VARIABLE, '["random/large"]')
     (application,) = read_config(ROOT / path)["applications"]

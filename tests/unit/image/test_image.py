@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.lib.photo import encoded, jpeg, photo
-from embedding.image.pixels import preprocess, reference_pixels
+from embedding.image.pixels import ImageLimits, preprocess, reference_pixels
 from tests.support import corpus
 from tests.support.pixels import (  # noqa: F401
     MEAN,
@@ -43,6 +43,17 @@ def test_every_picture_is_open_clips(name: str) -> None:
     assert accepted(preprocess, WHOLE[name], OPENAI, name) is not None
     for size, (interpolation, mode) in zip((224, 336, 256), PRESETS.values(), strict=True):
         assert_faithful(WHOLE[name], spec(size, interpolation, mode))
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *DAMAGED, *NO_PICTURES])
+def test_with_pillow_it_is_the_reference(name: str) -> None:
+    """Bit by bit, which torch's resize is not."""
+    data = (WHOLE | DAMAGED | NO_PICTURES)[name]
+    for wanted in (OPENAI, spec(256, *PRESETS["siglip"])):
+        expected = accepted(reference_pixels, data, wanted, name)
+        found = accepted(preprocess, data, wanted, name, ImageLimits(resize="pillow"))
+        assert (found is None) == (expected is None)
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [224, 256, 336, 384])

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,47 @@ def test_idle_processes_are_ended_but_for_one(outcomes: dict[str, Any]) -> None:
     assert len(outcomes["many still"]) == 3
     assert len(outcomes["trimmed"]) == 1
     assert outcomes["closed"] == []
+
+
+@pytest.mark.parametrize("resize", ["torch", "pillow"])
+def test_torch_is_loaded_only_where_it_resizes(resize: str) -> None:
+    """In the fork server too, whose memory each of its children would have."""
+    program = f"""
+from multiprocessing.forkserver import _forkserver
+from pathlib import Path
+from embedding.image.pixels import ImageLimits
+from embedding.image.subprocess_decoder import DecoderPool
+decoders = DecoderPool(ImageLimits(resize={resize!r}))
+decoders.warm_up()
+print("libtorch" in Path(f"/proc/{{_forkserver._forkserver_pid}}/maps").read_text())
+decoders.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.stdout == f"{resize == 'torch'}\n", ran.stderr
+
+
+MAIN = """
+import pickle, sys
+from embedding.image.subprocess_decoder import DecoderPool
+
+print(__name__, flush=True)
+if __name__ == "__main__":
+    data, spec, limits = pickle.load(sys.stdin.buffer)
+    decoders = DecoderPool(limits)
+    print(decoders.decode(data["good"], spec, "good", 5).shape, __file__)
+    decoders.close()
+"""
+
+
+def test_a_decoder_does_not_run_the_main_module(tmp_path: Path) -> None:
+    """Of a replica that is Ray's worker."""
+    program = tmp_path / "program.py"
+    program.write_text(MAIN)
+    ran = subprocess.run(
+        [sys.executable, str(program)],
+        input=pickle.dumps((DATA, SPEC, LIMITS)),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+    assert ran.stdout.decode() == f"__main__\n{(3, *SPEC.size)} {program}\n", ran.stderr
