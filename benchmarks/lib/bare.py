@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 from benchmarks.lib import models, pictures
 from benchmarks.lib.queries import queries
+from operations.environment import SERVE_ENVIRONMENT
 
 BATCH = 32
 AT_A_TIME = 16
 """Downloads."""
+WARM_UP_TEXTS = 20
 PIPELINE = ("fetch", "preprocess", "encode image")
 """The stages that every picture goes through."""
 
@@ -49,15 +52,22 @@ def bare_on_all_cores(
     return {stage: statistics.mean(result[stage] for result in results) for stage in results[0]}
 
 
-def bare_text(checkpoint: models.Checkpoint, pause_s: float = 0.0) -> float:
-    """Median milliseconds in which one text is tokenised and encoded.
+@contextlib.contextmanager
+def computing_text(checkpoint: models.Checkpoint) -> Iterator[Callable[[int, float], list[float]]]:
+    """What an encoder computes for a search, in a process and with threads as an encoder has them, without a server.
 
     Args:
         checkpoint: the model.
-        pause_s: seconds of sleep after each text. A core that has slept starts with cold caches.
+
+    Yields:
+        A function that tokenises and encodes texts, one after the other, and returns the milliseconds of each. Its
+        arguments: how many texts, and seconds of sleep after each. A core that has slept starts with cold caches.
     """
-    with processes(1) as one:
-        return one.submit(_bare_text, checkpoint, pause_s).result()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _set_environment, (SERVE_ENVIRONMENT,)) as one:
+        compute = functools.partial(_computing_text, checkpoint)
+        one.submit(compute, WARM_UP_TEXTS, 0.0).result()
+        yield lambda count, pause_s: one.submit(compute, count, pause_s).result()
 
 
 def cpu_ms(stage: Stage) -> float:
@@ -131,18 +141,28 @@ def _bare(
     return {name: statistics.median(values) for name, values in runs.items()}
 
 
-def _bare_text(checkpoint: models.Checkpoint, pause_s: float) -> float:
-    import torch
+def _set_environment(variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
 
-    torch.set_num_threads(1)
-    model = models.loaded(checkpoint)
-    runs = []
-    for text in queries(100):
+
+@functools.cache
+def _searching(checkpoint: models.Checkpoint) -> tuple[Any, Any]:
+    from deployments.encoder.cores import Cores
+
+    return models.loaded(checkpoint), Cores(os.cpu_count() or 1)
+
+
+def _computing_text(checkpoint: models.Checkpoint, count: int, pause_s: float) -> list[float]:
+    model, cores = _searching(checkpoint)
+    milliseconds = []
+    for text in queries(count):
         started = time.perf_counter()
-        model.encode_texts([model.tokenize([text])])
-        runs.append(1000 * (time.perf_counter() - started))
+        tokens = model.tokenize([text])
+        with cores.taken(urgent=True):
+            model.encode_texts([tokens])
+        milliseconds.append(1000 * (time.perf_counter() - started))
         time.sleep(pause_s)
-    return statistics.median(runs)
+    return milliseconds
 
 
 def _each(work: Callable[[Any], Any], items: Sequence[Any]) -> Stage:
