@@ -211,9 +211,9 @@ def _nothing(far: float | None, problem: str) -> dict[str, Any]:
 
 def _sentence(error: BaseException) -> str:
     """What a server said last, or why it could not be asked."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if "Error: " in line]
-    return (said or lines or [type(error).__name__])[-1][:200]
+    first, *log = str(error).splitlines() or [""]
+    said = [line.strip() for line in log if "Error: " in line]
+    return (said[-1] if said else first.removesuffix("; the end of its log:") or type(error).__name__)[:200]
 
 
 def _tensor_path(checkpoint: Checkpoint, batches: Sequence[int]) -> list[dict[str, float]]:

@@ -60,6 +60,11 @@ def test_texts_find_their_pictures(marqo: MarqoClient, gallery: ImageHost) -> No
     assert recall_at_1(marqo, gallery) >= 0.95
 
 
+def test_in_bf16_as_many_texts_find_their_pictures(marqo: MarqoClient, gallery: ImageHost) -> None:
+    low = recall_at_1(marqo, gallery, properties={**demo_checkpoint(), "precision": "bf16"})
+    assert low == recall_at_1(marqo, gallery, properties=demo_checkpoint())
+
+
 def test_swapped_channels_would_be_noticed(marqo: MarqoClient, gallery: ImageHost) -> None:
     assert recall_at_1(marqo, gallery, prefix="bgr") < 0.7
 

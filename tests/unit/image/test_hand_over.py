@@ -33,7 +33,7 @@ Test = Callable[[Lanes], Awaitable[None]]
 
 def run(test: Test, meter: Meter | None = None) -> None:
     async def within() -> None:
-        lanes = Lanes(1, DEFAULT_LIMITS, meter)
+        lanes = Lanes(1, DEFAULT_LIMITS, meter=meter)
         try:
             await asyncio.wait_for(test(lanes), 60)
         finally:
