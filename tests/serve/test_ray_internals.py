@@ -24,6 +24,7 @@ from ray.serve.request_router import PendingRequest
 import graph
 from benchmarks.lib.cluster import Node, wait_until
 from benchmarks.lib.image_host import ImageHost
+from deployments.encoder import deployment
 from deployments.encoder.loaded import Loaded
 from deployments.ray_internals import (
     PowerOfTwoChoicesRequestRouter,
@@ -112,11 +113,11 @@ def test_ray_runs_without_idle_processes(serve_instance: Serve) -> None:
 
 def test_only_replicas_import_a_deployment_that_is_named_by_its_path(serve_instance: Serve) -> None:
     """With the options that it has where it is written."""
-    assert isinstance(graph.Encoder.func_or_class, str)
+    assert isinstance(deployment.Encoder.func_or_class, str)
     written = importlib.import_module("deployments.encoder.encoder").Encoder
     assert replicas_of_serve("Encoder")
-    assert (graph.Encoder.name, graph.Encoder.user_config) == (written.name, written.user_config)
-    assert graph.Encoder.max_ongoing_requests == written.max_ongoing_requests
+    assert (deployment.Encoder.name, deployment.Encoder.user_config) == (written.name, written.user_config)
+    assert deployment.Encoder.max_ongoing_requests == written.max_ongoing_requests
 
 
 def test_a_plain_handle_goes_by_value_and_by_reference_makes_one_that_does_not(encoder: DeploymentHandle[Any]) -> None:
