@@ -32,7 +32,7 @@ QUICK_S, MEDIUM_S = 0.1, 2.0
 QUICK_CAP_S, MEDIUM_CAP_S = 0.4, 2.5
 """CPU time limit of a picture in these lanes. A picture that reaches it starts again in the lane of slow pictures."""
 
-ON_DECK = 1
+PREFETCHED = 1
 """Quick pictures that have a slot and wait for a thread: a thread that is done begins the next one at once, and does
 not sleep until the event loop has granted it."""
 
@@ -47,7 +47,7 @@ IDLE_S = 30.0
 class _Lane:
     """Args:
     queue: grants slots to pictures that wait for this lane.
-    threads: one thread for each slot, but for `ON_DECK` of the quick lane.
+    threads: one thread for each slot, but for `PREFETCHED` of the quick lane.
     cpu_s: CPU time limit of a picture, in seconds.
     """
 
@@ -87,7 +87,7 @@ class Lanes:
 
         slow_workers = max(1, workers // 2)
         slow = FairQueue(slow_workers, limits.max_decode_s, MAX_WAITING_BYTES)
-        self._quick = lane("decode", workers, QUICK_CAP_S, FairQueue(workers + ON_DECK))
+        self._quick = lane("decode", workers, QUICK_CAP_S, FairQueue(workers + PREFETCHED))
         self._medium = lane("decode-medium", workers, MEDIUM_CAP_S, FairQueue(workers))
         self._slow = lane("decode-slow", slow_workers, math.inf, slow)
         # Started ahead of time, so that the first picture does not wait for a process to start.

@@ -13,7 +13,7 @@ from benchmarks.lib.photo import encoded, jpeg, photo
 from embedding import series
 from embedding.errors import MediaError
 from embedding.image.fair_queue import Call
-from embedding.image.lanes import ON_DECK, Lanes
+from embedding.image.lanes import PREFETCHED, Lanes
 from embedding.image.pixels import DEFAULT_LIMITS, ImageSpec, Pixels, preprocess
 from embedding.meter import Meter
 from tests.support.waiting import until_async
@@ -75,7 +75,7 @@ def test_the_next_picture_is_there_when_a_thread_is_done() -> None:
         lanes._quick.threads.submit(gate.wait)
         work = [asyncio.create_task(lanes.decode(FILES["in a thread"], SPEC, "it", Call())) for _ in range(4)]
         await asyncio.sleep(0)
-        assert lanes._quick.queue.waiting == 3 - ON_DECK
+        assert lanes._quick.queue.waiting == 3 - PREFETCHED
         gate.set()
         assert len(await asyncio.gather(*work)) == 4
 
@@ -92,7 +92,7 @@ def test_cancelled_pictures_are_not_decoded_and_keep_no_slot() -> None:
             task.cancel()
         outcomes = await asyncio.gather(*work, return_exceptions=True)
         assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-        await until_async(lambda: lanes._quick.queue._free_slots == 1 + ON_DECK)
+        await until_async(lambda: lanes._quick.queue._free_slots == 1 + PREFETCHED)
         gate.set()
         assert (await lanes.decode(FILES["in a thread"], SPEC, "it", Call())).shape == (3, *SPEC.size)
         assert all((into == 77).all() for into in intos)
@@ -112,12 +112,12 @@ def test_a_picture_that_is_being_decoded_keeps_its_slot_when_its_caller_leaves()
         lanes._quick.threads.submit(gate.wait)
         task = asyncio.create_task(lanes.decode(LARGE, SPEC, "it", Call(), into=into))
         await asyncio.sleep(0)
-        assert queue._free_slots == ON_DECK
+        assert queue._free_slots == PREFETCHED
         gate.set()
         await until_async(begun)
         task.cancel()
         await asyncio.wait([task])
-        await until_async(lambda: queue._free_slots == 1 + ON_DECK)
+        await until_async(lambda: queue._free_slots == 1 + PREFETCHED)
         # Its thread went on, and the slot was not free before the pixels were there.
         np.testing.assert_array_equal(into, preprocess(LARGE, SPEC, "it"))
 
